@@ -1,0 +1,33 @@
+# Engine Room: everything a person or a machine runs in a checkout.
+.PHONY: serve test test-fast check bench docs clean
+ARGS ?=
+PYTEST_ARGS ?=
+
+serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port 9000"
+	@sh tools/setup.sh serve
+	@exec .venv/bin/engineroom serve $(ARGS)
+
+test: ## the whole suite, real engine included
+	@sh tools/setup.sh test
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+test-fast: ## what needs neither a real engine nor patience
+	@sh tools/setup.sh test
+	@.venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+check: ## style, types, floors
+	@sh tools/setup.sh test
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/python -m pytest -q tests/architecture
+
+bench: ## start-up and first-token times of the served demo model
+	@sh tools/setup.sh serve
+	@.venv/bin/python bench/first_token.py
+
+docs: ## write the generated reference pages
+	@sh tools/setup.sh serve
+	@.venv/bin/python tools/reference.py
+
+clean: ## remove what was made here; engines and state in the data directory stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -1,0 +1,357 @@
+"""The nouns that every part of Engine Room shares, and the Launcher protocol.
+
+Everything here is a value: frozen, printable as JSON (`plan --json`), and stored with every running
+engine. Sizes are bytes and times are seconds unless a name says otherwise. This module imports the
+standard library and pydantic only, and does no I/O.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EngineName = Literal["vllm", "llama_cpp", "pytorch"]
+ModelFormat = Literal["safetensors", "gguf"]
+
+
+class Value(BaseModel):
+    """Base of every shared noun: frozen, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+class Gpu(Value):
+    """One accelerator as its driver reports it.
+
+    `compute_capability` is NVIDIA's (major, minor), None for other vendors. `memory_bandwidth` is
+    in bytes per second, None where the driver does not tell.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    vendor: Literal["nvidia", "amd", "apple", "intel"]
+    vram_total: int
+    vram_free: int
+    compute_capability: tuple[int, int] | None = None
+    driver: str | None = None
+    memory_bandwidth: int | None = None
+    link: str | None = None
+    mig: bool = False
+
+
+class HardwareProfile(Value):
+    """What one machine offers, after cgroup limits and CPU affinity.
+
+    `cpu_cores` counts physical cores that this process may use, never below 1. `notes` says what
+    could not be read, and why; a note is never fatal.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    ram_total: int
+    ram_available: int
+    cpu_cores: int = Field(ge=1)
+    isa: tuple[str, ...] = ()
+    platform: str
+    notes: tuple[str, ...] = ()
+
+
+# --- the model --------------------------------------------------------------------------------
+
+
+class ModelSpec(Value):
+    """One servable artefact: a file (GGUF) or a folder (safetensors).
+
+    `source` is an absolute path. `params` counts weights. `weight_bytes` is the size on disk, which
+    for both formats is what the weights take in memory when nothing is converted. `chat_template`,
+    `bos_token` and `eos_token` come from the artefact, None where it has none.
+    """
+
+    id: str
+    source: str
+    format: ModelFormat
+    architecture: str
+    params: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context_max: int
+    vocab: int = 0
+    sliding_window: int | None = None
+    experts: int | None = None
+    quantization: str
+    weight_bytes: int
+    adapters: tuple[str, ...] = ()
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+
+
+# --- the plan ---------------------------------------------------------------------------------
+
+
+class Tuning(Value):
+    """The knobs of one engine run; None means: the engine's own default.
+
+    `max_model_len` is tokens per sequence, `batch` is prompt tokens per evaluation step,
+    `gpu_layers` is -1 for all.
+    """
+
+    max_model_len: int | None = None
+    max_concurrency: int | None = None
+    gpu_memory_fraction: float | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    replicas: int | None = None
+    gpu_layers: int | None = None
+    threads: int | None = None
+    batch: int | None = None
+    flash_attention: bool | None = None
+    cpu_offload_bytes: int | None = None
+    extra_args: tuple[str, ...] = ()
+
+
+class MemoryEstimate(Value):
+    """Bytes that one engine takes on one device ("ram" or "gpu:0"), by purpose."""
+
+    device: str
+    weights: int
+    kv: int
+    activations: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.activations + self.overhead
+
+
+class Expected(Value):
+    """The speed that a plan promises; None where nothing is known."""
+
+    tokens_per_second: tuple[float, float] | None = None
+    ttft_seconds: tuple[float, float] | None = None
+    source: str = "unknown"
+
+
+class Rejection(Value):
+    """A plan that was considered and refused, with the number or fact that ruled it out."""
+
+    what: str
+    why: str
+
+
+class EnginePlan(Value):
+    """One decision: which engine runs which model how, and why.
+
+    `pinned` names the fields of `tuning` that a person set: they are never changed by `relax`.
+    `rung` counts how often the plan was relaxed after a failure.
+    """
+
+    id: str
+    engine: EngineName
+    engine_version: str
+    tier: str
+    model: ModelSpec
+    tuning: Tuning
+    pinned: frozenset[str] = frozenset()
+    gpus: tuple[int, ...] = ()
+    runtime: Literal["process"] = "process"
+    estimate: tuple[MemoryEstimate, ...] = ()
+    expected: Expected = Expected()
+    reasons: tuple[str, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    rung: int = 0
+
+
+# --- running it -------------------------------------------------------------------------------
+
+
+class Listen(Value):
+    """Where an engine shall listen."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+class LaunchSpec(Value):
+    """Everything that a runtime needs to start one process.
+
+    `argv[0]` may be the word `{python}`: the runtime's caller puts the interpreter of the engine's
+    own environment there. `env` is complete: nothing is inherited. `injected` lists the flags that
+    Engine Room added by itself, apart from those of the user.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = Field(default_factory=dict)
+    listen: Listen | None = None
+    injected: tuple[str, ...] = ()
+
+    def with_python(self, interpreter: str) -> LaunchSpec:
+        """The same spec with `{python}` replaced."""
+        argv = tuple(interpreter if word == "{python}" else word for word in self.argv)
+        return self.model_copy(update={"argv": argv})
+
+
+class ExitResult(Value):
+    """How a process ended: `code` or `signal`, or in `error` why neither is known."""
+
+    code: int | None = None
+    signal: int | None = None
+    oom_killed: bool = False
+    error: str | None = None
+
+    def __str__(self) -> str:
+        if self.oom_killed:
+            return "killed by the kernel for memory"
+        if self.signal is not None:
+            return f"ended by {_signal_name(self.signal)}"
+        if self.code is not None:
+            return f"exited with code {self.code}"
+        return self.error or "ended in an unknown way"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+class CrashCause(StrEnum):
+    """Why an engine ended; the cause chooses the cure."""
+
+    GPU_OOM = "gpu_oom"
+    HOST_OOM = "host_oom"
+    KV_CACHE_TOO_SMALL = "kv_cache_too_small"
+    BAD_FLAGS = "bad_flags"
+    MODEL_INVALID = "model_invalid"
+    PORT_TAKEN = "port_taken"
+    DRIVER_MISMATCH = "driver_mismatch"
+    GPU_LOST = "gpu_lost"
+    UNRESPONSIVE = "unresponsive"
+    START_STALLED = "start_stalled"
+    WRONG_BUILD = "wrong_build"
+    EXIT_UNREQUESTED = "exit_unrequested"
+    KILLED = "killed"
+    UNKNOWN = "unknown"
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether the same command, or a smaller one, can work when tried again."""
+        return self not in _DETERMINISTIC
+
+    @property
+    def advice(self) -> str:
+        """What an operator can do about it; empty where the name says enough."""
+        return _ADVICE.get(self, "")
+
+    @property
+    def needs_smaller_plan(self) -> bool:
+        """Whether the same command would fail again for want of memory."""
+        return self in _TOO_BIG
+
+
+_DETERMINISTIC = frozenset(
+    {
+        CrashCause.BAD_FLAGS,
+        CrashCause.MODEL_INVALID,
+        CrashCause.DRIVER_MISMATCH,
+        CrashCause.WRONG_BUILD,
+    }
+)
+_ADVICE = {
+    CrashCause.WRONG_BUILD: "the engine was built for another processor: remove its environment",
+    CrashCause.MODEL_INVALID: "the engine cannot load the model file: check or replace it",
+    CrashCause.BAD_FLAGS: "the engine refuses its command line: see its log",
+}
+_TOO_BIG = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL})
+
+
+# --- what the gateway has to know about an engine ----------------------------------------------
+
+
+class Quirks(Value):
+    """How one engine differs from the ideal server, as data.
+
+    `liveness_path` answers without touching the generation lock. `usage` says where token counts
+    come from: the stream's own usage chunk, or a question to the engine's tokenizer
+    (`tokenize_path`) after the stream. `repetition_field` is the engine's name for the
+    repetition penalty. `completion_fields` and `chat_fields` are
+    the body fields that may reach the engine; a body with another field is refused by name.
+    """
+
+    liveness_path: str = "/health"
+    usage: Literal["stream", "tokenize"] = "stream"
+    tokenize_path: str | None = None
+    repetition_field: str = "repetition_penalty"
+    completion_fields: frozenset[str] = frozenset()
+    chat_fields: frozenset[str] = frozenset()
+
+
+class EngineRequirement(Value):
+    """What has to be installed, into an environment of its own, before an engine can start.
+
+    `built_for` lists the instruction sets that a build on this machine uses, None where nothing is
+    built; an environment made for others is made anew. `build_env` are the variables of that
+    build. `check` is an argv, with `{python}`, that exits 0 where the installation works.
+    """
+
+    engine: EngineName
+    version: str
+    packages: tuple[str, ...]
+    built_for: tuple[str, ...] | None = None
+    build_env: dict[str, str] = Field(default_factory=dict)
+    check: tuple[str, ...]
+    minutes: str = "1"
+
+    @property
+    def needs_compiler(self) -> bool:
+        """Whether a C++ compiler and make have to be there."""
+        return self.built_for is not None
+
+
+class Fit(Value):
+    """A launcher's answer that a model can run: the tuning to use and the memory that takes."""
+
+    tuning: Tuning
+    estimate: tuple[MemoryEstimate, ...]
+    reasons: tuple[str, ...] = ()
+
+
+class Launcher(Protocol):
+    """One engine, as pure knowledge: values in, values out. Implementations live one per file."""
+
+    name: EngineName
+    version: str
+    routes: frozenset[str]
+    quirks: Quirks
+
+    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
+        """What to install on this machine."""
+
+    def fit(self, model: ModelSpec, hardware: HardwareProfile, wish: Tuning) -> Fit | Rejection:
+        """The tuning nearest to `wish` that this machine can hold, or why there is none."""
+
+    def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
+        """The exact command line and environment for `plan`."""
+
+    def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
+        """Why the engine ended, from its exit status and the last lines of its log."""
+
+    def relax(self, plan: EnginePlan, cause: CrashCause) -> EnginePlan | None:
+        """The next smaller plan; fields that are pinned stay. None where no rung is left."""

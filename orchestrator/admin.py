@@ -1,0 +1,213 @@
+"""The control API: FastAPI on a listener of its own, behind a bearer token."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from engine_launchers.base import EnginePlan, HardwareProfile
+from orchestrator import __version__
+from orchestrator.errors import BadRequest, ConfigError, EngineRoomError, NotFound, Unauthorized
+from orchestrator.observability.metrics import CONTENT_TYPE
+from orchestrator.supervision.instance import read_tail
+from orchestrator.supervision.supervisor import Supervisor
+
+_FOLLOW_S = 0.2
+
+
+class DrainOrder(BaseModel):
+    """How long requests in flight may take before the engine is stopped; unset: as configured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    drain_s: float | None = Field(None, ge=0, le=86_400, allow_inf_nan=False)
+
+
+class Accepted(BaseModel):
+    """What was set going; the engine's state tells how far it is."""
+
+    status: str = "accepted"
+    model: str
+    engine: str
+    follow: str
+
+
+def read_or_make_token(path: Path) -> str:
+    """The admin token, made at the first start. Raises ConfigError for a file others may read."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"{path}: others may read the admin token; run: chmod 600 {path}")
+        token = path.read_text().strip()
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(32)
+        path.touch(mode=0o600)
+        path.write_text(token + "\n")
+    if len(token) < 16:
+        raise ConfigError(f"{path}: too short for a token; remove the file to get a new one")
+    return token
+
+
+def build_admin(supervisor: Supervisor, token: str, shut_down: Callable[[], None]) -> FastAPI:
+    """The admin application of one supervisor."""
+    bearer = HTTPBearer(auto_error=False, description="The content of admin.token")
+
+    def authorize(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    ) -> None:
+        sent = given.credentials if given else ""
+        if not hmac.compare_digest(sent.encode(), token.encode()):
+            raise Unauthorized("give the admin token as `Authorization: Bearer TOKEN`")
+
+    app = FastAPI(
+        title="Engine Room admin API",
+        version=__version__,
+        description="Engines, plans, hardware and events of one supervisor.",
+    )
+    app.exception_handler(EngineRoomError)(_tell)
+    app.exception_handler(RequestValidationError)(_tell_invalid)
+    app.exception_handler(HTTPException)(_tell_http)
+    guard = [Depends(authorize)]
+    _add_views(app, supervisor, guard)
+    _add_orders(app, supervisor, guard, shut_down)
+    return app
+
+
+def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
+    @app.get("/health", tags=["health"])
+    async def health() -> dict[str, str]:
+        """The supervisor answers."""
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/admin/engines", dependencies=guard, tags=["engines"])
+    async def engines() -> dict[str, list[dict[str, Any]]]:
+        """Every engine and gateway."""
+        return {"engines": supervisor.instances()}
+
+    @app.get("/admin/engines/{engine}", dependencies=guard, tags=["engines"])
+    async def engine(engine: str) -> dict[str, Any]:
+        """One engine, with its command line and its latest events."""
+        instance = supervisor.instance(engine)
+        spec = instance.handle.record.spec if instance.handle else None
+        return {
+            **supervisor.describe(instance),
+            "argv": list(spec.argv) if spec else None,
+            "injected": list(spec.injected) if spec else None,
+            "events": supervisor.store.events(20, engine),
+        }
+
+    @app.get("/admin/engines/{engine}/logs", dependencies=guard, tags=["engines"])
+    async def logs(
+        request: Request,
+        engine: str,
+        tail: Annotated[int, Query(ge=0, le=10_000)] = 200,
+        follow: bool = False,
+    ) -> Response:
+        """The engine's output as text; `follow` keeps the answer open."""
+        path = supervisor.instance(engine).log
+        if path is None:
+            raise NotFound(f"{engine} was never started, so it has no log")
+        if follow:
+            return StreamingResponse(follow_file(path, tail), media_type="text/plain")
+        return Response("".join(f"{x}\n" for x in read_tail(path, tail)), media_type="text/plain")
+
+    @app.get("/admin/models/{model}/plan", dependencies=guard, tags=["models"])
+    async def plan(model: str) -> EnginePlan:
+        """The plan in use, with its reasons and what was refused."""
+        return supervisor.plan(model)
+
+    @app.get("/admin/hardware", dependencies=guard, tags=["machine"])
+    async def hardware() -> HardwareProfile:
+        """The machine as it was probed at the start."""
+        return supervisor.orders.hardware
+
+    @app.get("/admin/events", dependencies=guard, tags=["machine"])
+    async def events(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100, subject: str | None = None
+    ) -> dict[str, list[dict[str, Any]]]:
+        """What happened, newest first."""
+        return {"events": supervisor.store.events(limit, subject)}
+
+    @app.get("/metrics", dependencies=guard, tags=["machine"])
+    async def metrics() -> Response:
+        """Prometheus series of the control plane."""
+        return Response(supervisor.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+def _add_orders(
+    app: FastAPI, supervisor: Supervisor, guard: list[Any], shut_down: Callable[[], None]
+) -> None:
+    def accepted(model: str) -> Accepted:
+        engine = f"{model}-0"
+        return Accepted(model=model, engine=engine, follow=f"/admin/engines/{engine}")
+
+    @app.post("/admin/models/{model}/restart", status_code=202, dependencies=guard, tags=["models"])
+    async def restart(model: str, order: DrainOrder | None = None) -> Accepted:
+        """Drain, stop, launch again. Requests wait meanwhile."""
+        supervisor.restart_model(model, order.drain_s if order else None)
+        return accepted(model)
+
+    @app.post("/admin/models/{model}/stop", status_code=202, dependencies=guard, tags=["models"])
+    async def stop(model: str, order: DrainOrder | None = None) -> Accepted:
+        """Drain and stop; requests get 503 until it is started again."""
+        supervisor.stop_model(model, order.drain_s if order else None)
+        return accepted(model)
+
+    @app.post("/admin/models/{model}/start", status_code=202, dependencies=guard, tags=["models"])
+    async def start(model: str) -> Accepted:
+        """Launch a model that was stopped or has failed."""
+        supervisor.start_model(model)
+        return accepted(model)
+
+    @app.post("/admin/shutdown", status_code=202, dependencies=guard, tags=["machine"])
+    async def shutdown() -> dict[str, str]:
+        """Drain and stop everything, then end."""
+        shut_down()
+        return {"status": "accepted"}
+
+
+async def follow_file(path: Path, tail: int) -> AsyncIterator[str]:
+    """The last lines of a file, then whatever is added to it; a truncated file begins anew."""
+    for line in read_tail(path, tail):
+        yield line + "\n"
+    position = path.stat().st_size if path.exists() else 0
+    while True:
+        size = path.stat().st_size if path.exists() else 0
+        if size < position:
+            position = 0
+        if size > position:
+            with path.open("rb") as file:
+                file.seek(position)
+                data = file.read(1 << 20)
+            position += len(data)
+            yield data.decode(errors="replace")
+        else:
+            await asyncio.sleep(_FOLLOW_S)
+
+
+async def _tell(_: Request, error: Exception) -> Response:
+    if not isinstance(error, EngineRoomError):
+        raise error
+    return JSONResponse(error.envelope(), error.http_status)
+
+
+async def _tell_invalid(request: Request, error: Exception) -> Response:
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    field = str(first.get("loc", ("body",))[-1])
+    return await _tell(request, BadRequest(f"{field}: {first.get('msg', 'invalid')}", param=field))
+
+
+async def _tell_http(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    problem = NotFound("no such path or method here; /docs lists them").envelope()
+    return JSONResponse(problem, status)

@@ -1,0 +1,1 @@
+"""The command line: `engineroom probe | plan | serve | ps | logs | restart | stop | chat`."""

@@ -1,0 +1,70 @@
+"""How the other commands find a running server, and talk to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from orchestrator.errors import ControlUnavailable, EngineRoomError
+from orchestrator.settings import load_settings
+
+
+class Refused(EngineRoomError):
+    """The server answered with an error; its sentence is passed on."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, as its data directory describes it."""
+
+    gateway: str
+    admin: str
+    model: str
+    token: str
+
+    def admin_client(self) -> httpx.Client:
+        """A client of the admin API."""
+        headers = {"authorization": f"Bearer {self.token}"}
+        return httpx.Client(base_url=self.admin, headers=headers, timeout=10, trust_env=False)
+
+
+def find_server(data_dir: Path | None) -> Server:
+    """The server of a data directory. Raises ControlUnavailable where none runs."""
+    data = load_settings({"data_dir": data_dir}).data
+    try:
+        told = json.loads((data / "endpoints.json").read_text())
+        token = Path(told["token_file"]).read_text().strip()
+    except (OSError, ValueError, KeyError):
+        raise ControlUnavailable(
+            f"no engineroom runs on {data}: start one with `engineroom serve`"
+        ) from None
+    return Server(told["gateway"], told["admin"], told["model"], token)
+
+
+def ask(server: Server, method: str, path: str, body: object = None) -> dict[str, Any]:
+    """One call of the admin API. Raises ControlUnavailable or Refused."""
+    try:
+        with server.admin_client() as client:
+            answer = client.request(method, path, json=body)
+    except httpx.HTTPError as error:
+        raise ControlUnavailable(
+            f"the admin API at {server.admin} does not answer ({type(error).__name__})"
+        ) from error
+    return checked(answer)
+
+
+def checked(answer: httpx.Response) -> dict[str, Any]:
+    """The JSON of a good answer; Refused with the server's own sentence otherwise."""
+    try:
+        value = answer.json()
+    except ValueError:
+        raise Refused(f"HTTP {answer.status_code} without JSON from {answer.url}") from None
+    if answer.is_error:
+        raise Refused(str(value.get("error", {}).get("message", f"HTTP {answer.status_code}")))
+    return dict(value)

@@ -1,0 +1,309 @@
+"""The `engineroom` command. Each command is a thin layer: settings in, one call, words out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+
+from engine_launchers.base import Listen
+from orchestrator import __version__
+from orchestrator.cli import show
+from orchestrator.cli.client import Server, ask, checked, find_server
+from orchestrator.cli.serving import Screen
+from orchestrator.errors import ControlUnavailable, EngineRoomError
+from orchestrator.hardware import probe as probe_hardware
+from orchestrator.observability.logs import configure
+from orchestrator.serve import serve as serve_forever
+from orchestrator.settings import Settings, load_settings
+from orchestrator.startup import decide
+
+app = typer.Typer(
+    name="engineroom",
+    help="Runs LLM engines on this machine: probe, plan, launch, serve, heal, stop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="State and logs [~/.local/share/engineroom].", show_default=False),
+]
+Config = Annotated[Path | None, typer.Option(help="A YAML file of settings.")]
+Model = Annotated[str | None, typer.Argument(help="`demo`, or the path of a GGUF file.")]
+Context = Annotated[int | None, typer.Option(help="Tokens per sequence; pins the plan.")]
+Threads = Annotated[int | None, typer.Option(help="Engine threads; pins the plan.")]
+Quantization = Annotated[str | None, typer.Option(help="4bit, 8bit or none.")]
+Backend = Annotated[str | None, typer.Option(help="vllm, llama_cpp or pytorch.")]
+Drain = Annotated[float | None, typer.Option(help="Seconds for requests in flight.")]
+
+
+def _out() -> Console:
+    return Console()
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options before the command."""
+    if version:
+        sys.stdout.write(f"engineroom {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def probe(as_json: Json = False) -> None:
+    """Show what this machine offers: GPUs, cores, memory, limits."""
+    profile = probe_hardware()
+    if as_json:
+        _print_json(profile.model_dump(mode="json"))
+    else:
+        show.hardware(_out(), profile)
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    context: Context = None,
+    threads: Threads = None,
+    quantization: Quantization = None,
+    force_backend: Backend = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Say what would run here, why, with how much memory, and by which command."""
+    settings = load_settings(
+        {
+            "model": model,
+            "context": context,
+            "threads": threads,
+            "quantization": quantization,
+            "force_backend": force_backend,
+        },
+        file=config,
+    )
+    decision = decide(settings)
+    chosen = decision.plan
+    launcher = decision.launchers[chosen.engine]
+    python = settings.engines / f"{chosen.engine}-{chosen.engine_version}" / "bin" / "python"
+    spec = launcher.command(chosen, Listen(port=8100)).with_python(str(python))
+    if as_json:
+        command = {"argv": list(spec.argv), "injected": list(spec.injected)}
+        _print_json({**chosen.model_dump(mode="json"), "command": command})
+    else:
+        show.plan(_out(), chosen, spec)
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    host: Annotated[str | None, typer.Option(help="Address of the gateway [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gateway [8001].")] = None,
+    admin_host: Annotated[str | None, typer.Option(help="Address of the admin API.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of the admin API [8002].")] = None,
+    context: Context = None,
+    threads: Threads = None,
+    quantization: Quantization = None,
+    force_backend: Backend = None,
+    max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.")] = None,
+    drain_s: Drain = None,
+    allow_anonymous: Annotated[
+        bool | None, typer.Option("--allow-anonymous", help="Serve other machines without keys.")
+    ] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start everything for one model and serve it until Ctrl-C or SIGTERM."""
+    flags = {key: value for key, value in locals().items() if key in Settings.model_fields}
+    settings = load_settings(flags, file=config)
+    configure(settings.log_level)
+    notes = Console(stderr=True)
+    screen = Screen(_out(), notes, as_json)
+    decision = decide(settings)
+    screen.begin(decision.plan)
+    asyncio.run(serve_forever(settings, decision, screen))
+
+
+@app.command()
+def ps(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List engines and gateways of the running server."""
+    rows = ask(find_server(data_dir), "GET", "/admin/engines")["engines"]
+    if as_json:
+        _print_json(rows)
+    else:
+        show.engines(_out(), rows)
+
+
+@app.command()
+def logs(
+    engine: Annotated[str | None, typer.Argument(help="Engine id, see `ps`.")] = None,
+    tail: Annotated[int, typer.Option(min=0, max=10_000, help="Lines from the end.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print an engine's output; the only engine where none is named."""
+    server = find_server(data_dir)
+    name = engine or f"{server.model}-0"
+    params: dict[str, Any] = {"tail": tail, "follow": follow}
+    path = f"/admin/engines/{name}/logs"
+    try:
+        with (
+            server.admin_client() as client,
+            client.stream("GET", path, params=params, timeout=None) as answer,
+        ):
+            if answer.is_error:
+                answer.read()
+                checked(answer)
+            for line in answer.iter_lines():
+                if as_json:
+                    _print_json({"engine": name, "line": line})
+                else:
+                    sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+    except httpx.HTTPError as error:
+        raise ControlUnavailable(f"the server went away ({type(error).__name__})") from error
+
+
+@app.command()
+def restart(
+    model: Annotated[str | None, typer.Argument(help="Model name.")] = None,
+    drain_s: Drain = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Drain a model's engine and start it again; requests wait meanwhile."""
+    server = find_server(data_dir)
+    _order(server, model or server.model, "restart", drain_s, as_json)
+
+
+@app.command()
+def stop(
+    model: Annotated[str | None, typer.Argument(help="Model name.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="End the whole server.")] = False,
+    drain_s: Drain = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Drain and stop a model's engine, or with --all the whole server."""
+    if (model is None) == (not everything):
+        raise typer.BadParameter("name a model, or give --all to end the server")
+    server = find_server(data_dir)
+    if model is not None:
+        _order(server, model, "stop", drain_s, as_json)
+        return
+    answer = ask(server, "POST", "/admin/shutdown")
+    _print_json(answer) if as_json else sys.stdout.write("the server drains and ends\n")
+
+
+def _order(server: Server, model: str, what: str, drain_s: float | None, as_json: bool) -> None:
+    body = None if drain_s is None else {"drain_s": drain_s}
+    answer = ask(server, "POST", f"/admin/models/{model}/{what}", body)
+    if as_json:
+        _print_json(answer)
+    else:
+        sys.stdout.write(f"{what} of {model} is under way; `engineroom ps` shows it\n")
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="One question; none: a session.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model name.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to the served model. The key is read from ENGINEROOM_API_KEYS where one is needed."""
+    server = find_server(data_dir)
+    secret = load_settings({"data_dir": data_dir}).api_keys
+    key = secret.get_secret_value().split(",")[0].strip() if secret else ""
+    body: dict[str, Any] = {
+        "model": model or server.model,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "stream": not as_json,
+    }
+    history: list[dict[str, str]] = []
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(None, connect=5)
+    with httpx.Client(
+        base_url=server.gateway, headers=headers, timeout=timeout, trust_env=False
+    ) as client:
+        while True:
+            try:
+                text = message if message is not None else input("you> ")
+            except (EOFError, KeyboardInterrupt):
+                sys.stdout.write("\n")
+                return
+            if text.strip():
+                history.append({"role": "user", "content": text})
+                history.append(_say(client, {**body, "messages": history}, as_json))
+            if message is not None:
+                return
+
+
+def _say(client: httpx.Client, body: dict[str, Any], as_json: bool) -> dict[str, str]:
+    path = "/v1/chat/completions"
+    try:
+        if as_json:
+            value = checked(client.post(path, json=body))
+            _print_json(value)
+            return {"role": "assistant", "content": value["choices"][0]["message"]["content"] or ""}
+        with client.stream("POST", path, json=body) as answer:
+            if answer.is_error:
+                answer.read()
+                checked(answer)
+            parts = [part for part in _deltas(answer)]
+    except httpx.HTTPError as error:
+        raise ControlUnavailable(f"the gateway does not answer ({type(error).__name__})") from error
+    sys.stdout.write("\n")
+    return {"role": "assistant", "content": "".join(parts)}
+
+
+def _deltas(answer: httpx.Response) -> Any:
+    """Print the text of a chat stream as it comes, and yield it."""
+    for line in answer.iter_lines():
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            continue
+        value = json.loads(line[6:])
+        if "error" in value:
+            raise EngineRoomError(str(value["error"]["message"]))
+        for choice in value["choices"]:
+            text = choice["delta"].get("content") or ""
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            yield text
+
+
+def run() -> None:
+    """Entry point: our errors become one sentence and an exit code, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except EngineRoomError as error:
+        if "--json" in sys.argv:
+            _print_json(error.envelope())
+        sys.stderr.write(f"engineroom: {error.message}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

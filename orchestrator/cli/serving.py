@@ -1,0 +1,69 @@
+"""What `engineroom serve` shows while it starts, and once it runs."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+
+from engine_launchers.base import EnginePlan
+from orchestrator import __version__
+from orchestrator.cli.show import duration, gib, print_plain
+from orchestrator.serve import Addresses
+
+_QUIET_STEP_S = 10.0
+QUESTION = "What products do you recommend?"
+
+
+class Screen:
+    """Tells a person, on standard error and output, or a program, as one JSON line."""
+
+    def __init__(self, out: Console, notes: Console, as_json: bool) -> None:
+        self._out, self._notes, self._json = out, notes, as_json
+        self._said_at = -_QUIET_STEP_S
+        self._in_place = False
+
+    def begin(self, plan: EnginePlan) -> None:
+        """Before anything is started."""
+        need = gib(sum(part.total for part in plan.estimate))
+        self._notes.print(f"[bold]Engine Room[/bold] {__version__}")
+        line = f"{plan.model.id} on {plan.engine} {plan.engine_version}, tier {plan.tier}, "
+        self._notes.print(line + f"context {plan.tuning.max_model_len}, about {need} of memory")
+
+    def installing(self, line: str, seconds: float) -> None:
+        """One line that is rewritten on a terminal, a line every ten seconds elsewhere."""
+        text = f"installing the engine, {duration(seconds)}: {' '.join(line.split())}"
+        if self._notes.is_terminal:
+            width = max(20, self._notes.width - 1)
+            self._notes.file.write("\r\x1b[K" + text[:width])
+            self._notes.file.flush()
+            self._in_place = True
+        elif seconds - self._said_at >= _QUIET_STEP_S:
+            self._said_at = seconds
+            print_plain(self._notes, text[:200])
+
+    def ready(self, addresses: Addresses, seconds: float) -> None:
+        """Where it listens, and a line to paste."""
+        if self._in_place:
+            self._notes.file.write("\n")
+        if self._json:
+            told = {
+                **addresses.__dict__,
+                "start_seconds": round(seconds, 3),
+                "version": __version__,
+            }
+            self._out.file.write(json.dumps(told) + "\n")
+            self._out.file.flush()
+            return
+        body = json.dumps({"prompt": QUESTION})
+        print_plain(
+            self._out,
+            f"ready after {seconds:.1f} s\n"
+            f"  gateway  {addresses.gateway}  (OpenAI API under /v1)\n"
+            f"  admin    {addresses.admin}/docs  (token in {addresses.token_file})\n"
+            "try:\n"
+            f"  curl -s {addresses.gateway}/generate -H 'content-type: application/json' "
+            f"-d '{body}'\n"
+            "stop with Ctrl-C",
+        )
+        self._out.file.flush()

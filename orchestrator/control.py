@@ -1,0 +1,133 @@
+"""The wire between the planes: the only thing that supervisor and gateway share.
+
+Newline-delimited JSON over a Unix stream socket that the supervisor listens on. The gateway dials,
+says `Hello`, and gets a whole `RouteTable` at once and after every change: there are no deltas, so
+a lost connection needs no repair. The gateway sends `Report` after every table it applied and
+whenever its counts matter, and `Failed` when an engine broke under a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from engine_launchers.base import Quirks
+
+LINE_LIMIT = 4 * 1024 * 1024
+
+
+class Message(BaseModel):
+    """Base of the wire's messages: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Replica(Message):
+    """One engine that may be leased. `generation` grows with every launch of the same engine."""
+
+    id: str
+    generation: int
+    base_url: str
+    accepting: bool
+    max_concurrency: int
+
+
+class ModelRoute(Message):
+    """One model as clients see it.
+
+    `state` is the lifecycle state in lower case; `why` says in words what keeps the model from
+    serving. `expected` tells whether waiting makes sense: False for a model that somebody stopped
+    or that failed. `routes` is the allow-list of upstream paths.
+    """
+
+    name: str
+    state: str
+    why: str = ""
+    expected: bool = True
+    engine: str
+    context: int
+    created: int
+    routes: frozenset[str]
+    quirks: Quirks
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    replicas: tuple[Replica, ...] = ()
+
+
+class GatewayConfig(Message):
+    """All that a gateway process is started with; sizes in bytes, times in seconds.
+
+    `key_hashes` are SHA-256 of the accepted API keys, empty for everybody.
+    """
+
+    name: str
+    host: str
+    port: int
+    control_socket: str
+    key_hashes: tuple[str, ...] = ()
+    max_queue: int
+    queue_timeout_s: float
+    max_body_bytes: int
+    stall_timeout_s: float
+    log_level: str
+
+
+class RouteTable(Message):
+    """All that a gateway has to know. `draining`: finish what runs, take nothing new."""
+
+    type: Literal["routes"] = "routes"
+    version: int
+    draining: bool = False
+    models: tuple[ModelRoute, ...] = ()
+
+
+class Hello(Message):
+    """First line of a gateway."""
+
+    type: Literal["hello"] = "hello"
+    gateway: str
+    pid: int
+
+
+class Report(Message):
+    """Requests in flight per replica id, as of table `version`; waiting requests per model."""
+
+    type: Literal["report"] = "report"
+    version: int
+    in_flight: dict[str, int]
+    waiting: dict[str, int]
+
+
+class Failed(Message):
+    """A request broke on this replica in a way that is the engine's fault."""
+
+    type: Literal["failed"] = "failed"
+    replica: str
+    generation: int
+    why: str
+
+
+Wire = Annotated[RouteTable | Hello | Report | Failed, Field(discriminator="type")]
+_ADAPTER: TypeAdapter[RouteTable | Hello | Report | Failed] = TypeAdapter(Wire)
+
+
+def encode(message: Message) -> bytes:
+    """One line of the wire."""
+    return message.model_dump_json().encode() + b"\n"
+
+
+def decode(line: bytes) -> RouteTable | Hello | Report | Failed:
+    """The message in one line; raises pydantic.ValidationError for anything else."""
+    return _ADAPTER.validate_json(line)
+
+
+async def receive(reader: asyncio.StreamReader) -> RouteTable | Hello | Report | Failed | None:
+    """The next message, or None at the end of the connection."""
+    try:
+        line = await reader.readline()
+    except (ConnectionError, ValueError):
+        return None
+    return decode(line) if line.endswith(b"\n") else None

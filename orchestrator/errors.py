@@ -1,0 +1,194 @@
+"""Every error that Engine Room raises on purpose, drawn once.
+
+::
+
+    EngineRoomError                 http  code                    exit
+      ConfigError                    400  invalid_config            78
+      ModelInvalid                   422  model_invalid             65
+      NoEngineFits                   507  no_engine_fits            69
+      EngineMissing                  503  engine_missing            69
+      AlreadyRunning                 409  already_running           75
+      PortTaken                      409  port_taken                75
+      LaunchFailed                   503  launch_failed             70
+      ControlUnavailable             503  control_unavailable       69
+      RequestError
+        BadRequest                   400  invalid_request
+        UnsupportedParameter         400  unsupported_parameter
+        ContextLengthExceeded        400  context_length_exceeded
+        Unauthorized                 401  invalid_api_key
+        UnknownModel                 404  model_not_found
+        NotFound                     404  not_found
+        RequestTimeout               408  request_timeout
+        BodyTooLarge                 413  body_too_large
+        WrongContentType             415  unsupported_media_type
+        QueueFull                    429  queue_full             Retry-After
+        UpstreamBroken               502  engine_died
+        UpstreamInvalid              502  upstream_invalid
+        ModelUnavailable             503  model_unavailable      Retry-After
+        Draining                     503  draining               Retry-After
+        UpstreamTimeout              504  engine_stalled
+
+Each class carries its HTTP status, a code that a program can branch on, and the exit code of the
+command line (after BSD's sysexits). `retryable` tells a client whether the same request can succeed
+later. The message is for people: what was wrong, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EngineRoomError(Exception):
+    """Root of the tree. `str(error)` is one clear sentence."""
+
+    http_status = 500
+    code = "internal_error"
+    exit_code = 70
+    kind = "server_error"
+    retryable = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after: float | None = None
+
+    def envelope(self) -> dict[str, object]:
+        """The OpenAI error object, with `retryable` beside the usual fields."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+                "retryable": self.retryable,
+            }
+        }
+
+
+class ConfigError(EngineRoomError):
+    """A setting is unknown, out of range, contradictory, or not supported yet."""
+
+    http_status, code, exit_code, kind = 400, "invalid_config", 78, "invalid_request_error"
+
+
+class ModelInvalid(EngineRoomError):
+    """A model cannot be served: missing, truncated, or not a model at all."""
+
+    http_status, code, exit_code, kind = 422, "model_invalid", 65, "invalid_request_error"
+
+
+class NoEngineFits(EngineRoomError):
+    """Every engine was considered and refused; the message carries the reasons."""
+
+    http_status, code, exit_code = 507, "no_engine_fits", 69
+
+
+class EngineMissing(EngineRoomError):
+    """An engine cannot be installed or started for want of something on this machine."""
+
+    http_status, code, exit_code = 503, "engine_missing", 69
+
+
+class AlreadyRunning(EngineRoomError):
+    """Another supervisor owns this data directory."""
+
+    http_status, code, exit_code = 409, "already_running", 75
+
+
+class PortTaken(EngineRoomError):
+    """A port that we must listen on is in use by somebody else."""
+
+    http_status, code, exit_code = 409, "port_taken", 75
+
+
+class LaunchFailed(EngineRoomError):
+    """A process could not be started at all."""
+
+    http_status, code = 503, "launch_failed"
+
+
+class ControlUnavailable(EngineRoomError):
+    """The admin API does not answer: nothing runs, or it runs elsewhere."""
+
+    http_status, code, exit_code = 503, "control_unavailable", 69
+
+
+class RequestError(EngineRoomError):
+    """Root of what a client of the gateway or the admin API can be told."""
+
+    kind = "invalid_request_error"
+
+
+class BadRequest(RequestError):
+    http_status, code = 400, "invalid_request"
+
+
+class UnsupportedParameter(RequestError):
+    http_status, code = 400, "unsupported_parameter"
+
+
+class ContextLengthExceeded(RequestError):
+    http_status, code = 400, "context_length_exceeded"
+
+
+class Unauthorized(RequestError):
+    http_status, code, kind = 401, "invalid_api_key", "authentication_error"
+
+
+class UnknownModel(RequestError):
+    http_status, code = 404, "model_not_found"
+
+
+class NotFound(RequestError):
+    http_status, code = 404, "not_found"
+
+
+class RequestTimeout(RequestError):
+    http_status, code, retryable = 408, "request_timeout", True
+
+
+class BodyTooLarge(RequestError):
+    http_status, code = 413, "body_too_large"
+
+
+class WrongContentType(RequestError):
+    http_status, code = 415, "unsupported_media_type"
+
+
+class _Busy(RequestError):
+    """A request that can succeed later; `retry_after` is in seconds."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(_Busy):
+    http_status, code, kind = 429, "queue_full", "rate_limit_error"
+
+
+class ModelUnavailable(_Busy):
+    http_status, code, kind = 503, "model_unavailable", "server_error"
+
+
+class Draining(_Busy):
+    http_status, code, kind = 503, "draining", "server_error"
+
+
+class UpstreamBroken(RequestError):
+    """The engine's connection broke, before or during an answer."""
+
+    http_status, code, kind, retryable = 502, "engine_died", "server_error", True
+
+
+class UpstreamInvalid(RequestError):
+    """The engine answered something that is not a legal answer."""
+
+    http_status, code, kind, retryable = 502, "upstream_invalid", "server_error", True
+
+
+class UpstreamTimeout(RequestError):
+    """The engine sent nothing for longer than the stall limit."""
+
+    http_status, code, kind, retryable = 504, "engine_stalled", "server_error", True

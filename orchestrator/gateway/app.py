@@ -1,0 +1,235 @@
+"""Puts the gateway together: routes, keys, metrics, lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from orchestrator.control import GatewayConfig
+from orchestrator.errors import (
+    EngineRoomError,
+    NotFound,
+    RequestError,
+    Unauthorized,
+    UpstreamBroken,
+)
+from orchestrator.gateway.exchange import ClientGone, Exchange
+from orchestrator.gateway.handlers import Facts, Generating, Handler
+from orchestrator.gateway.link import SupervisorLink
+from orchestrator.gateway.routing import Router
+from orchestrator.gateway.upstream import Upstream
+from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
+
+_log = logging.getLogger("engineroom.gateway")
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, the method does not."""
+
+    http_status, code = 405, "method_not_allowed"
+
+
+class ShuttingDown(UpstreamBroken):
+    """This gateway process ends before the answer is complete."""
+
+    http_status, code = 503, "shutting_down"
+
+
+class Gateway:
+    """All parts of one gateway process."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        self.metrics = GatewayMetrics()
+        self.router = Router(config.max_queue, config.queue_timeout_s, self._changed)
+        self.link = SupervisorLink(config, self.router)
+        self.upstream = Upstream(config.stall_timeout_s)
+        generating = Generating(self.router, self.upstream, self.metrics, self.link.failed)
+        self.app = Starlette(
+            routes=[
+                self._posting("/generate", generating.generate),
+                self._posting("/generate_stream", generating.generate_stream),
+                self._posting("/v1/completions", generating.completions),
+                self._posting("/v1/chat/completions", generating.chat),
+                self._getting("/models", self.models),
+                self._getting("/v1/models", self.openai_models),
+                self._getting("/v1/models/{model}", self.openai_model),
+                self._getting("/metrics", self.show_metrics),
+                self._getting("/health", self.health, public=True),
+                self._getting("/health/live", self.live, public=True),
+                self._getting("/health/ready", self.health_ready, public=True),
+            ],
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: _no_such_route},
+        )
+        self.app.router.redirect_slashes = False
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        dialling = asyncio.create_task(self.link.run())
+        yield
+        dialling.cancel()
+        await asyncio.gather(dialling, return_exceptions=True)
+        await self.upstream.close()
+
+    def _changed(self) -> None:
+        for route in self.router.routes():
+            running, waiting = self.router.model_load(route.name)
+            self.metrics.in_flight.labels(route.name).set(running)
+            self.metrics.waiting.labels(route.name).set(waiting)
+            self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
+        self.link.changed()
+
+    # --- endpoints ------------------------------------------------------------------------------
+
+    def _posting(self, path: str, handler: Handler) -> Route:
+        return Route(path, _Posting(self, path, handler), methods=["POST"])
+
+    def _getting(
+        self, path: str, show: Callable[[Request], Awaitable[Response]], public: bool = False
+    ) -> Route:
+        async def endpoint(request: Request) -> Response:
+            try:
+                if not public:
+                    check_key(self.config.key_hashes, request.headers.get("authorization"))
+                return await show(request)
+            except EngineRoomError as error:
+                return JSONResponse(error.envelope(), error.http_status)
+
+        return Route(path, endpoint, methods=["GET"])
+
+    async def models(self, _: Request) -> Response:
+        """GET /models: every model with its state and load."""
+        return JSONResponse({"models": [self._model(route.name) for route in self.router.routes()]})
+
+    def _model(self, name: str) -> dict[str, object]:
+        route = self.router.find(name)
+        running, waiting = self.router.model_load(name)
+        return {
+            "name": name,
+            "state": route.state,
+            "ready": self.router.ready(name),
+            "why": route.why,
+            "engine": route.engine,
+            "context": route.context,
+            "in_flight": running,
+            "waiting": waiting,
+        }
+
+    async def openai_models(self, _: Request) -> Response:
+        """GET /v1/models."""
+        data = [self._openai_model(route.name) for route in self.router.routes()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def openai_model(self, request: Request) -> Response:
+        """GET /v1/models/{model}."""
+        return JSONResponse(self._openai_model(request.path_params["model"]))
+
+    def _openai_model(self, name: str) -> dict[str, object]:
+        route = self.router.find(name)
+        head = {"id": name, "object": "model", "created": route.created, "owned_by": "engineroom"}
+        return {**head, "max_model_len": route.context}
+
+    async def show_metrics(self, _: Request) -> Response:
+        """GET /metrics."""
+        return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    async def health(self, _: Request) -> Response:
+        """GET /health: always 200 while this process lives; the truth is in the body."""
+        models = [self._model(route.name) for route in self.router.routes()]
+        ready = [model for model in models if model["ready"]]
+        if self.router.draining:
+            status = "draining"
+        elif not models:
+            status = "starting"
+        else:
+            status = "ok" if len(ready) == len(models) else "degraded"
+        supervisor = "connected" if self.link.connected else "away"
+        return JSONResponse({"status": status, "supervisor": supervisor, "models": models})
+
+    async def live(self, _: Request) -> Response:
+        """GET /health/live: this process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def health_ready(self, _: Request) -> Response:
+        """GET /health/ready: 200 when a model can generate and new requests are taken."""
+        able = any(self.router.ready(route.name) for route in self.router.routes())
+        ready = able and not self.router.draining
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+
+class _Posting:
+    """ASGI endpoint around a handler: key, body, disconnect, errors, metrics."""
+
+    def __init__(self, gateway: Gateway, path: str, handler: Handler) -> None:
+        self._gateway, self._path, self._handler = gateway, path, handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        facts = Facts(began=time.monotonic())
+        code = "499"
+        try:
+            check_key(self._gateway.config.key_hashes, exchange.headers.get("authorization"))
+            data = await exchange.read(self._gateway.config.max_body_bytes)
+            await exchange.unless_gone(self._handler(exchange, data, facts))
+            code = str(exchange.status)
+        except ClientGone:
+            self._gateway.metrics.disconnects.labels(facts.model).inc()
+        except EngineRoomError as error:
+            code = await self._fail(exchange, facts, error)
+        except asyncio.CancelledError:
+            ending = ShuttingDown("the server ended before the answer was complete")
+            code = await self._fail(exchange, facts, ending)
+            raise
+        except Exception:  # noqa: BLE001 - the last line: log it, tell the client, serve on
+            _log.exception("path=%s failed", self._path)
+            internal = EngineRoomError("internal error; the gateway's log has the details")
+            code = await self._fail(exchange, facts, internal)
+        finally:
+            self._count(facts, code)
+
+    async def _fail(self, exchange: Exchange, facts: Facts, error: EngineRoomError) -> str:
+        if exchange.status is None or exchange.streaming:
+            if exchange.streaming:
+                self._gateway.metrics.broken.labels(facts.model, error.code).inc()
+            await exchange.fail(error)
+        return str(error.http_status)
+
+    def _count(self, facts: Facts, code: str) -> None:
+        metrics = self._gateway.metrics
+        metrics.requests.labels(facts.model, self._path, code).inc()
+        metrics.seconds.labels(facts.model, self._path).observe(time.monotonic() - facts.began)
+        if facts.tokens:
+            metrics.tokens.labels(facts.model).inc(facts.tokens)
+
+
+def check_key(hashes: tuple[str, ...], authorization: str | None) -> None:
+    """Compare with every accepted key, without leaving early. Raises Unauthorized."""
+    if not hashes:
+        return
+    scheme, _, key = (authorization or "").partition(" ")
+    given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    matches = [hmac.compare_digest(given, known) for known in hashes]
+    if scheme.lower() != "bearer" or not any(matches):
+        raise Unauthorized("give a valid API key as `Authorization: Bearer KEY`")
+
+
+async def _no_such_route(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    problem: EngineRoomError = NotFound("no such path here; see the API reference")
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if status == 405:
+        problem = MethodNotAllowed("this path does not take that method")
+    return JSONResponse(problem.envelope(), problem.http_status, headers)

@@ -1,0 +1,98 @@
+"""From the bytes of a request body to a checked model. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.errors import BadRequest, UnsupportedParameter
+
+_MAX_DEPTH = 64
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], data: bytes) -> M:
+    """Parse and check. Raises BadRequest or UnsupportedParameter, naming the field."""
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise BadRequest("the body must be a JSON object")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON as the standard has it: no duplicate keys, NaN, NUL, lone surrogates or deep nesting."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not UTF-8") from None
+    if _depth(text) > _MAX_DEPTH:
+        raise BadRequest(f"the body nests deeper than {_MAX_DEPTH} levels")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except BadRequest:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not valid JSON: {str(error)[:100]}") from None
+    _check_text(value)
+    return value
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets outside strings nest; found before the recursive parser can suffer."""
+    depth = deepest = 0
+    for match in _BRACKET.finditer(_STRING.sub("", text)):
+        depth += 1 if match.group() in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise BadRequest(f"the key {key[:64]!r} is given twice")
+        seen[key] = value
+    return seen
+
+
+def _refuse(word: str) -> NoReturn:
+    raise BadRequest(f"{word} is not a JSON number")
+
+
+def _check_text(value: Any) -> None:
+    if isinstance(value, str):
+        if "\0" in value:
+            raise BadRequest("text must not contain NUL characters")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRequest("text must not contain lone surrogates") from None
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _check_text(key)
+            _check_text(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_text(inner)
+
+
+def _explain(error: ValidationError) -> BadRequest | UnsupportedParameter:
+    first = error.errors(include_url=False, include_input=False)[0]
+    # Unions add their member's type to the place; people know only the names in the body.
+    place = [str(part) for part in first["loc"]]
+    field = place[0][:64] if place else "body"
+    if first["type"] == "extra_forbidden":
+        name = place[-1][:64]
+        return UnsupportedParameter(f"unknown field {name!r}", param=name)
+    if first["type"] == "missing":
+        return BadRequest(f"the field {place[-1]!r} is required", param=place[-1])
+    message = str(first["msg"])
+    return BadRequest(f"{field}: {message[:1].lower()}{message[1:]}", param=field)

@@ -1,0 +1,216 @@
+"""The generating endpoints: `/generate`, `/generate_stream`, `/v1/completions`, `/v1/chat/…`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import (
+    BadRequest,
+    UpstreamBroken,
+    UpstreamInvalid,
+    UpstreamTimeout,
+)
+from orchestrator.gateway import openai
+from orchestrator.gateway.body import parse
+from orchestrator.gateway.exchange import Exchange
+from orchestrator.gateway.generate import GenerateRequest, result, to_completion
+from orchestrator.gateway.routing import Lease, Router
+from orchestrator.gateway.sse import DONE, event
+from orchestrator.gateway.stream import Chunk
+from orchestrator.gateway.upstream import EngineStream, NotReached, Upstream
+from orchestrator.observability.metrics import GatewayMetrics
+
+_COMPLETIONS = "/v1/completions"
+_CHAT = "/v1/chat/completions"
+_TRIES = 2
+
+
+@dataclass
+class Facts:
+    """What is known of one request for its metrics; times in seconds since it arrived."""
+
+    began: float
+    model: str = "other"
+    ttft: float | None = None
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One running engine call: its lease, its stream, and the prompt's length."""
+
+    lease: Lease
+    stream: EngineStream
+    prompt_tokens: int
+    began: float
+
+
+class Generating:
+    """The handlers, over one router and one upstream."""
+
+    def __init__(
+        self,
+        router: Router,
+        upstream: Upstream,
+        metrics: GatewayMetrics,
+        report_failure: Callable[[Lease, str], None],
+    ) -> None:
+        self._router, self._upstream, self._metrics = router, upstream, metrics
+        self._report = report_failure
+
+    async def generate(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
+        """POST /generate."""
+        request = parse(GenerateRequest, data)
+        await self._generate(exchange, request, facts, stream=request.stream)
+
+    async def generate_stream(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
+        """POST /generate_stream."""
+        await self._generate(exchange, parse(GenerateRequest, data), facts, stream=True)
+
+    async def completions(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
+        """POST /v1/completions."""
+        request = parse(openai.CompletionRequest, data)
+        await self._openai(exchange, request, facts, _COMPLETIONS)
+
+    async def chat(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
+        """POST /v1/chat/completions."""
+        await self._openai(exchange, parse(openai.ChatRequest, data), facts, _CHAT)
+
+    async def _generate(
+        self, exchange: Exchange, request: GenerateRequest, facts: Facts, stream: bool
+    ) -> None:
+        route = self._router.find(request.model)
+        facts.model = route.name
+        body = to_completion(request, route.name, route.quirks)
+        async with self._call(route.name, _COMPLETIONS, body) as call:
+            parts: list[str] = []
+            async with aclosing(call.stream.chunks()) as chunks:
+                async for chunk in chunks:
+                    if not chunk.text:
+                        continue
+                    self._first_token(facts)
+                    if stream:
+                        token = {"token": chunk.text, "index": len(parts)}
+                        await exchange.send_event(event(token))
+                    parts.append(chunk.text)
+            seconds = time.monotonic() - call.began
+            facts.tokens = await self._completion_tokens(call, parts)
+            text = "".join(parts)
+        reason = call.stream.guard.finish_reason or "stop"
+        if stream:
+            ttft = {"ttft": round(facts.ttft or seconds, 6)}
+            last = {"done": True, **result(text, facts.tokens, seconds, reason, **ttft)}
+            await exchange.send_event(event(last))
+            await exchange.finish()
+        else:
+            name = {"model": route.name}
+            await exchange.json(result(text, facts.tokens, seconds, reason, **name))
+
+    async def _openai(
+        self,
+        exchange: Exchange,
+        request: openai.CompletionRequest | openai.ChatRequest,
+        facts: Facts,
+        path: str,
+    ) -> None:
+        route = self._router.find(request.model)
+        facts.model = route.name
+        if path not in route.routes:
+            raise BadRequest(f"the engine of {route.name} does not offer {path}")
+        quirks = route.quirks
+        allowed = quirks.chat_fields if path == _CHAT else quirks.completion_fields
+        body = openai.upstream_body(request, route.name, allowed)
+        values: list[dict[str, Any]] = []
+        parts: list[str] = []
+        async with self._call(route.name, path, body) as call:
+            async with aclosing(call.stream.chunks()) as chunks:
+                async for chunk in chunks:
+                    if chunk.text:
+                        self._first_token(facts)
+                        parts.append(chunk.text)
+                    if not chunk.value["choices"]:
+                        continue  # the engine's usage chunk: ours follows if it was asked for
+                    if request.stream:
+                        values = [chunk.value]
+                        await exchange.send_event(_frame(chunk))
+                    else:
+                        values.append(chunk.value)
+            facts.tokens = await self._completion_tokens(call, parts)
+            counts = call.stream.guard.usage or openai.usage(call.prompt_tokens, facts.tokens)
+        if not request.stream:
+            await exchange.json(openai.whole_answer(values, counts))
+            return
+        if request.wants_usage:
+            await exchange.send_event(event(openai.usage_chunk(values[-1], counts)))
+        await exchange.finish(DONE)
+
+    @asynccontextmanager
+    async def _call(self, model: str, path: str, body: dict[str, Any]) -> AsyncIterator[Call]:
+        """Lease a replica and call it; tried once more where the first was not even reached."""
+        for attempt in range(1, _TRIES + 1):
+            async with AsyncExitStack() as stack:
+                lease = await stack.enter_async_context(self._router.lease(model))
+                self._metrics.queue.labels(model).observe(lease.waited_s)
+                stack.enter_context(self._blaming(lease))
+                began = time.monotonic()
+                try:
+                    tokens = await self._upstream.prompt_tokens(lease.route, lease.replica, body)
+                    opening = self._upstream.stream(lease.replica, path, body, tokens)
+                    stream = await stack.enter_async_context(opening)
+                except NotReached as error:
+                    if attempt == _TRIES:
+                        raise
+                    self._blame(lease, error.message)
+                    continue
+                yield Call(lease, stream, tokens, began)
+                return
+
+    @contextmanager
+    def _blaming(self, lease: Lease) -> Iterator[None]:
+        """Whatever breaks in the engine is held against its replica."""
+        try:
+            yield
+        except (UpstreamBroken, UpstreamInvalid, UpstreamTimeout) as error:
+            self._blame(lease, error.message)
+            raise
+
+    def _blame(self, lease: Lease, why: str) -> None:
+        self._router.broke(lease.replica)
+        self._report(lease, why)
+
+    def _first_token(self, facts: Facts) -> None:
+        if facts.ttft is None:
+            facts.ttft = time.monotonic() - facts.began
+            self._metrics.ttft.labels(facts.model).observe(facts.ttft)
+
+    async def _completion_tokens(self, call: Call, parts: list[str]) -> int:
+        """The engine's own count: its usage chunk, or its tokenizer's word on the text.
+
+        An engine that dies after its answer was complete costs the count, not the answer: the
+        number of events stands in.
+        """
+        counted = (call.stream.guard.usage or {}).get("completion_tokens")
+        if isinstance(counted, int):
+            return counted
+        route, replica = call.lease.route, call.lease.replica
+        if not parts or route.quirks.tokenize_path is None:
+            return len(parts)
+        try:
+            return await self._upstream.count_tokens(route, replica, "".join(parts))
+        except (UpstreamBroken, UpstreamInvalid, UpstreamTimeout) as error:
+            self._blame(call.lease, error.message)
+            return len(parts)
+
+
+def _frame(chunk: Chunk) -> bytes:
+    """The engine's event, byte for byte where it is one line."""
+    if "\n" in chunk.raw or "\r" in chunk.raw:
+        return event(chunk.value)
+    return b"data: " + chunk.raw.encode() + b"\n\n"
+
+
+Handler = Callable[[Exchange, bytes, Facts], Coroutine[Any, Any, None]]

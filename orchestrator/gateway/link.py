@@ -1,0 +1,97 @@
+"""The gateway's end of the control channel: takes route tables, reports what it sees.
+
+While no supervisor is there the last table stays in force and the channel is dialled again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+
+from pydantic import ValidationError
+
+from orchestrator.control import (
+    LINE_LIMIT,
+    Failed,
+    GatewayConfig,
+    Hello,
+    Report,
+    RouteTable,
+    encode,
+    receive,
+)
+from orchestrator.gateway.routing import Lease, Router
+
+_REDIAL_S = 0.2
+_COALESCE_S = 0.05
+
+_log = logging.getLogger("engineroom.gateway")
+
+
+class SupervisorLink:
+    """Dials the supervisor for as long as the gateway lives."""
+
+    def __init__(self, config: GatewayConfig, router: Router) -> None:
+        self._config, self._router = config, router
+        self._writer: asyncio.StreamWriter | None = None
+        self._pending: asyncio.TimerHandle | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a supervisor is on the channel."""
+        return self._writer is not None
+
+    async def run(self) -> None:
+        """Dial, listen, dial again; until cancelled."""
+        while True:
+            try:
+                await self._session()
+            except (OSError, ValidationError) as error:
+                _log.debug("control channel: %s", error)
+            await asyncio.sleep(_REDIAL_S)
+
+    async def _session(self) -> None:
+        reader, writer = await asyncio.open_unix_connection(
+            self._config.control_socket, limit=LINE_LIMIT
+        )
+        try:
+            writer.write(encode(Hello(gateway=self._config.name, pid=os.getpid())))
+            self._writer = writer
+            _log.info("supervisor connected")
+            while (message := await receive(reader)) is not None:
+                if isinstance(message, RouteTable):
+                    self._router.apply(message)
+                    self._send_report()
+            _log.warning("supervisor is away; serving on with the last routes")
+        finally:
+            self._writer = None
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    def changed(self) -> None:
+        """Counts changed: report soon, many changes at once."""
+        if self._pending is None and self._writer is not None:
+            loop = asyncio.get_running_loop()
+            self._pending = loop.call_later(_COALESCE_S, self._send_report)
+
+    def failed(self, lease: Lease, why: str) -> None:
+        """An engine broke under a request."""
+        replica = lease.replica
+        if self._writer is not None:
+            failed = Failed(replica=replica.id, generation=replica.generation, why=why)
+            self._writer.write(encode(failed))
+
+    def _send_report(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+        if self._writer is not None:
+            report = Report(
+                version=self._router.version,
+                in_flight=self._router.in_flight(),
+                waiting=self._router.waiting(),
+            )
+            self._writer.write(encode(report))

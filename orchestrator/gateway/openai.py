@@ -1,0 +1,161 @@
+"""`/v1/completions` and `/v1/chat/completions`: what may pass, and whole answers. Pure.
+
+A body is checked field by field and re-encoded; what this module does not know is refused by name
+unless the engine's launcher lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from orchestrator.errors import BadRequest, UnsupportedParameter
+from orchestrator.gateway.generate import Number, StopText
+
+Limit = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: StrictBool = False
+
+
+class _Common(BaseModel):
+    """Fields of both bodies. Others are checked against the engine's list."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    model: StrictStr | None = None
+    max_tokens: Limit | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    n: Literal[1] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | None = None
+    user: StrictStr | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream shall end with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(_Common):
+    """Body of `/v1/completions`; a list of one prompt counts as that prompt."""
+
+    prompt: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
+
+
+class TextPart(BaseModel):
+    """A text part of a message; other kinds are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ChatMessage(BaseModel):
+    """One message. Parts are joined; `developer` is what newer clients call `system`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: StrictStr | list[TextPart] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The message with its content as one text."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        return {**(self.model_extra or {}), "role": role, "content": content}
+
+
+class ChatRequest(_Common):
+    """Body of `/v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: Limit | None = None
+
+
+def upstream_body(
+    request: CompletionRequest | ChatRequest, model: str, allowed: frozenset[str]
+) -> dict[str, Any]:
+    """The body for the engine; always a stream. Raises UnsupportedParameter naming a field."""
+    body = request.model_dump(exclude_unset=True, exclude_none=True)
+    if isinstance(request, ChatRequest):
+        body["messages"] = [message.plain() for message in request.messages]
+        limit = body.pop("max_completion_tokens", None)
+        if limit is not None:
+            if request.max_tokens is not None:
+                raise BadRequest(
+                    "give max_tokens or max_completion_tokens, not both", param="max_tokens"
+                )
+            body["max_tokens"] = limit
+    else:
+        body["prompt"] = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
+        if not body["prompt"]:
+            raise BadRequest("prompt must not be empty", param="prompt")
+    body.pop("stream_options", None)
+    for field in body:
+        if field not in allowed:
+            raise UnsupportedParameter(f"this model's engine does not take {field!r}", param=field)
+    return {**body, "model": model, "stream": True}
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    """The usage object; all three count tokens."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def usage_chunk(last: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
+    """The chunk that `include_usage` asks for, modelled on the stream's last chunk."""
+    head: dict[str, Any] = {key: last.get(key) for key in ("id", "object", "created", "model")}
+    return {**head, "choices": [], "usage": counts}
+
+
+def whole_answer(chunks: Iterable[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
+    """Put the chunks of a stream together to the answer of a call without `stream`."""
+    parts = list(chunks)
+    chat = any("delta" in choice for part in parts for choice in part["choices"])
+    head = {key: parts[0].get(key) for key in ("id", "created", "model")}
+    reason = None
+    message: dict[str, Any] = {"role": "assistant", "content": None}
+    text = ""
+    for choice in (choice for part in parts for choice in part["choices"]):
+        reason = choice.get("finish_reason") or reason
+        text += choice.get("text") or ""
+        if chat:
+            _merge(message, choice.get("delta") or {})
+    body = {"message": message} if chat else {"text": text}
+    choice = {"index": 0, **body, "logprobs": None, "finish_reason": reason}
+    kind = "chat.completion" if chat else "text_completion"
+    return {**head, "object": kind, "choices": [choice], "usage": counts}
+
+
+def _merge(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    if isinstance(delta.get("content"), str):
+        message["content"] = (message["content"] or "") + delta["content"]
+    for call in delta.get("tool_calls") or ():
+        calls = message.setdefault("tool_calls", [])
+        index = call.get("index", len(calls))
+        while len(calls) <= index:
+            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+        calls[index]["id"] = call.get("id") or calls[index].get("id")
+        for key, value in (call.get("function") or {}).items():
+            calls[index]["function"][key] += value or ""

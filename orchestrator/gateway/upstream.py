@@ -1,0 +1,203 @@
+"""The way to the engines: one streamed call, and questions to an engine's tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import httpx
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from orchestrator.control import ModelRoute, Replica
+from orchestrator.errors import (
+    BadRequest,
+    ContextLengthExceeded,
+    RequestError,
+    UpstreamBroken,
+    UpstreamInvalid,
+    UpstreamTimeout,
+)
+from orchestrator.gateway.sse import SseReader
+from orchestrator.gateway.stream import Chunk, StreamGuard
+
+_ERROR_BODY_LIMIT = 64 * 1024
+_PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
+
+
+class NotReached(UpstreamBroken):
+    """The engine could not be reached: nothing was sent, so another try is safe."""
+
+
+class EngineStream:
+    """The chunks of one running call. Iterate `chunks()` to its end; then `guard` has the facts."""
+
+    def __init__(self, response: httpx.Response, first_s: float, next_s: float) -> None:
+        self._response = response
+        self._first_s, self._next_s = first_s, next_s
+        self.guard = StreamGuard()
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """Each chunk as it comes. Raises what ended the stream before its time."""
+        limit = self._first_s
+        async with aclosing(self._payloads()) as payloads:
+            while True:
+                try:
+                    async with asyncio.timeout(limit):
+                        payload = await anext(payloads, None)
+                except TimeoutError:
+                    raise UpstreamTimeout(f"the engine sent nothing for {limit:g} s") from None
+                if payload is None:
+                    break
+                chunk = self.guard.feed(payload)
+                if chunk is not None:
+                    yield chunk
+                limit = self._next_s
+        if not self.guard.done:
+            self.guard.close()
+
+    async def _payloads(self) -> AsyncGenerator[str, None]:
+        reader = SseReader()
+        try:
+            async for data in self._response.aiter_raw():
+                for payload in reader.feed(data):
+                    yield payload
+            for payload in reader.feed(b"", final=True):
+                yield payload
+        except httpx.HTTPError as error:
+            why = type(error).__name__
+            raise UpstreamBroken(f"the engine's connection broke ({why})") from error
+        if reader.half_frame:
+            raise UpstreamBroken("the engine's connection ended in the middle of an event")
+
+
+class Upstream:
+    """One client for all engines of this gateway."""
+
+    def __init__(self, stall_timeout_s: float) -> None:
+        self._stall_s = stall_timeout_s
+        self._extra_tokens: dict[tuple[str, int], int] = {}
+        # Idle connections are dropped before an engine's own 5 s keep-alive can race with us.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
+        timeout = httpx.Timeout(None, connect=2.0)
+        self._client = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def stream(
+        self, replica: Replica, path: str, body: dict[str, Any], prompt_tokens: int
+    ) -> AsyncIterator[EngineStream]:
+        """Call the engine; leaving the context closes the connection, which frees the engine.
+
+        Raises NotReached before anything was sent, and the engine's refusal as an error of ours.
+        """
+        first_s = self._stall_s + prompt_tokens * _PREFILL_S_PER_TOKEN
+        request = self._client.build_request("POST", replica.base_url + path, json=body)
+        try:
+            async with asyncio.timeout(first_s):
+                response = await self._client.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise NotReached("the engine does not take connections") from error
+        except TimeoutError:
+            raise UpstreamTimeout(f"the engine did not answer for {first_s:g} s") from None
+        except httpx.HTTPError as error:
+            why = type(error).__name__
+            raise UpstreamBroken(f"the engine's connection broke ({why})") from error
+        try:
+            if response.status_code != 200:
+                raise await _refusal(response)
+            kind = response.headers.get("content-type", "")
+            if not kind.startswith("text/event-stream"):
+                raise UpstreamInvalid(f"the engine answered {kind or 'no content type'}")
+            yield EngineStream(response, first_s, self._stall_s)
+        finally:
+            await response.aclose()
+
+    async def count_tokens(self, route: ModelRoute, replica: Replica, text: str) -> int:
+        """Tokens of `text` as the engine's own tokenizer has them, without its bos."""
+        key = (replica.id, replica.generation)
+        if key not in self._extra_tokens:
+            self._extra_tokens = {key: await self._ask_count(route, replica, "")}
+        return await self._ask_count(route, replica, text) - self._extra_tokens[key]
+
+    async def prompt_tokens(self, route: ModelRoute, replica: Replica, body: dict[str, Any]) -> int:
+        """Tokens of the prompt that the engine will see, its bos included.
+
+        Raises ContextLengthExceeded where no room is left for an answer.
+        """
+        if route.quirks.tokenize_path is None:
+            return 0
+        text = body["prompt"] if "prompt" in body else render_chat(route, body["messages"])
+        count = await self._ask_count(route, replica, text)
+        if count >= route.context:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {route.context} tokens, the prompt has "
+                f"{count}: shorten it",
+                param="prompt" if "prompt" in body else "messages",
+            )
+        return count
+
+    async def _ask_count(self, route: ModelRoute, replica: Replica, text: str) -> int:
+        url = replica.base_url + (route.quirks.tokenize_path or "")
+        try:
+            async with asyncio.timeout(self._stall_s):
+                answer = await self._client.post(url, json={"model": route.name, "input": text})
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise NotReached("the engine does not take connections") from error
+        except TimeoutError:
+            raise UpstreamTimeout("the engine's tokenizer does not answer") from None
+        except httpx.HTTPError as error:
+            why = type(error).__name__
+            raise UpstreamBroken(f"the engine's connection broke ({why})") from error
+        try:
+            return int(answer.json()["count"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UpstreamInvalid("the engine's tokenizer gave no count") from error
+
+
+def render_chat(route: ModelRoute, messages: list[dict[str, Any]]) -> str:
+    """The prompt that the model's chat template makes of `messages`."""
+
+    def refuse(message: str) -> None:
+        raise BadRequest(f"the model's chat template refuses: {message}", param="messages")
+
+    if route.chat_template is None:
+        return "\n".join(str(message.get("content") or "") for message in messages)
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    try:
+        return jinja.from_string(route.chat_template).render(
+            messages=messages,
+            bos_token=route.bos_token or "",
+            eos_token=route.eos_token or "",
+            add_generation_prompt=True,
+            raise_exception=refuse,
+        )
+    except TemplateError as error:
+        raise BadRequest(f"the model's chat template fails: {error}", param="messages") from error
+
+
+async def _refusal(response: httpx.Response) -> RequestError:
+    """The engine's error answer as one of ours; its words only where they are about the request."""
+    data = b""
+    async for part in response.aiter_raw():
+        data += part
+        if len(data) > _ERROR_BODY_LIMIT:
+            break
+    try:
+        error = json.loads(data).get("error", {})
+    except (ValueError, AttributeError):
+        error = {}
+    error = error if isinstance(error, dict) else {}
+    message = " ".join(str(error.get("message", "")).split())[:300]
+    status = response.status_code
+    if "context" in str(error.get("code")) or "context_size" in str(error.get("type")):
+        return ContextLengthExceeded(message or "the prompt is too long")
+    if status in (400, 422):
+        return BadRequest(f"the engine refuses the request: {message or f'HTTP {status}'}")
+    return UpstreamBroken(f"the engine answered HTTP {status}")

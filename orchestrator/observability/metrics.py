@@ -1,0 +1,155 @@
+"""Every Prometheus series of Engine Room, in one file.
+
+Labels come from closed sets (known models, known causes, route templates), so that no client can
+grow them. Series of a model or engine are created when it becomes known, not at its first trouble.
+`docs/reference/metrics.md` is generated from these objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from engine_launchers.base import CrashCause
+from orchestrator import __version__
+
+_SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_LONG = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ControlMetrics:
+    """Series of the supervisor."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        reg = self.registry
+        info = Gauge("engineroom_build_info", "Version that runs.", ["version"], registry=reg)
+        info.labels(__version__).set(1)
+        self._state = Gauge(
+            "engineroom_engine_state",
+            "1 for the lifecycle state an engine is in, 0 for the others.",
+            ["engine", "state"],
+            registry=reg,
+        )
+        self._transitions = Counter(
+            "engineroom_engine_transitions_total",
+            "Lifecycle transitions.",
+            ["engine", "old", "new"],
+            registry=reg,
+        )
+        self._restarts = Counter(
+            "engineroom_engine_restarts_total",
+            "Restarts that nobody asked for, by the cause of the exit before.",
+            ["engine", "cause"],
+            registry=reg,
+        )
+        self._start = Histogram(
+            "engineroom_engine_start_seconds",
+            "From launch to ready.",
+            ["engine"],
+            buckets=_LONG,
+            registry=reg,
+        )
+        self._rung = Gauge(
+            "engineroom_plan_rung",
+            "How often the plan was made smaller after a failure.",
+            ["engine"],
+            registry=reg,
+        )
+        self.gateways = Gauge(
+            "engineroom_gateways_connected", "Gateways on the control channel.", registry=reg
+        )
+
+    def add_engine(self, engine: str, states: Iterable[str]) -> None:
+        """Create the series of a new engine."""
+        for state in states:
+            self._state.labels(engine, state).set(0)
+        for cause in CrashCause:
+            self._restarts.labels(engine, cause.value)
+        self._start.labels(engine)
+        self._rung.labels(engine).set(0)
+
+    def moved(self, engine: str, old: str, new: str) -> None:
+        """Count one transition."""
+        self._state.labels(engine, old).set(0)
+        self._state.labels(engine, new).set(1)
+        self._transitions.labels(engine, old, new).inc()
+
+    def restarted(self, engine: str, cause: CrashCause) -> None:
+        """Count a restart after a crash."""
+        self._restarts.labels(engine, cause.value).inc()
+
+    def started(self, engine: str, seconds: float) -> None:
+        """Observe the time from launch to ready."""
+        self._start.labels(engine).observe(seconds)
+
+    def relaxed(self, engine: str, rung: int) -> None:
+        """Remember the rung of the plan in use."""
+        self._rung.labels(engine).set(rung)
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)
+
+
+class GatewayMetrics:
+    """Series of one gateway process. `model` is a known model or "other"."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        reg = self.registry
+        self.requests = Counter(
+            "engineroom_requests_total",
+            "Requests by model, route template and HTTP status.",
+            ["model", "route", "code"],
+            registry=reg,
+        )
+        self.seconds = Histogram(
+            "engineroom_request_seconds",
+            "Whole request, queue included.",
+            ["model", "route"],
+            buckets=_SHORT,
+            registry=reg,
+        )
+        self.ttft = Histogram(
+            "engineroom_ttft_seconds",
+            "Time to first token (TTFT), queue included.",
+            ["model"],
+            buckets=_SHORT,
+            registry=reg,
+        )
+        self.queue = Histogram(
+            "engineroom_queue_seconds",
+            "Time that a request waited for a lease.",
+            ["model"],
+            buckets=_SHORT,
+            registry=reg,
+        )
+        self.tokens = Counter(
+            "engineroom_generated_tokens_total", "Generated tokens.", ["model"], registry=reg
+        )
+        self.in_flight = Gauge("engineroom_in_flight", "Leased requests.", ["model"], registry=reg)
+        self.waiting = Gauge(
+            "engineroom_waiting", "Requests in the queue.", ["model"], registry=reg
+        )
+        self.ready = Gauge(
+            "engineroom_model_ready", "1 when a request can be leased.", ["model"], registry=reg
+        )
+        self.broken = Counter(
+            "engineroom_streams_broken_total",
+            "Answers that ended with an error after they began.",
+            ["model", "code"],
+            registry=reg,
+        )
+        self.disconnects = Counter(
+            "engineroom_client_disconnects_total",
+            "Clients that left before their answer was complete.",
+            ["model"],
+            registry=reg,
+        )
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""WHERE engines run: one file per runtime, each with a Runtime and a Handle."""

@@ -1,0 +1,360 @@
+"""Every setting, from four places: flags > environment > file > defaults.
+
+An unknown key, a misspelt `ENGINEROOM_…` variable and a value out of range are errors that name the
+key, its place and what would be right. The variables of the requirement documents (`BASE_MODEL`,
+`HOST`, …) are names of the same fields. `configs/engineroom.yaml` shows every key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from orchestrator.errors import ConfigError
+
+PREFIX = "ENGINEROOM_"
+
+# Names that the requirement documents promise, beside ENGINEROOM_<FIELD>.
+DOCUMENT_VARIABLES: dict[str, str] = {
+    "BASE_MODEL": "model",
+    "ADAPTER_PATH": "adapter_path",
+    "QUANTIZATION": "quantization",
+    "HOST": "host",
+    "PORT": "port",
+    "FORCE_BACKEND": "force_backend",
+    "TENSOR_PARALLEL_SIZE": "tensor_parallel_size",
+    "ENABLE_COMPILE": "enable_compile",
+    "ALLOW_ANONYMOUS": "allow_anonymous",
+}
+
+# Variables with our prefix that are not settings: they choose the file, or belong to the Makefile.
+_NOT_SETTINGS = {"ENGINEROOM_CONFIG"}
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _none_word(value: object) -> object:
+    """YAML reads a bare `none` as text but `null` and `~` as None; both mean "no quantization"."""
+    return _lower(value)
+
+
+Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_none_word)]
+Backend = Annotated[Literal["vllm", "llama_cpp", "pytorch"], BeforeValidator(_lower)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+def default_data_dir(env: Mapping[str, str]) -> Path:
+    """`$XDG_DATA_HOME/engineroom`, else `~/.local/share/engineroom`."""
+    base = env.get("XDG_DATA_HOME")
+    return Path(base) / "engineroom" if base else Path.home() / ".local/share/engineroom"
+
+
+class Settings(BaseSettings):
+    """One validated set of settings. Frozen: a change is a new start."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+    model: str = Field("demo", description="`demo`, or the path of a GGUF file.")
+    adapter_path: str | None = Field(None, description="LoRA adapter to apply (not supported yet).")
+    quantization: Quantization | None = Field(
+        None, description="4bit, 8bit or none; unset lets the hardware tier choose."
+    )
+    force_backend: Backend | None = Field(
+        None, description="vllm, llama_cpp or pytorch instead of the tier's choice."
+    )
+    tensor_parallel_size: int | None = Field(
+        None, ge=1, le=1024, description="GPUs per engine (vLLM only; not supported yet above 1)."
+    )
+    enable_compile: bool = Field(
+        False, description="torch.compile for the PyTorch engine (not supported yet)."
+    )
+    context: int | None = Field(
+        None, ge=64, le=16_777_216, description="Tokens per sequence; unset takes the tier's."
+    )
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="Engine threads; unset takes the usable physical cores."
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address of the gateway.")
+    port: Port = Field(8001, description="Port of the gateway.")
+    allow_anonymous: bool = Field(
+        False, description="Allow a non-loopback gateway without API keys."
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="Accepted API keys, separated by commas (environment rather than file)."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with one API key a line; readable by its owner only."
+    )
+    admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
+    admin_port: Port = Field(8002, description="Port of the admin API.")
+    data_dir: Path | None = Field(
+        None, description="State and logs; unset takes ~/.local/share/engineroom."
+    )
+    engines_dir: Path | None = Field(
+        None, description="Installed engines; unset takes `envs` in the data directory."
+    )
+
+    max_queue: int = Field(
+        64, ge=0, le=100_000, description="Requests that may wait per model; more get 429."
+    )
+    queue_timeout_s: PositiveSeconds = Field(
+        120.0, description="Longest wait in the queue, seconds; then 503."
+    )
+    max_body_bytes: int = Field(
+        4 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest request body, bytes."
+    )
+    stall_timeout_s: PositiveSeconds = Field(
+        60.0, description="Longest silence of an engine that owes a token, seconds."
+    )
+    drain_s: Seconds = Field(30.0, description="Time for requests in flight at a stop, seconds.")
+    stop_grace_s: PositiveSeconds = Field(
+        10.0, description="Time between TERM and KILL for an engine, seconds."
+    )
+    start_timeout_s: PositiveSeconds = Field(
+        600.0, description="Longest start of an engine, seconds."
+    )
+    lease_s: PositiveSeconds = Field(
+        120.0, description="How long engines outlive a vanished supervisor, seconds."
+    )
+    probe_interval_s: PositiveSeconds = Field(5.0, description="Between liveness probes, seconds.")
+    probe_timeout_s: PositiveSeconds = Field(5.0, description="Limit of one probe, seconds.")
+    restart_limit: int = Field(
+        5, ge=0, le=1000, description="Restarts after crashes within the window, then FAILED."
+    )
+    restart_window_s: PositiveSeconds = Field(600.0, description="That window, seconds.")
+    backoff_max_s: Seconds = Field(60.0, description="Longest pause before a restart, seconds.")
+    half_open_s: PositiveSeconds = Field(
+        300.0, description="A FAILED engine is tried again after this, seconds."
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+        Field("info", description="debug, info, warning or error.")
+    )
+    log_max_bytes: int = Field(
+        50 * 1024 * 1024, ge=65_536, le=1 << 40, description="Size of one engine log file, bytes."
+    )
+    log_files: int = Field(5, ge=1, le=100, description="Old log files kept per engine.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` hands over: it has merged the places in their order."""
+        return (init_settings,)
+
+    @property
+    def data(self) -> Path:
+        """The data directory, absolute."""
+        chosen = self.data_dir or default_data_dir(os.environ)
+        return chosen.expanduser().absolute()
+
+    @property
+    def engines(self) -> Path:
+        """Where the engines' own environments lie, absolute."""
+        chosen = self.engines_dir.expanduser() if self.engines_dir else self.data / "envs"
+        return chosen.absolute()
+
+    @property
+    def run(self) -> Path:
+        """Folder of sockets: short, since a Unix socket's path holds at most 107 bytes."""
+        digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:10]
+        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        if len(base) > 40:
+            base = "/tmp"  # noqa: S108 - the folder is made 0700 and its owner checked
+        return Path(base) / f"engineroom-{os.getuid()}-{digest}"
+
+
+class _EnvironmentSource(PydanticBaseSettingsSource):
+    """Reads `ENGINEROOM_<FIELD>` and the documents' variables; empty counts as unset."""
+
+    def __init__(self, settings_cls: type[BaseSettings], env: Mapping[str, str]) -> None:
+        super().__init__(settings_cls)
+        self._env = env
+        self.names: dict[str, str] = {}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The value of one field, the variable it came from, and False: nothing is JSON."""
+        own = PREFIX + field_name.upper()
+        for name in (own, *(k for k, v in DOCUMENT_VARIABLES.items() if v == field_name)):
+            if self._env.get(name):
+                return self._env[name], name, False
+        return None, own, False
+
+    def __call__(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for field_name, field in self.settings_cls.model_fields.items():
+            value, name, _ = self.get_field_value(field, field_name)
+            if value is not None:
+                values[field_name] = value
+                self.names[field_name] = name
+        return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML where a key given twice is an error, and aliases (a bomb's fuse) are refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                problem = f"keys must be text, not {key!r}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if key in seen:
+                problem = f"{key!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError naming file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(text) > 1_000_000:
+        raise ConfigError(f"{path}: larger than 1 MB, that is no configuration file")
+    try:
+        loaded = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}:{line}: {error.problem or 'not valid YAML'}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, not a {type(loaded).__name__}")
+    return loaded
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    env: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """Merge the four places and validate.
+
+    `flags` holds field names with None for "not given". `file` falls back to `$ENGINEROOM_CONFIG`.
+    Raises ConfigError: one sentence that names the key and where it was set.
+    """
+    environment = os.environ if env is None else env
+    chosen = file or (
+        Path(environment["ENGINEROOM_CONFIG"]) if environment.get("ENGINEROOM_CONFIG") else None
+    )
+    from_file = read_config_file(chosen) if chosen else {}
+    source = _EnvironmentSource(Settings, environment)
+    from_env = source()
+    from_flags = {key: value for key, value in (flags or {}).items() if value is not None}
+    _refuse_unknown_variables(environment)
+
+    def place(field: str) -> str:
+        if field in from_flags:
+            return f"flag --{field.replace('_', '-')}"
+        if field in from_env:
+            return f"environment variable {source.names[field]}"
+        return f"{chosen}: {field}" if field in from_file else field
+
+    merged = {**from_file, **from_env, **from_flags}
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, place)) from None
+
+
+def _refuse_unknown_variables(env: Mapping[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
+    for name in env:
+        if name.startswith(PREFIX) and name not in known:
+            raise ConfigError(f"unknown environment variable {name}{_hint(name, known)}")
+
+
+def _hint(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _sentence(error: ValidationError, place: Any) -> str:
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else "settings"
+    if first["type"] == "extra_forbidden":
+        return f"{place(field)}: unknown key {field!r}{_hint(field, set(Settings.model_fields))}"
+    given = first.get("input")
+    shown = "" if field == "api_keys" else f" (given: {given!r})"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{place(field)}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+class KeyPolicy(BaseModel):
+    """Who may use the gateway: SHA-256 hashes of the accepted keys, empty for everybody."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hashes: tuple[str, ...] = ()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding `host` keeps strangers out."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def key_policy(settings: Settings) -> KeyPolicy:
+    """Hash the configured keys. Raises ConfigError for an unsafe bind or an unsafe key file."""
+    keys: list[str] = []
+    if settings.api_keys is not None:
+        keys += settings.api_keys.get_secret_value().split(",")
+    if settings.api_keys_file is not None:
+        keys += _read_key_file(settings.api_keys_file.expanduser())
+    keys = [key.strip() for key in keys if key.strip() and not key.strip().startswith("#")]
+    if not keys and not is_loopback(settings.host) and not settings.allow_anonymous:
+        raise ConfigError(
+            f"host {settings.host} is reachable from other machines but no API keys are set: set "
+            "ENGINEROOM_API_KEYS or api_keys_file, or ALLOW_ANONYMOUS=1 to serve everybody"
+        )
+    return KeyPolicy(hashes=tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys))
+
+
+def _read_key_file(path: Path) -> list[str]:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"api_keys_file {path}: cannot be read: {error}") from error
+    if mode & 0o077:
+        raise ConfigError(f"api_keys_file {path}: others may read it; run: chmod 600 {path}")
+    return text.splitlines()

@@ -1,0 +1,71 @@
+"""From settings to a decision: what this version refuses, the machine, the plan that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from engine_launchers import LAUNCHERS, load_launcher
+from engine_launchers.base import EngineName, EnginePlan, HardwareProfile, Launcher
+from orchestrator.errors import ConfigError
+from orchestrator.hardware import probe
+from orchestrator.models.catalog import resolve
+from orchestrator.planning.planner import Wish, make_plan
+from orchestrator.planning.tiers import parse_tiers
+from orchestrator.resources import config_path, demo_dir
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What will run, on what."""
+
+    hardware: HardwareProfile
+    plan: EnginePlan
+    launchers: Mapping[EngineName, Launcher]
+
+
+def all_launchers() -> dict[EngineName, Launcher]:
+    """Every engine that this version can start."""
+    return {name: load_launcher(name) for name in LAUNCHERS}
+
+
+def refuse_unsupported(settings: Settings, launchers: Mapping[EngineName, Launcher]) -> None:
+    """Raise ConfigError for a setting that would otherwise be ignored."""
+    able = ", ".join(launchers)
+    if settings.force_backend and settings.force_backend not in launchers:
+        raise ConfigError(
+            f"FORCE_BACKEND={settings.force_backend}: this version starts {able} only; unset it"
+        )
+    if settings.adapter_path:
+        raise ConfigError(
+            f"ADAPTER_PATH={settings.adapter_path}: this version cannot apply adapters yet; unset "
+            "it, or serve a GGUF file into which the adapter was merged"
+        )
+    if settings.tensor_parallel_size not in (None, 1):
+        raise ConfigError(
+            f"TENSOR_PARALLEL_SIZE={settings.tensor_parallel_size}: {able} runs on one device; "
+            "unset it or set 1"
+        )
+    if settings.enable_compile:
+        raise ConfigError(
+            "ENABLE_COMPILE=1: torch.compile belongs to the pytorch engine, which this version "
+            "cannot start yet; unset it"
+        )
+
+
+def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None = None) -> Decision:
+    """Probe, read the model, plan. Raises ConfigError, ModelInvalid or NoEngineFits."""
+    able = all_launchers() if launchers is None else launchers
+    refuse_unsupported(settings, able)
+    model = resolve(settings.model, demo_dir(), settings.quantization)
+    tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
+    hardware = probe()
+    wish = Wish(
+        engine=settings.force_backend,
+        max_model_len=settings.context,
+        threads=settings.threads,
+    )
+    return Decision(hardware, make_plan(model, hardware, tiers, able, wish), able)

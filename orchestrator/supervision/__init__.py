@@ -1,0 +1,1 @@
+"""Supervision: the lifecycle machine, its owner tasks, and everything they keep."""

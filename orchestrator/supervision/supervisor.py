@@ -1,0 +1,339 @@
+"""The control plane: owns every instance, tells the gateways, answers the admin API.
+
+Start-up order: adopt what is alive → listen for gateways → launch what is missing.
+The first route table is sent when every adopted engine stands in it again, so a gateway that served
+on alone never sees its models vanish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from engine_launchers.base import EngineName, EnginePlan, HardwareProfile, Launcher
+from orchestrator.control import Failed, ModelRoute, Replica, RouteTable
+from orchestrator.errors import NotFound, UnknownModel
+from orchestrator.observability.metrics import ControlMetrics
+from orchestrator.runtimes.base import HandleRecord, Runtime
+from orchestrator.supervision import lifecycle as lc
+from orchestrator.supervision.gateways import GatewayLink
+from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes
+from orchestrator.supervision.store import Saved, Store
+from orchestrator.supervision.workloads import EngineWorkload, GatewayWorkload
+
+_log = logging.getLogger("engineroom.supervisor")
+S = lc.State
+_AT_REST = frozenset({S.STOPPED, S.FAILED})
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a supervisor shall keep running, and where it keeps its things."""
+
+    plans: tuple[EnginePlan, ...]
+    hardware: HardwareProfile
+    engine_pythons: Mapping[EngineName, str]
+    launchers: Mapping[EngineName, Launcher]
+    policy: lc.Policy
+    probes: ProbeTimes
+    drain_s: float
+    control_socket: Path
+
+
+@dataclass
+class _Model:
+    """One served model."""
+
+    instance: Instance
+    workload: EngineWorkload
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Supervisor:
+    """One per data directory."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        store: Store,
+        runtime: Runtime,
+        gateway: GatewayWorkload,
+        client: httpx.AsyncClient,
+    ) -> None:
+        self.orders, self.store, self.metrics = orders, store, ControlMetrics()
+        self._runtime, self._client = runtime, client
+        self._link = GatewayLink(orders.control_socket, self._on_failed, self._on_gateway)
+        self._version = 0
+        self._draining = False
+        self._publishing = False
+        self._owners: dict[str, asyncio.Task[None]] = {}
+        self._hooks = Hooks(changed=self._on_change, saved=self._save, gone=self._forget)
+        self._gateway_workload = gateway
+        self._models: dict[str, _Model] = {}
+        self._started = time.time()
+        self._gateway = Instance(gateway, runtime, orders.policy, orders.probes, self._hooks)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Adopt, listen, launch. Returns when everything is under way, not when it is ready."""
+        saved = {row.name: row for row in self.store.saved()}
+        for plan in self.orders.plans:
+            self._models[plan.model.id] = self._model(plan, saved.get(f"{plan.model.id}-0"))
+        instances = {m.instance.name: m.instance for m in self._models.values()}
+        instances[self._gateway.name] = self._gateway
+        for name, instance in instances.items():
+            self.metrics.add_engine(name, [state.value for state in S])
+            self._owners[name] = asyncio.create_task(instance.run(), name=f"owner {name}")
+        adopted = await self._adopt(saved, instances)
+        await self._link.start()
+        for name, instance in instances.items():
+            if name not in adopted:
+                instance.post(lc.Start("wanted at start"))
+        self._publishing = True
+        self._publish()
+
+    def _model(self, plan: EnginePlan, saved: Saved | None) -> _Model:
+        launcher = self.orders.launchers[plan.engine]
+        name = f"{plan.model.id}-0"
+        python = self.orders.engine_pythons[plan.engine]
+        workload = EngineWorkload(name, plan, launcher, python, self._client)
+        if saved and saved.plan and saved.fingerprint == workload.fingerprint:
+            workload = EngineWorkload(name, saved.plan, launcher, python, self._client, plan)
+        generation = saved.record.generation if saved else 0
+        instance = Instance(
+            workload,
+            self._runtime,
+            self.orders.policy,
+            self.orders.probes,
+            self._hooks,
+            generation=generation,
+        )
+        return _Model(instance, workload)
+
+    async def _adopt(
+        self, saved: Mapping[str, Saved], instances: Mapping[str, Instance]
+    ) -> set[str]:
+        adopted: set[str] = set()
+        for name, row in saved.items():
+            instance = instances.get(name)
+            wanted = instance and self._fingerprint(name) == row.fingerprint
+            if instance is not None and wanted and await instance.adopt(row.record):
+                adopted.add(name)
+                self.store.add_event("engine.adopted", name, generation=row.record.generation)
+                await instance.wait_for(lc.SERVING | {S.BACKOFF, S.STARTING, S.FAILED})
+                continue
+            if not wanted and (stale := await self._runtime.recover(row.record)) is not None:
+                _log.info("engine=%s is not wanted any more and is stopped", name)
+                self.store.add_event("engine.unwanted", name)
+                await stale.stop(self.orders.policy.stop_grace_s)
+            self.store.forget(name)
+        return adopted
+
+    async def stop(self) -> None:
+        """Drain and end everything: no new work, engines after their last request, gateway last."""
+        self._draining = True
+        self.store.add_event("shutdown", "supervisor")
+        self._publish()
+        engines = [model.instance for model in self._models.values()]
+        for instance in engines:
+            instance.post(lc.Stop(self.orders.drain_s, "stay", "shutdown"))
+        await asyncio.gather(*(instance.wait_for(_AT_REST) for instance in engines))
+        self._gateway.post(lc.Stop(0, "stay", "shutdown"))
+        await self._gateway.wait_for(_AT_REST)
+        await self.close()
+
+    def hurry(self) -> None:
+        """Cut a shutdown short: what drains is ended now."""
+        for model in self._models.values():
+            model.instance.post(lc.Stop(0, "stay", "second signal"))
+
+    async def close(self) -> None:
+        """Let go of everything; what still runs goes on without us."""
+        for owner in self._owners.values():
+            owner.cancel()
+        await asyncio.gather(*self._owners.values(), return_exceptions=True)
+        await self._link.close()
+
+    async def ready(self) -> tuple[S, ...]:
+        """Wait until all are READY or FAILED; the engines' states, then the gateway's."""
+        settled = frozenset({S.READY, S.FAILED})
+        everybody = [*(m.instance for m in self._models.values()), self._gateway]
+        return tuple([await one.wait_for(settled) for one in everybody])
+
+    # --- what instances and gateways report -----------------------------------------------------
+
+    def _on_change(self, instance: Instance, change: Change) -> None:
+        name = instance.name
+        self.metrics.moved(name, change.old, change.new)
+        self.store.add_event(
+            "engine.state",
+            name,
+            old=change.old,
+            new=change.new,
+            why=change.why,
+            generation=change.lifecycle.generation,
+        )
+        if change.new is S.READY and change.old is S.STARTING:
+            self.metrics.started(name, change.seconds)
+        if change.new is S.BACKOFF and change.lifecycle.cause:
+            self.metrics.restarted(name, change.lifecycle.cause)
+        workload = instance.workload
+        if isinstance(workload, EngineWorkload):
+            self.metrics.relaxed(name, workload.plan.rung)
+        self._publish()
+        self._check_idle()
+
+    def _save(self, instance: Instance, record: HandleRecord) -> None:
+        workload = instance.workload
+        plan = workload.plan if isinstance(workload, EngineWorkload) else None
+        self.store.save(self._fingerprint(instance.name), record, plan)
+
+    def _forget(self, instance: Instance) -> None:
+        self.store.forget(instance.name)
+
+    def _fingerprint(self, name: str) -> str:
+        for model in self._models.values():
+            if model.instance.name == name:
+                return model.workload.fingerprint
+        return self._gateway_workload.fingerprint
+
+    def _on_gateway(self) -> None:
+        self.metrics.gateways.set(self._link.connected)
+        self._check_idle()
+
+    def _on_failed(self, failed: Failed) -> None:
+        for model in self._models.values():
+            if model.instance.name == failed.replica:
+                model.instance.post(lc.RequestFailed(failed.generation, failed.why))
+
+    def _check_idle(self) -> None:
+        """Tell draining engines that their last request is over."""
+        if self._gateway.lifecycle.state in lc.RUNNING and not self._link.connected:
+            return  # a gateway serves that has not found us yet: only the deadline can tell
+        for model in self._models.values():
+            now = model.instance.lifecycle
+            if now.state is S.DRAINING and self._link.idle(model.instance.name):
+                model.instance.post(lc.Idle(now.generation))
+
+    def _publish(self) -> None:
+        if not self._publishing:
+            return
+        self._version += 1
+        routes = tuple(self._route(name, model) for name, model in self._models.items())
+        self._link.publish(
+            RouteTable(version=self._version, draining=self._draining, models=routes)
+        )
+
+    def _route(self, name: str, model: _Model) -> ModelRoute:
+        instance, plan = model.instance, model.workload.plan
+        now = instance.lifecycle
+        launcher = model.workload.launcher
+        replicas: tuple[Replica, ...] = ()
+        if instance.base_url and now.state in lc.SERVING | {S.DRAINING}:
+            replicas = (
+                Replica(
+                    id=instance.name,
+                    generation=now.generation,
+                    base_url=instance.base_url,
+                    accepting=now.state in lc.SERVING,
+                    max_concurrency=plan.tuning.max_concurrency or 1,
+                ),
+            )
+        restarting = now.state in {S.DRAINING, S.STOPPING} and now.after != "stay"
+        return ModelRoute(
+            name=name,
+            state=now.state.value,
+            why=now.why,
+            expected=now.state in lc.SERVING | {S.STARTING, S.BACKOFF} or restarting,
+            engine=plan.engine,
+            context=plan.tuning.max_model_len or plan.model.context_max,
+            created=model.created,
+            routes=launcher.routes,
+            quirks=launcher.quirks,
+            chat_template=plan.model.chat_template,
+            bos_token=plan.model.bos_token,
+            eos_token=plan.model.eos_token,
+            replicas=replicas,
+        )
+
+    # --- what the admin API asks ----------------------------------------------------------------
+
+    def plan(self, model: str) -> EnginePlan:
+        """The plan in use, relaxed or not. Raises UnknownModel."""
+        return self._find(model).workload.plan
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the served models."""
+        return tuple(self._models)
+
+    def restart_model(self, model: str, drain_s: float | None) -> None:
+        """Drain, stop and launch again; returns at once."""
+        found = self._find(model)
+        drain = self.orders.drain_s if drain_s is None else drain_s
+        self.store.add_event("model.restart", model, actor="admin", drain_s=drain)
+        found.instance.post(lc.Stop(drain, "restart", "restart requested"))
+
+    def stop_model(self, model: str, drain_s: float | None) -> None:
+        """Drain and stop; returns at once."""
+        found = self._find(model)
+        drain = self.orders.drain_s if drain_s is None else drain_s
+        self.store.add_event("model.stop", model, actor="admin", drain_s=drain)
+        found.instance.post(lc.Stop(drain, "stay", "stopped by an operator"))
+
+    def start_model(self, model: str) -> None:
+        """Launch what was stopped or has failed; returns at once."""
+        found = self._find(model)
+        self.store.add_event("model.start", model, actor="admin")
+        found.instance.post(lc.Start("start requested"))
+
+    def _find(self, model: str) -> _Model:
+        if model not in self._models:
+            known = ", ".join(self._models) or "none"
+            raise UnknownModel(f"no model of that name is served here (served: {known})")
+        return self._models[model]
+
+    def instance(self, engine: str) -> Instance:
+        """The instance called `engine`, e.g. "demo-0" or "gateway-0". Raises NotFound."""
+        for instance in (*(m.instance for m in self._models.values()), self._gateway):
+            if instance.name == engine:
+                return instance
+        raise NotFound("no engine of that id; GET /admin/engines lists them")
+
+    def instances(self) -> list[dict[str, Any]]:
+        """One row per engine and gateway, for display."""
+        rows = [self.describe(model.instance) for model in self._models.values()]
+        return [*rows, self.describe(self._gateway)]
+
+    def describe(self, instance: Instance) -> dict[str, Any]:
+        """What is known of one instance. Times in seconds, sizes in bytes."""
+        now, handle = instance.lifecycle, instance.handle
+        workload = instance.workload
+        plan = workload.plan if isinstance(workload, EngineWorkload) else None
+        child = handle.record.child if handle else None
+        return {
+            "id": instance.name,
+            "kind": "engine" if plan else "gateway",
+            "model": plan.model.id if plan else None,
+            "engine": plan.engine if plan else None,
+            "plan": plan.id if plan else None,
+            "state": now.state.value,
+            "why": now.why,
+            "cause": now.cause.value if now.cause else None,
+            "generation": now.generation,
+            "restarts": instance.restarts,
+            "pid": child.pid if child else None,
+            "url": instance.base_url,
+            "uptime_s": round(instance.uptime_s, 3) if instance.uptime_s is not None else None,
+            "in_flight": self._link.in_flight(instance.name),
+            "waiting": self._link.waiting()[plan.model.id] if plan else 0,
+            "log": str(instance.log) if instance.log else None,
+        }

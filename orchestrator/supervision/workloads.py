@@ -1,0 +1,133 @@
+"""The two kinds of workload: an engine, and the gateway. Each knows its command and its probes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from engine_launchers.base import (
+    CrashCause,
+    EnginePlan,
+    ExitResult,
+    Launcher,
+    LaunchSpec,
+    Listen,
+)
+from orchestrator.supervision.instance import ProbeError
+
+
+class EngineWorkload:
+    """One engine process that serves one model."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: EnginePlan,
+        launcher: Launcher,
+        python: str,
+        client: httpx.AsyncClient,
+        wanted: EnginePlan | None = None,
+    ) -> None:
+        self.name, self.plan, self.launcher = name, plan, launcher
+        self._python, self._client = python, client
+        self._wanted = wanted or plan
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the wish behind this engine: the command of the plan before any relaxing."""
+        spec = self.launcher.command(self._wanted, Listen(port=1))
+        return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+
+    def command(self, listen: Listen) -> LaunchSpec:
+        """The launcher's command, with the interpreter of the engine's own environment."""
+        return self.launcher.command(self.plan, listen).with_python(self._python)
+
+    def listen(self) -> Listen | None:
+        """Any free loopback port."""
+        return None
+
+    async def alive(self, base_url: str) -> None:
+        """One GET of a path that does not touch the generation lock."""
+        await _get(self._client, base_url + self.launcher.quirks.liveness_path)
+
+    async def ready(self, base_url: str) -> None:
+        """Alive, and one token can be generated: what is loaded may still crash at first use."""
+        await self.alive(base_url)
+        body = {"model": self.plan.model.id, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
+        try:
+            answer = await self._client.post(base_url + "/v1/completions", json=body)
+        except httpx.HTTPError as error:
+            raise ProbeError(f"first token: {type(error).__name__}") from error
+        if answer.status_code != 200:
+            raise ProbeError(f"first token: HTTP {answer.status_code}")
+
+    def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
+        """The launcher's knowledge."""
+        return self.launcher.diagnose(exit, tail)
+
+    def relax(self, cause: CrashCause) -> str | None:
+        """Take the launcher's next rung."""
+        smaller = self.launcher.relax(self.plan, cause)
+        if smaller is None:
+            return None
+        self.plan = smaller
+        return smaller.reasons[-1]
+
+
+class GatewayWorkload:
+    """One gateway process. `config` is the file that holds all it has to know."""
+
+    name = "gateway-0"
+
+    def __init__(
+        self, python: str, config: Path, listen: Listen, client: httpx.AsyncClient
+    ) -> None:
+        self._python, self._config, self._listen = python, config, listen
+        self._client = client
+
+    @property
+    def fingerprint(self) -> str:
+        """The content of its configuration."""
+        return hashlib.sha256(self._config.read_bytes()).hexdigest()[:16]
+
+    def command(self, listen: Listen) -> LaunchSpec:
+        """`python -m orchestrator.gateway`."""
+        argv = (self._python, "-m", "orchestrator.gateway", "--config", str(self._config))
+        return LaunchSpec(argv=argv, listen=listen)
+
+    def listen(self) -> Listen | None:
+        """The public address."""
+        return self._listen
+
+    async def alive(self, base_url: str) -> None:
+        """`/health/live`; a wildcard address is probed on loopback."""
+        url = httpx.URL(base_url)
+        if url.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            url = url.copy_with(host="127.0.0.1" if url.host == "0.0.0.0" else "::1")  # noqa: S104
+        await _get(self._client, str(url.join("/health/live")))
+
+    async def ready(self, base_url: str) -> None:
+        """The same: a gateway is ready when it answers."""
+        await self.alive(base_url)
+
+    def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
+        """A taken port is told apart; everything else is a crash."""
+        if any("address already in use" in line for line in tail) and exit.code:
+            return CrashCause.PORT_TAKEN
+        return CrashCause.KILLED if exit.signal else CrashCause.EXIT_UNREQUESTED
+
+    def relax(self, cause: CrashCause) -> str | None:
+        """A gateway has one size."""
+        return None
+
+
+async def _get(client: httpx.AsyncClient, url: str) -> None:
+    try:
+        answer = await client.get(url)
+    except httpx.HTTPError as error:
+        raise ProbeError(f"{type(error).__name__}") from error
+    if answer.status_code != 200:
+        raise ProbeError(f"HTTP {answer.status_code}")
