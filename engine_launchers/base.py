@@ -226,10 +226,8 @@ class ExitResult(Value):
 
 
 def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
+    known = {each.value: each.name for each in signal.Signals}
+    return known.get(number, f"signal {number}")
 
 
 class CrashCause(StrEnum):
@@ -266,20 +264,16 @@ class CrashCause(StrEnum):
         return self in _TOO_BIG
 
 
-_DETERMINISTIC = frozenset(
-    {
-        CrashCause.BAD_FLAGS,
-        CrashCause.MODEL_INVALID,
-        CrashCause.DRIVER_MISMATCH,
-        CrashCause.WRONG_BUILD,
-    }
-)
+_DETERMINISTIC = {
+    CrashCause.BAD_FLAGS, CrashCause.MODEL_INVALID, CrashCause.DRIVER_MISMATCH,
+    CrashCause.WRONG_BUILD,
+}  # fmt: skip
 _ADVICE = {
     CrashCause.WRONG_BUILD: "the engine was built for another processor: remove its environment",
     CrashCause.MODEL_INVALID: "the engine cannot load the model file: check or replace it",
     CrashCause.BAD_FLAGS: "the engine refuses its command line: see its log",
 }
-_TOO_BIG = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL})
+_TOO_BIG = {CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL}
 
 
 # --- what the gateway has to know about an engine ----------------------------------------------
@@ -317,7 +311,6 @@ class EngineRequirement(Value):
     built_for: tuple[str, ...] | None = None
     build_env: dict[str, str] = Field(default_factory=dict)
     check: tuple[str, ...]
-    minutes: str = "1"
 
     @property
     def needs_compiler(self) -> bool:

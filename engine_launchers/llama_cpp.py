@@ -102,7 +102,6 @@ class LlamaCppLauncher:
             built_for=hardware.isa,
             build_env=without_amx if "AMX" in hardware.isa else {},
             check=("{python}", "-c", "import llama_cpp.server.app"),
-            minutes="about 4 on two cores",
         )
 
     def fit(self, model: ModelSpec, hardware: HardwareProfile, wish: Tuning) -> Fit | Rejection:

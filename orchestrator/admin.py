@@ -24,6 +24,21 @@ from orchestrator.supervision.instance import read_tail
 from orchestrator.supervision.supervisor import Supervisor
 
 _FOLLOW_S = 0.2
+_BEARER = HTTPBearer(auto_error=False, description="The content of admin.token")
+
+
+class _Guard:
+    """Lets a request pass that carries the token."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    def __call__(
+        self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+    ) -> None:
+        sent = given.credentials if given else ""
+        if not hmac.compare_digest(sent.encode(), self._token):
+            raise Unauthorized("give the admin token as `Authorization: Bearer TOKEN`")
 
 
 class DrainOrder(BaseModel):
@@ -60,15 +75,6 @@ def read_or_make_token(path: Path) -> str:
 
 def build_admin(supervisor: Supervisor, token: str, shut_down: Callable[[], None]) -> FastAPI:
     """The admin application of one supervisor."""
-    bearer = HTTPBearer(auto_error=False, description="The content of admin.token")
-
-    def authorize(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-    ) -> None:
-        sent = given.credentials if given else ""
-        if not hmac.compare_digest(sent.encode(), token.encode()):
-            raise Unauthorized("give the admin token as `Authorization: Bearer TOKEN`")
-
     app = FastAPI(
         title="Engine Room admin API",
         version=__version__,
@@ -77,7 +83,7 @@ def build_admin(supervisor: Supervisor, token: str, shut_down: Callable[[], None
     app.exception_handler(EngineRoomError)(_tell)
     app.exception_handler(RequestValidationError)(_tell_invalid)
     app.exception_handler(HTTPException)(_tell_http)
-    guard = [Depends(authorize)]
+    guard = [Depends(_Guard(token))]
     _add_views(app, supervisor, guard)
     _add_orders(app, supervisor, guard, shut_down)
     return app

@@ -18,6 +18,7 @@
         Unauthorized                 401  invalid_api_key
         UnknownModel                 404  model_not_found
         NotFound                     404  not_found
+        MethodNotAllowed             405  method_not_allowed
         RequestTimeout               408  request_timeout
         BodyTooLarge                 413  body_too_large
         WrongContentType             415  unsupported_media_type
@@ -26,6 +27,7 @@
         UpstreamInvalid              502  upstream_invalid
         ModelUnavailable             503  model_unavailable      Retry-After
         Draining                     503  draining               Retry-After
+        ShuttingDown                 503  shutting_down
         UpstreamTimeout              504  engine_stalled
 
 Each class carries its HTTP status, a code that a program can branch on, and the exit code of the
@@ -37,7 +39,7 @@ from __future__ import annotations
 
 
 class EngineRoomError(Exception):
-    """Root of the tree. `str(error)` is one clear sentence."""
+    """Root of the tree, and a fault of ours; `str(error)` is one clear sentence."""
 
     http_status = 500
     code = "internal_error"
@@ -119,38 +121,62 @@ class RequestError(EngineRoomError):
 
 
 class BadRequest(RequestError):
+    """The body is not what the path takes; `param` names the field."""
+
     http_status, code = 400, "invalid_request"
 
 
 class UnsupportedParameter(RequestError):
+    """A field is unknown, or the model's engine does not take it; `param` names it."""
+
     http_status, code = 400, "unsupported_parameter"
 
 
 class ContextLengthExceeded(RequestError):
+    """The prompt leaves no room for an answer in the model's context."""
+
     http_status, code = 400, "context_length_exceeded"
 
 
 class Unauthorized(RequestError):
+    """The API key or the admin token is missing or wrong."""
+
     http_status, code, kind = 401, "invalid_api_key", "authentication_error"
 
 
 class UnknownModel(RequestError):
+    """No model of that name is served."""
+
     http_status, code = 404, "model_not_found"
 
 
 class NotFound(RequestError):
+    """No such path, engine or record."""
+
     http_status, code = 404, "not_found"
 
 
+class MethodNotAllowed(RequestError):
+    """The path exists and takes another method."""
+
+    http_status, code = 405, "method_not_allowed"
+
+
 class RequestTimeout(RequestError):
+    """The body did not arrive in time."""
+
     http_status, code, retryable = 408, "request_timeout", True
 
 
 class BodyTooLarge(RequestError):
+    """The body has more bytes than `max_body_bytes`."""
+
     http_status, code = 413, "body_too_large"
 
 
 class WrongContentType(RequestError):
+    """The body is not sent as plain `application/json`."""
+
     http_status, code = 415, "unsupported_media_type"
 
 
@@ -165,14 +191,20 @@ class _Busy(RequestError):
 
 
 class QueueFull(_Busy):
+    """`max_queue` requests wait already; Retry-After says when to come back."""
+
     http_status, code, kind = 429, "queue_full", "rate_limit_error"
 
 
 class ModelUnavailable(_Busy):
+    """The model is stopped, has failed, or was not ready within `queue_timeout_s`."""
+
     http_status, code, kind = 503, "model_unavailable", "server_error"
 
 
 class Draining(_Busy):
+    """The server shuts down and takes nothing new."""
+
     http_status, code, kind = 503, "draining", "server_error"
 
 
@@ -192,3 +224,9 @@ class UpstreamTimeout(RequestError):
     """The engine sent nothing for longer than the stall limit."""
 
     http_status, code, kind, retryable = 504, "engine_stalled", "server_error", True
+
+
+class ShuttingDown(RequestError):
+    """The gateway process ended before the answer was complete."""
+
+    http_status, code, kind, retryable = 503, "shutting_down", "server_error", True

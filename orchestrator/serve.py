@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,8 +22,9 @@ from engine_launchers.base import Listen
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.control import GatewayConfig
 from orchestrator.errors import ConfigError, LaunchFailed, PortTaken
+from orchestrator.keys import key_policy
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
-from orchestrator.settings import Settings, key_policy
+from orchestrator.settings import Settings
 from orchestrator.startup import Decision
 from orchestrator.supervision.environments import Environments
 from orchestrator.supervision.instance import ProbeTimes
@@ -107,6 +108,8 @@ async def serve(settings: Settings, decision: Decision, audience: Audience) -> N
         await _install(settings, decision, audience, stopping)
         if not stopping.is_set():
             await _run(settings, decision, supervisor, token, stopping, audience, began)
+        with suppress(OSError):  # something of another program is in it
+            run.rmdir()
 
 
 async def _run(

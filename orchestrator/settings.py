@@ -15,18 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
 
 PREFIX = "ENGINEROOM_"
@@ -216,53 +209,6 @@ class _EnvironmentSource(PydanticBaseSettingsSource):
         return values
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML where a key given twice is an error, and aliases (a bomb's fuse) are refused."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                problem = f"keys must be text, not {key!r}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if key in seen:
-                problem = f"{key!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError naming file and line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(text) > 1_000_000:
-        raise ConfigError(f"{path}: larger than 1 MB, that is no configuration file")
-    try:
-        loaded = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError(f"{path}:{line}: {error.problem or 'not valid YAML'}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: must hold `key: value` lines, not a {type(loaded).__name__}")
-    return loaded
-
-
 def load_settings(
     flags: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
@@ -278,6 +224,10 @@ def load_settings(
         Path(environment["ENGINEROOM_CONFIG"]) if environment.get("ENGINEROOM_CONFIG") else None
     )
     from_file = read_config_file(chosen) if chosen else {}
+    if chosen and from_file.get("api_keys") and chosen.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"{chosen}: holds api_keys and others may read it; run: chmod 600 {chosen}"
+        )
     source = _EnvironmentSource(Settings, environment)
     from_env = source()
     from_flags = {key: value for key, value in (flags or {}).items() if value is not None}
@@ -318,43 +268,3 @@ def _sentence(error: ValidationError, place: Any) -> str:
     shown = "" if field == "api_keys" else f" (given: {given!r})"
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{place(field)}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-class KeyPolicy(BaseModel):
-    """Who may use the gateway: SHA-256 hashes of the accepted keys, empty for everybody."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hashes: tuple[str, ...] = ()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether binding `host` keeps strangers out."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
-
-
-def key_policy(settings: Settings) -> KeyPolicy:
-    """Hash the configured keys. Raises ConfigError for an unsafe bind or an unsafe key file."""
-    keys: list[str] = []
-    if settings.api_keys is not None:
-        keys += settings.api_keys.get_secret_value().split(",")
-    if settings.api_keys_file is not None:
-        keys += _read_key_file(settings.api_keys_file.expanduser())
-    keys = [key.strip() for key in keys if key.strip() and not key.strip().startswith("#")]
-    if not keys and not is_loopback(settings.host) and not settings.allow_anonymous:
-        raise ConfigError(
-            f"host {settings.host} is reachable from other machines but no API keys are set: set "
-            "ENGINEROOM_API_KEYS or api_keys_file, or ALLOW_ANONYMOUS=1 to serve everybody"
-        )
-    return KeyPolicy(hashes=tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys))
-
-
-def _read_key_file(path: Path) -> list[str]:
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"api_keys_file {path}: cannot be read: {error}") from error
-    if mode & 0o077:
-        raise ConfigError(f"api_keys_file {path}: others may read it; run: chmod 600 {path}")
-    return text.splitlines()

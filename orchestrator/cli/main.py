@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -270,14 +271,14 @@ def _say(client: httpx.Client, body: dict[str, Any], as_json: bool) -> dict[str,
             if answer.is_error:
                 answer.read()
                 checked(answer)
-            parts = [part for part in _deltas(answer)]
+            parts = list(_deltas(answer))
     except httpx.HTTPError as error:
         raise ControlUnavailable(f"the gateway does not answer ({type(error).__name__})") from error
     sys.stdout.write("\n")
     return {"role": "assistant", "content": "".join(parts)}
 
 
-def _deltas(answer: httpx.Response) -> Any:
+def _deltas(answer: httpx.Response) -> Iterator[str]:
     """Print the text of a chat stream as it comes, and yield it."""
     for line in answer.iter_lines():
         if not line.startswith("data: ") or line == "data: [DONE]":
@@ -292,10 +293,10 @@ def _deltas(answer: httpx.Response) -> Any:
             yield text
 
 
-def run() -> None:
-    """Entry point: our errors become one sentence and an exit code, never a traceback."""
+def guarded(main: Callable[[], None]) -> None:
+    """Run `main`; our errors become one sentence and an exit code, never a traceback."""
     try:
-        app(standalone_mode=True)
+        main()
     except EngineRoomError as error:
         if "--json" in sys.argv:
             _print_json(error.envelope())
@@ -303,6 +304,11 @@ def run() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def run() -> None:
+    """Entry point of the `engineroom` command."""
+    guarded(app)
 
 
 if __name__ == "__main__":

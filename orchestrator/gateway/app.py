@@ -20,10 +20,10 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.control import GatewayConfig
 from orchestrator.errors import (
     EngineRoomError,
+    MethodNotAllowed,
     NotFound,
-    RequestError,
+    ShuttingDown,
     Unauthorized,
-    UpstreamBroken,
 )
 from orchestrator.gateway.exchange import ClientGone, Exchange
 from orchestrator.gateway.handlers import Facts, Generating, Handler
@@ -33,18 +33,6 @@ from orchestrator.gateway.upstream import Upstream
 from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
 
 _log = logging.getLogger("engineroom.gateway")
-
-
-class MethodNotAllowed(RequestError):
-    """The path exists, the method does not."""
-
-    http_status, code = 405, "method_not_allowed"
-
-
-class ShuttingDown(UpstreamBroken):
-    """This gateway process ends before the answer is complete."""
-
-    http_status, code = 503, "shutting_down"
 
 
 class Gateway:

@@ -125,11 +125,11 @@ class Shim:
             self.rotate()
         self.sweep()
         write_json(os.path.join(self.spec["folder"], "exit.json"), self.exit)
-        for client in list(self.clients):
-            self.send(client, {"event": "exit", **self.exit})
         shutil.rmtree(self.spec["tmp"], ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.spec["socket"])
+        for client in list(self.clients):  # last: whoever hears it finds nothing of us left
+            self.send(client, {"event": "exit", **self.exit})
 
     def timeout(self) -> float:
         ends = [self.lease_ends] if self.kill_at is None else [self.kill_at]

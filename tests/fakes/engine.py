@@ -388,8 +388,8 @@ class Engine:
             kept = self.plain_work if self.settings.term_waits else set()
             for task in self.connections - kept:
                 task.cancel()
-            while kept:
-                await asyncio.sleep(0.02)
+            if kept:
+                await asyncio.wait(kept)
             for task in self.connections:
                 task.cancel()
             await asyncio.gather(*self.connections)

@@ -1,0 +1,143 @@
+"""The house holds: imports go strictly downward, pure rooms stay pure, no circle, no long file."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Longest prefix wins. A module imports only from lower floors, or from its own room.
+FLOORS: dict[str, int] = {
+    "engine_launchers.base": 0,
+    "orchestrator": 0,  # the package itself: its version
+    "orchestrator.errors": 0,
+    "orchestrator.resources": 0,
+    "engine_launchers": 1,
+    "orchestrator.config_file": 1,
+    "orchestrator.settings": 2,
+    "orchestrator.keys": 3,
+    "orchestrator.control": 1,
+    "orchestrator.supervision.events": 1,
+    "orchestrator.supervision.lifecycle": 2,
+    "orchestrator.planning": 2,
+    "orchestrator.hardware": 2,
+    "orchestrator.models": 2,
+    "orchestrator.runtimes": 2,
+    "orchestrator.observability": 2,
+    "orchestrator.supervision": 3,
+    "orchestrator.gateway": 3,
+    "orchestrator.admin": 4,
+    "orchestrator.startup": 4,
+    "orchestrator.serve": 5,
+    "orchestrator.cli": 6,
+    "orchestrator.__main__": 7,
+}
+PURE = {
+    "engine_launchers",
+    "orchestrator.errors",
+    "orchestrator.planning",
+    "orchestrator.supervision.events",
+    "orchestrator.supervision.lifecycle",
+    "orchestrator.gateway.sse",
+    "orchestrator.gateway.stream",
+    "orchestrator.gateway.generate",
+    "orchestrator.gateway.openai",
+    "orchestrator.gateway.body",
+}
+IMPURE_IMPORTS = {"asyncio", "httpx", "subprocess", "socket", "os", "time", "random", "threading"}
+FORBIDDEN = {  # never, whatever the floors say
+    "orchestrator.gateway": ("supervision", "planning", "hardware", "runtimes", "models", "admin"),
+    "orchestrator.supervision": ("gateway",),
+    "orchestrator.admin": ("gateway",),
+}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("orchestrator", "engine_launchers")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, at any depth of the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in MODULES else node.module)
+    return found
+
+
+def room(module: str) -> str:
+    """The entry of FLOORS that a module belongs to."""
+    return max(
+        (name for name in FLOORS if module == name or module.startswith(name + ".")), key=len
+    )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    for other in imports(MODULES[module]) & set(MODULES):
+        mine, theirs = room(module), room(other)
+        if mine != theirs:
+            assert FLOORS[theirs] < FLOORS[mine], f"{module} imports {other}"
+        for prefix, banned in FORBIDDEN.items():
+            if module.startswith(prefix):
+                assert not any(other.startswith(f"orchestrator.{word}") for word in banned)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("engine_launchers")])
+def test_launchers_never_import_the_orchestrator(module: str) -> None:
+    assert not any(name.startswith("orchestrator") for name in imports(MODULES[module]))
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if any(m == p or m.startswith(p + ".") for p in PURE)]
+)
+def test_pure_modules_do_no_io(module: str) -> None:
+    roots = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert not roots & IMPURE_IMPORTS
+
+
+def test_the_shim_needs_nothing_but_the_standard_library() -> None:
+    roots = {name.split(".")[0] for name in imports(MODULES["orchestrator.runtimes.shim"])}
+    assert not roots & {"orchestrator", "engine_launchers", "pydantic", "psutil", "httpx"}
+
+
+def test_there_is_no_circle() -> None:
+    graph = {name: imports(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_stay_small(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= 350
+
+
+def test_every_public_thing_says_what_it_is() -> None:
+    silent = []
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        if not ast.get_docstring(tree) and path.read_text().strip():
+            silent.append(name)
+        silent += [
+            f"{name}.{node.name}"
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and not node.name.startswith("_")
+            and not ast.get_docstring(node)
+            and not _is_event(node)
+        ]
+    assert silent == []
+
+
+def _is_event(node: ast.stmt) -> bool:
+    """A dataclass whose name and fields say it all."""
+    return isinstance(node, ast.ClassDef) and len(node.body) <= 3 and bool(node.decorator_list)

@@ -1,0 +1,96 @@
+"""Fixtures for every level: servers over the fake engine, and over the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine_launchers.llama_cpp import LlamaCppLauncher
+from orchestrator.hardware import probe
+from orchestrator.settings import default_data_dir
+from orchestrator.supervision.environments import Environments
+from tests.harness import Room, clean_env, fake_room, free_ports, processes_of
+
+RoomMaker = Callable[..., Room]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in set(os.environ) - set(clean_env()):
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def make_room(tmp_path: Path) -> Iterator[RoomMaker]:
+    """Servers over the fake engine: `make_room("--tps", "20", max_queue=3)`."""
+    made: list[Room] = []
+
+    def make(*knobs: str, name: str = "data", **settings: object) -> Room:
+        room = fake_room(tmp_path / name, *knobs, **settings)  # type: ignore[arg-type]
+        made.append(room)
+        return room
+
+    yield make
+    for room in made:
+        room.close()
+    assert processes_of(str(tmp_path)) == []
+
+
+@pytest.fixture(scope="session")
+def engines_dir(pytestconfig: pytest.Config) -> Path:
+    """The folder with the real llama.cpp engine, installed once per machine."""
+    folder = default_data_dir(os.environ) / "envs"
+    environments = Environments(folder, os.environ)
+    need = LlamaCppLauncher().requirement(probe())
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    said = time.monotonic()
+
+    def progress(line: str, seconds: float) -> None:
+        nonlocal said
+        if time.monotonic() - said > 15:
+            said = time.monotonic()
+            with capture.global_and_fixture_disabled():
+                sys.stderr.write(f"\n[{seconds:.0f} s] installing {need.engine}: {line[:100]}\n")
+
+    asyncio.run(environments.install(need, progress))
+    return folder
+
+
+def real_room(data: Path, engines: Path, *flags: str) -> Room:
+    """`engineroom serve` with the real engine and the demo model."""
+    port, admin_port = free_ports(2)
+    command = [sys.executable, "-m", "orchestrator", "serve", "--json", "--port", str(port)]
+    command += ["--admin-port", str(admin_port), "--data-dir", str(data), *flags]
+    return Room(data, command, clean_env(ENGINEROOM_ENGINES_DIR=str(engines)))
+
+
+@pytest.fixture
+def make_real_room(tmp_path: Path, engines_dir: Path) -> Iterator[RoomMaker]:
+    """Servers over the real engine: `make_real_room("--max-queue", "3")`."""
+    made: list[Room] = []
+
+    def make(*flags: str) -> Room:
+        made.append(real_room(tmp_path / "data", engines_dir, *flags))
+        return made[-1]
+
+    yield make
+    for room in made:
+        room.close()
+    assert processes_of(str(tmp_path)) == []
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, engines_dir: Path) -> Iterator[Room]:
+    """One running server over the real engine, for tests that do not disturb it."""
+    folder = tmp_path_factory.mktemp("real")
+    room = real_room(folder / "data", engines_dir).start()
+    yield room
+    room.close()
+    assert processes_of(str(folder)) == []

@@ -1,0 +1,163 @@
+"""Every launcher in the registry keeps the same promises; a new one is covered without new code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine_launchers import LAUNCHERS, load_launcher
+from engine_launchers.base import (
+    CrashCause,
+    EngineName,
+    EnginePlan,
+    ExitResult,
+    Fit,
+    Gpu,
+    HardwareProfile,
+    Launcher,
+    Listen,
+    ModelSpec,
+    Rejection,
+    Tuning,
+)
+from orchestrator.models.gguf import model_spec
+from orchestrator.resources import demo_dir
+
+TAILS = Path(__file__).parents[1] / "fixtures" / "tails"
+GIB = 2**30
+
+
+def machine(ram: int, cores: int = 2, gpus: int = 0, isa: tuple[str, ...] = ()) -> HardwareProfile:
+    cards = tuple(
+        Gpu(index=i, uuid=f"u{i}", name="card", vendor="nvidia", vram_total=24 * GIB,
+            vram_free=23 * GIB)
+        for i in range(gpus)
+    )  # fmt: skip
+    return HardwareProfile(
+        gpus=cards, ram_total=ram, ram_available=ram, cpu_cores=cores, isa=isa, platform="linux-x"
+    )
+
+
+MACHINES = [machine(GIB // 4), machine(GIB), machine(64 * GIB, 16), machine(64 * GIB, 8, 2)]
+
+
+def demo() -> ModelSpec:
+    return model_spec(demo_dir() / "demo.Q4_K_M.gguf", "demo")
+
+
+def seven_b(**changes: object) -> ModelSpec:
+    spec = ModelSpec(
+        id="m7", source="/models/m7.gguf", format="gguf", architecture="llama",
+        params=7_241_700_000, layers=32, heads=32, kv_heads=8, head_dim=128, context_max=32768,
+        vocab=32000, quantization="Q4_K_M", weight_bytes=4_369_000_000,
+    )  # fmt: skip
+    return spec.model_copy(update=changes)
+
+
+MODELS = [demo(), seven_b(), seven_b(format="safetensors"), seven_b(weight_bytes=10**12)]
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    name: EngineName = request.param
+    return load_launcher(name)
+
+
+def plan_of(launcher: Launcher, fit: Fit, pinned: frozenset[str] = frozenset()) -> EnginePlan:
+    return EnginePlan(
+        id="x", engine=launcher.name, engine_version=launcher.version, tier="CPU_ONLY",
+        model=demo(), tuning=fit.tuning, pinned=pinned, estimate=fit.estimate,
+    )  # fmt: skip
+
+
+def test_every_machine_and_model_gives_a_fit_or_a_reason(launcher: Launcher) -> None:
+    for hardware in MACHINES:
+        for model in MODELS:
+            for wish in (Tuning(), Tuning(max_model_len=8192, threads=1)):
+                got = launcher.fit(model, hardware, wish)
+                if isinstance(got, Rejection):
+                    assert got.why
+                else:
+                    total = sum(part.total for part in got.estimate if part.device == "ram")
+                    assert total <= hardware.ram_available
+
+
+def test_a_fit_on_a_big_machine_keeps_the_wish(launcher: Launcher) -> None:
+    got = launcher.fit(demo(), machine(64 * GIB, 8), Tuning(max_model_len=1024, threads=3))
+    assert isinstance(got, Fit)
+    assert (got.tuning.max_model_len, got.tuning.threads) == (1024, 3)
+
+
+def test_the_command_listens_where_it_is_told_and_carries_the_users_flags_last(
+    launcher: Launcher,
+) -> None:
+    fit = launcher.fit(demo(), machine(64 * GIB), Tuning(extra_args=("--seed", "5")))
+    assert isinstance(fit, Fit)
+    spec = launcher.command(plan_of(launcher, fit), Listen(port=4711))
+    assert spec.argv[-2:] == ("--seed", "5")
+    assert "4711" in spec.argv
+    assert "127.0.0.1" in spec.argv
+    assert set(spec.injected) <= set(spec.argv)
+    assert spec == type(spec).model_validate_json(spec.model_dump_json())
+
+
+CAUSES = [cause for cause in CrashCause if cause.needs_smaller_plan]
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_relaxing_shrinks_ends_and_never_touches_pins(
+    launcher: Launcher, cause: CrashCause
+) -> None:
+    fit = launcher.fit(seven_b(), machine(64 * GIB), Tuning(max_model_len=8192))
+    assert isinstance(fit, Fit)
+    names = list(Tuning.model_fields)
+    for pinned in (frozenset[str](), frozenset({"max_model_len"}), frozenset(names)):
+        plan: EnginePlan | None = plan_of(launcher, fit, pinned)
+        rungs = 0
+        while plan is not None:
+            smaller = launcher.relax(plan, cause)
+            if smaller is not None:
+                assert smaller.rung == plan.rung + 1
+                assert len(smaller.reasons) == len(plan.reasons) + 1
+                for name in pinned:
+                    assert getattr(smaller.tuning, name) == getattr(fit.tuning, name)
+                assert smaller.tuning != plan.tuning
+            plan, rungs = smaller, rungs + 1
+            assert rungs < 20
+
+
+def test_what_is_no_matter_of_size_has_no_rung(launcher: Launcher) -> None:
+    fit = launcher.fit(demo(), machine(64 * GIB), Tuning())
+    assert isinstance(fit, Fit)
+    for cause in set(CrashCause) - set(CAUSES):
+        assert launcher.relax(plan_of(launcher, fit), cause) is None
+
+
+def test_every_recorded_failure_is_diagnosed(launcher: Launcher) -> None:
+    files = sorted((TAILS / launcher.name).glob("*.txt"))
+    assert len(files) >= 8
+    for file in files:
+        cause, code, *_ = file.name.split(".")
+        died = int(code.lstrip("s"))
+        exit = ExitResult(signal=died) if code.startswith("s") else ExitResult(code=died)
+        assert launcher.diagnose(exit, file.read_text().splitlines()) == cause, file.name
+
+
+def test_an_old_line_in_the_log_does_not_blame_a_healthy_exit(launcher: Launcher) -> None:
+    tail = ["ValueError: Failed to load model from file: x"]
+    assert launcher.diagnose(ExitResult(signal=9), tail) is CrashCause.KILLED
+    assert launcher.diagnose(ExitResult(oom_killed=True), tail) is CrashCause.HOST_OOM
+
+
+def test_the_requirement_is_pinned_and_printable(launcher: Launcher) -> None:
+    need = launcher.requirement(machine(GIB, isa=("AVX2", "AMX")))
+    assert all("==" in package for package in need.packages)
+    assert json.loads(need.model_dump_json())["version"] == launcher.version
+
+
+def test_the_body_fields_are_an_allow_list(launcher: Launcher) -> None:
+    fields = launcher.quirks.completion_fields | launcher.quirks.chat_fields
+    assert {"model", "max_tokens", "temperature", "stream"} <= fields
+    assert not {"n_discard", "prompt_embeds", "kv_transfer_params", "grammar"} & fields

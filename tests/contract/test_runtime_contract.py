@@ -1,0 +1,177 @@
+"""Every runtime keeps the same promises, shown with a real child."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine_launchers.base import ExitResult, LaunchSpec
+from orchestrator.errors import LaunchFailed
+from orchestrator.runtimes.base import Handle, HandleRecord
+from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
+from tests.harness import eventually, processes_of
+
+Starter = Callable[..., HandleRecord]
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
+    (tmp_path / "logs").mkdir()
+    sockets = Path("/tmp") / f"er-{os.getpid()}-{abs(hash(str(tmp_path))) % 10**6}"
+    sockets.mkdir()
+    options = ProcessOptions(
+        folder=tmp_path / "instances",
+        logs=tmp_path / "logs",
+        sockets=sockets,
+        lease_s=30,
+        grace_s=1,
+        log_max_bytes=65_536,
+        log_files=2,
+    )
+    yield ProcessRuntime(options, os.environ)
+    for each in processes_of(str(tmp_path)):
+        each.kill()
+    shutil.rmtree(sockets)
+
+
+def order(runtime: ProcessRuntime, code: str, generation: int = 1) -> HandleRecord:
+    """The record of a small Python program."""
+    spec = LaunchSpec(argv=(sys.executable, "-c", code))
+    return runtime.record("child", generation, spec)
+
+
+FOREVER = "import signal, sys; print('up', flush=True); signal.pause()"
+
+
+async def up(handle: Handle) -> None:
+    """Wait until the child printed its first line."""
+    log = handle.record.log
+    await eventually(lambda: log.exists() and "\n" in log.read_text(), 20, "the first line")
+
+
+async def test_it_is_usable_here(runtime: ProcessRuntime) -> None:
+    assert (await runtime.check()).usable
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_an_exit_code_is_told_to_everybody_who_waits(
+    runtime: ProcessRuntime, code: int
+) -> None:
+    handle = await runtime.start(order(runtime, f"raise SystemExit({code})"))
+    answers = await asyncio.gather(*(handle.wait() for _ in range(3)))
+    assert answers == [ExitResult(code=code)] * 3
+    assert await handle.stop(1) == ExitResult(code=code)
+
+
+async def test_a_signal_is_told(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(order(runtime, FOREVER))
+    await up(handle)
+    assert handle.record.child is not None
+    os.kill(handle.record.child.pid, signal.SIGKILL)
+    assert await handle.wait() == ExitResult(signal=9)
+
+
+async def test_stopping_twice_is_stopping_once(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(order(runtime, FOREVER))
+    await up(handle)
+    both = await asyncio.gather(handle.stop(5), handle.stop(5))
+    assert list(both) == [ExitResult(signal=15)] * 2
+
+
+async def test_term_ignored_is_kill_after_the_grace(runtime: ProcessRuntime) -> None:
+    ignoring = "import signal; signal.signal(15, signal.SIG_IGN); " + FOREVER
+    handle = await runtime.start(order(runtime, ignoring))
+    await up(handle)
+    assert await handle.stop(0.2) == ExitResult(signal=9)
+
+
+async def test_nothing_of_the_tree_survives_even_what_left_its_session(
+    runtime: ProcessRuntime,
+) -> None:
+    escape = (
+        "import os, signal, sys\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True)\n"
+        "        signal.pause()\n"
+        "    os._exit(0)\n"
+        "signal.pause()\n"
+    )
+    handle = await runtime.start(order(runtime, escape))
+    await up(handle)
+    grandchild = psutil.Process(int(handle.record.log.read_text()))
+    await handle.stop(0.2)
+    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_program_that_is_not_there_is_a_launch_failure(runtime: ProcessRuntime) -> None:
+    record = runtime.record("child", 1, LaunchSpec(argv=("/does/not/exist",)))
+    with pytest.raises(LaunchFailed, match="No such file"):
+        await runtime.start(record)
+
+
+async def test_it_is_found_again_by_its_record_alone(runtime: ProcessRuntime) -> None:
+    record = order(runtime, FOREVER)
+    first = await runtime.start(record)
+    await up(first)
+    first.detach()
+    stored = HandleRecord.model_validate_json(record.model_dump_json())
+    second = await runtime.recover(stored)
+    assert second is not None
+    assert second.record.child == first.record.child
+    assert await second.stop(1) == ExitResult(signal=15)
+
+
+async def test_a_strangers_pid_is_never_taken_for_ours(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(order(runtime, FOREVER))
+    child = handle.record.child
+    assert child is not None
+    assert is_alive(child)
+    assert not is_alive(child.model_copy(update={"started": child.started + 1}))
+    assert not is_alive(child.model_copy(update={"boot_id": "another boot"}))
+    await handle.stop(1)
+    assert not is_alive(child)
+    assert await runtime.recover(handle.record) is None
+
+
+async def test_a_record_without_a_process_is_nothing(runtime: ProcessRuntime) -> None:
+    assert await runtime.recover(order(runtime, FOREVER, generation=9)) is None
+
+
+async def test_a_killed_shim_costs_its_engine_and_says_so(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(order(runtime, FOREVER))
+    await up(handle)
+    shim, child = handle.record.shim, handle.record.child
+    assert shim is not None
+    assert child is not None
+    os.kill(shim.pid, signal.SIGKILL)
+    assert (await handle.wait()).error == "its shim was lost"
+    await eventually(lambda: not is_alive(child), 5, "the engine ends too")
+
+
+async def test_logs_rotate_and_stay_bounded(runtime: ProcessRuntime) -> None:
+    flood = "import sys, time\nwhile True: print('x' * 1000, flush=True); time.sleep(0.0005)"
+    handle = await runtime.start(order(runtime, flood))
+    log = handle.record.log
+    await eventually(log.with_suffix(".log.2").exists, 30, "two rotations")
+    await handle.stop(1)
+    assert len(list(log.parent.iterdir())) <= 3
+
+
+async def test_children_get_a_private_tmpdir_that_goes_with_them(runtime: ProcessRuntime) -> None:
+    code = "import os; print(os.environ['TMPDIR'], flush=True); import signal; signal.pause()"
+    handle = await runtime.start(order(runtime, code))
+    await up(handle)
+    folder = Path(handle.record.log.read_text().strip())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    await handle.stop(1)
+    assert not folder.exists()

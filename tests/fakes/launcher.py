@@ -1,0 +1,45 @@
+"""A launcher for the fake engine: it stands where llama.cpp stands, with knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine_launchers.base import (
+    EngineName,
+    EnginePlan,
+    EngineRequirement,
+    HardwareProfile,
+    LaunchSpec,
+    Listen,
+    Quirks,
+)
+from engine_launchers.llama_cpp import LlamaCppLauncher
+
+ENGINE = Path(__file__).with_name("engine.py")
+
+
+class FakeLauncher(LlamaCppLauncher):
+    """Plans, diagnoses and relaxes like llama.cpp; runs `tests/fakes/engine.py`."""
+
+    name: EngineName = "llama_cpp"
+    version = "fake"
+
+    def __init__(self, knobs: Sequence[str] = (), serial: bool = True) -> None:
+        self.knobs = tuple(knobs)
+        self.serial = serial
+        real = LlamaCppLauncher.quirks
+        self.quirks: Quirks = real.model_copy()
+
+    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
+        return EngineRequirement(engine=self.name, version=self.version, packages=(), check=())
+
+    def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
+        argv = (
+            *("{python}", str(ENGINE), "--host", listen.host, "--port", str(listen.port)),
+            *("--model", plan.model.id, *self.knobs),
+            *(("--serial",) if self.serial else ()),
+        )
+        # The fake has no context: the plan's stands in its environment, to tell plans apart.
+        env = {"FAKE_CONTEXT": str(plan.tuning.max_model_len)}
+        return LaunchSpec(argv=argv, env=env, listen=listen)

@@ -1,0 +1,219 @@
+"""Whole servers as real processes: start them, wait for what they report, see what they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def until(check: Callable[[], T | None], seconds: float, what: str) -> T:
+    """Poll another process until `check` gives something true; AssertionError at the deadline."""
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while time.monotonic() < deadline:
+        if found := check():
+            return found
+        pause.wait(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+async def eventually(check: Callable[[], object], seconds: float, what: str) -> None:
+    """`until`, for a test that has an event loop to keep alive."""
+    await asyncio.to_thread(until, check, seconds, what)
+
+
+def clean_env(**more: str) -> dict[str, str]:
+    """The test's environment without what would be read as settings."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("ENGINEROOM_")}
+    for name in ("HOST", "PORT", "BASE_MODEL", "QUANTIZATION", "PYTHONDONTWRITEBYTECODE"):
+        env.pop(name, None)
+    return {**env, **more}
+
+
+class Room:
+    """One data directory, and the servers that run on it one after another."""
+
+    def __init__(self, data: Path, command: Sequence[str], env: dict[str, str] | None = None):
+        self.data, self.command = data, tuple(command)
+        self.env = env or clean_env()
+        self.process: subprocess.Popen[str] | None = None
+        self.ready: dict[str, Any] = {}
+        self.log = data / "serve.stderr"
+        self.http = httpx.Client(timeout=30, trust_env=False)
+
+    # --- life ---
+
+    def launch(self) -> subprocess.Popen[str]:
+        """Start without waiting."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                cwd=ROOT,
+                env=self.env,
+            )
+        return self.process
+
+    def start(self, seconds: float = 60) -> Room:
+        """Start, and wait for the ready line."""
+        process = self.launch()
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        timer.cancel()
+        assert line.startswith("{"), f"no ready line: {line!r}\n{self.log.read_text()[-3000:]}"
+        self.ready = json.loads(line)
+        return self
+
+    def stop(self, seconds: float = 45) -> int:
+        """SIGTERM, and wait for the end."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait_end(seconds)
+
+    def wait_end(self, seconds: float = 45) -> int:
+        """Wait for the supervisor's exit code."""
+        assert self.process is not None
+        code = self.process.wait(seconds)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL the supervisor only."""
+        assert self.process is not None
+        self.process.kill()
+        self.wait_end()
+
+    # --- looking ---
+
+    @property
+    def url(self) -> str:
+        return str(self.ready["gateway"])
+
+    @property
+    def token(self) -> str:
+        return (self.data / "admin.token").read_text().strip()
+
+    def admin(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.token}"}
+        return self.http.request(method, self.ready["admin"] + path, headers=headers, **kwargs)
+
+    def engine(self, name: str = "demo-0") -> dict[str, Any]:
+        """The admin API's row of one engine."""
+        return dict(self.admin("GET", f"/admin/engines/{name}").json())
+
+    def wait_state(self, state: str, name: str = "demo-0", seconds: float = 30) -> dict[str, Any]:
+        """Wait until an engine is in `state`; its row."""
+
+        def check() -> dict[str, Any] | None:
+            row = self.engine(name)
+            return row if row["state"] == state else None
+
+        return until(check, seconds, f"{name} {state}, is {self.engine(name)}")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of the control plane's metrics, 0 where it is absent."""
+        return sample(self.admin("GET", "/metrics").text, name, labels)
+
+    def generate(self, prompt: str = "Hi", **fields: Any) -> httpx.Response:
+        return self.http.post(f"{self.url}/generate", json={"prompt": prompt, **fields})
+
+    @contextlib.contextmanager
+    def stream(self, prompt: str, **fields: Any) -> Iterator[Iterator[str]]:
+        """The data payloads of /generate_stream, as they come."""
+        body = {"prompt": prompt, **fields}
+        with self.http.stream("POST", f"{self.url}/generate_stream", json=body) as answer:
+            assert answer.status_code == 200, answer.read()
+            yield (line[6:] for line in answer.iter_lines() if line.startswith("data: "))
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process that was started for this data directory."""
+        return processes_of(str(self.data))
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        self.http.close()
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+        for each in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        if self.process is not None:
+            self.process.kill()
+            self.wait_end()
+
+
+def processes_of(marker: str) -> list[psutil.Process]:
+    """Live processes whose command line, environment or folder names `marker`."""
+    found = []
+    for each in psutil.process_iter():
+        if each.pid == os.getpid():
+            continue
+        with contextlib.suppress(psutil.Error):
+            if each.status() == psutil.STATUS_ZOMBIE:
+                continue
+            texts = [*each.cmdline(), each.cwd()]
+            if any(marker in text for text in texts):
+                found.append(each)
+    return found
+
+
+def sample(text: str, name: str, labels: dict[str, str]) -> float:
+    """One value of an exposition text, 0 where it is absent."""
+    for line in text.splitlines():
+        if line.startswith(name) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            return float(line.rsplit(" ", 1)[1])
+    return 0.0
+
+
+def fake_room(
+    data: Path, *knobs: str, serial: bool = True, engines: Path | None = None, **settings: Any
+) -> Room:
+    """A server over the fake engine."""
+    port, admin_port = free_ports(2)
+    merged = {
+        "port": port,
+        "admin_port": admin_port,
+        "data_dir": str(data),
+        "engines_dir": str(engines or data / "envs"),
+        "probe_interval_s": 0.5,
+        "drain_s": 5,
+        "stop_grace_s": 2,
+        **settings,
+    }
+    order = {"knobs": list(knobs), "serial": serial, "settings": merged}
+    return Room(data, [sys.executable, "-m", "tests.fakes.serve_fake", json.dumps(order)])

@@ -1,0 +1,286 @@
+"""A whole server over the fake engine: start, serve, heal, survive, adopt, drain, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.harness import Room, free_ports, until
+
+RoomMaker = Callable[..., Room]
+
+
+def test_it_starts_serves_and_leaves_nothing(make_room: RoomMaker) -> None:
+    room = make_room().start()
+    answer = room.generate("Hi", max_new_tokens=3).json()
+    assert answer["generated_text"] == "w0 w1 w2"
+    assert answer["token_count"] == 3
+    assert room.http.get(f"{room.url}/health/ready").status_code == 200
+    sockets = Path(room.admin("GET", "/admin/engines/demo-0").json()["log"])
+    assert sockets.exists()
+    run = [p for p in Path("/tmp").glob("engineroom-*") if list(p.glob("demo-0.*.sock"))]
+    assert room.stop() == 0
+    assert room.processes() == []
+    assert not any(p.exists() for p in run if not list(p.glob("*.sock")))
+
+
+def test_a_killed_engine_ends_its_stream_with_one_error_and_is_replaced(
+    make_room: RoomMaker,
+) -> None:
+    room = make_room("--tps", "20").start()
+    before = room.engine()
+    with room.stream("Hi", max_new_tokens=200) as events:
+        assert json.loads(next(events))["index"] == 0
+        os.kill(before["pid"], signal.SIGKILL)
+        began = time.monotonic()
+        rest = list(events)
+    assert time.monotonic() - began < 1.0
+    assert "[DONE]" not in rest
+    errors = [json.loads(e) for e in rest if "error" in json.loads(e)]
+    assert [e["error"]["code"] for e in errors] == ["engine_died"]
+    assert rest[-1] == json.dumps(errors[0], ensure_ascii=False)
+    assert room.generate("again", max_new_tokens=2).status_code == 200
+    after = room.engine()
+    assert after["pid"] != before["pid"]
+    assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+
+
+def test_engines_outlive_a_killed_supervisor_and_are_adopted(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "20").start()
+    before, gateway = room.engine(), room.engine("gateway-0")
+    with room.stream("Hi", max_new_tokens=40) as events:
+        next(events)
+        room.kill()
+        rest = list(events)
+    assert json.loads(rest[-2])["done"] is True
+    assert rest[-1] == "[DONE]"
+    assert room.generate("alone", max_new_tokens=2).status_code == 200
+    assert room.http.get(f"{room.url}/health").json()["supervisor"] == "away"
+    room.start()
+    assert room.ready["start_seconds"] < 2
+    after = room.engine()
+    assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+    assert room.engine("gateway-0")["pid"] == gateway["pid"]
+    assert room.generate("on", max_new_tokens=2).status_code == 200
+    until(
+        lambda: room.http.get(f"{room.url}/health").json()["supervisor"] == "connected",
+        5,
+        "the gateway finds the new supervisor",
+    )
+    types = [event["type"] for event in room.admin("GET", "/admin/events").json()["events"]]
+    assert types.count("engine.adopted") == 2
+    assert room.stop() == 0
+    assert room.processes() == []
+
+
+def test_without_a_supervisor_the_lease_ends_everything(make_room: RoomMaker) -> None:
+    room = make_room(lease_s=1.5).start()
+    room.kill()
+    until(lambda: not room.processes(), 15, "engine and gateway end with their lease")
+
+
+def test_sigterm_lets_running_streams_finish_and_refuses_new_ones(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "20", serial=False).start()
+    assert room.process is not None
+    with room.stream("Hi", max_new_tokens=30) as events:
+        next(events)
+        room.process.send_signal(signal.SIGTERM)
+        refused = until(
+            lambda: r if (r := room.generate("late")).status_code == 503 else None, 5, "503"
+        )
+        rest = list(events)
+    assert refused.json()["error"]["code"] == "draining"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert json.loads(rest[-2])["token_count"] == 30
+    assert rest[-1] == "[DONE]"
+    assert room.wait_end() == 0
+    assert room.processes() == []
+
+
+def test_the_drain_deadline_cuts_a_long_stream_with_one_error(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "10", drain_s=0.5).start()
+    assert room.process is not None
+    with room.stream("Hi", max_new_tokens=500) as events:
+        next(events)
+        room.process.send_signal(signal.SIGTERM)
+        rest = [json.loads(e) for e in events]
+    assert "error" in rest[-1]
+    assert room.wait_end() == 0
+    assert room.processes() == []
+
+
+def test_a_second_signal_ends_the_drain_at_once(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "10", drain_s=60).start()
+    assert room.process is not None
+    with room.stream("Hi", max_new_tokens=500) as events:
+        next(events)
+        room.process.send_signal(signal.SIGTERM)
+        room.wait_state("draining")
+        began = time.monotonic()
+        room.process.send_signal(signal.SIGTERM)
+        list(events)
+    assert room.wait_end() == 0
+    assert time.monotonic() - began < 8
+
+
+def test_an_engine_that_ignores_sigterm_and_forks_is_still_ended(make_room: RoomMaker) -> None:
+    room = make_room("--ignore-sigterm", "--fork-grandchild", stop_grace_s=0.5).start()
+    log = Path(room.engine()["log"])
+    words = next(x for x in log.read_text().splitlines() if x.startswith("grandchild ")).split()
+    grandchild = psutil.Process(int(words[1]))
+    assert grandchild.is_running()
+    assert room.stop() == 0
+    assert not grandchild.is_running()
+    assert room.processes() == []
+
+
+def test_a_restart_drains_and_requests_wait_meanwhile(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "20").start()
+    before = room.engine()
+    results: list[int] = []
+    with room.stream("Hi", max_new_tokens=20) as events:
+        next(events)
+        accepted = room.admin("POST", "/admin/models/demo/restart", json={"drain_s": 10})
+        assert accepted.status_code == 202
+        room.wait_state("draining")
+        late = threading.Thread(
+            target=lambda: results.append(room.generate("late", max_new_tokens=2).status_code)
+        )
+        late.start()
+        rest = list(events)
+    assert rest[-1] == "[DONE]"
+    late.join(20)
+    assert results == [200]
+    after = room.wait_state("ready")
+    assert after["pid"] != before["pid"]
+    assert after["generation"] == before["generation"] + 1
+    assert room.metric("engineroom_engine_restarts_total", engine="demo-0") == 0
+
+
+def test_stop_and_start_of_a_model(make_room: RoomMaker) -> None:
+    room = make_room().start()
+    assert room.admin("POST", "/admin/models/demo/stop").status_code == 202
+    room.wait_state("stopped")
+    refused = room.generate("x")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+    assert "retry-after" in refused.headers
+    health = room.http.get(f"{room.url}/health").json()
+    assert (health["status"], health["models"][0]["state"]) == ("degraded", "stopped")
+    assert room.http.get(f"{room.url}/health/ready").status_code == 503
+    assert room.admin("POST", "/admin/models/demo/start").status_code == 202
+    room.wait_state("ready")
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+
+
+def test_a_crashed_gateway_comes_back_and_engines_are_untouched(make_room: RoomMaker) -> None:
+    room = make_room().start()
+    before = room.engine()
+    os.kill(room.engine("gateway-0")["pid"], signal.SIGKILL)
+    room.wait_state("ready", "gateway-0")
+    until(lambda: room.engine("gateway-0")["generation"] == 2, 10, "a new gateway")
+    room.wait_state("ready", "gateway-0")
+    until(
+        lambda: room.http.get(f"{room.url}/health/ready").status_code == 200, 5, "routes are back"
+    )
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+    assert room.engine()["pid"] == before["pid"]
+
+
+def test_a_crash_loop_ends_in_failed_with_the_cause(make_room: RoomMaker) -> None:
+    room = make_room("--fail-on-start", "7", restart_limit=1)
+    room.launch()
+    assert room.wait_end() == 70
+    error = room.log.read_text().splitlines()[-1]
+    assert "demo-0 could not be started" in error
+    assert "exited with code 7" in error
+    assert "Traceback" not in room.log.read_text()
+    assert room.processes() == []
+
+
+def test_a_deterministic_failure_is_not_tried_again(make_room: RoomMaker) -> None:
+    text = "ValueError: Failed to load model from file: x"
+    room = make_room("--fail-on-start", "1", "--fail-text", text)
+    room.launch()
+    assert room.wait_end() == 70
+    assert "model_invalid" in room.log.read_text()
+    assert room.log.read_text().count("new=starting") == 2  # engine and gateway, once each
+
+
+def test_out_of_memory_steps_down_a_rung_and_says_so(make_room: RoomMaker) -> None:
+    room = make_room(
+        "--oom-after", "2", "--oom-text", "llama_cpp"
+    )  # the readiness probe is the first
+    room.start()
+    assert room.generate("a", max_new_tokens=4).status_code == 200
+    assert room.generate("b", max_new_tokens=4).status_code == 502
+    room.wait_state("ready")
+    plan = room.admin("GET", "/admin/models/demo/plan").json()
+    assert plan["rung"] == 1
+    assert plan["tuning"]["max_model_len"] == 1024
+    assert "context 2048 -> 1024" in plan["reasons"][-1]
+
+
+def test_an_exit_with_code_0_mid_stream_is_a_crash(make_room: RoomMaker) -> None:
+    room = make_room("--exit-code-after-tokens", "3:0").start()
+    with room.stream("Hi", max_new_tokens=10) as events:
+        rest = [json.loads(e) for e in events]
+    assert "error" in rest[-1]
+    until(
+        lambda: room.metric("engineroom_engine_restarts_total", cause="exit_unrequested"),
+        10,
+        "the restart is counted",
+    )
+
+
+def test_two_supervisors_never_share_a_data_directory(make_room: RoomMaker) -> None:
+    room = make_room().start()
+    port, admin_port = free_ports(2)
+    second = make_room(port=port, admin_port=admin_port)
+    second.launch()
+    assert second.wait_end() == 75
+    assert "already runs" in second.log.read_text()
+    second.process = None
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+
+
+def test_a_changed_setting_replaces_the_gateway_and_keeps_the_engine(make_room: RoomMaker) -> None:
+    room = make_room().start()
+    before, gateway = room.engine(), room.engine("gateway-0")
+    room.kill()
+    again = make_room(max_queue=3, port=int(room.url.rsplit(":", 1)[1])).start()
+    assert again.engine()["pid"] == before["pid"]
+    assert again.engine("gateway-0")["pid"] != gateway["pid"]
+    assert again.generate("x", max_new_tokens=1).status_code == 200
+
+
+def test_a_model_that_is_not_wanted_any_more_is_stopped(make_room: RoomMaker) -> None:
+    room = make_room().start()
+    before = room.engine()
+    room.kill()
+    again = make_room(context=256).start()  # another plan: the old engine does not fit the wish
+    assert again.engine()["pid"] != before["pid"]
+    assert not psutil.pid_exists(before["pid"])
+
+
+def test_an_environment_variable_cannot_steer_an_engine(make_room: RoomMaker) -> None:
+    room = make_room("--print-env")
+    room.env.update(LLAMA_ARG_PORT="1", API_KEY="secret", VLLM_PORT="tcp://x")
+    room.start()
+    names = set(
+        json.loads(
+            next(
+                line.split(":", 1)[1]
+                for line in Path(room.engine()["log"]).read_text().splitlines()
+                if line.startswith("environment:")
+            )
+        )
+    )
+    assert not {"PORT", "HOST", "API_KEY", "LLAMA_ARG_PORT", "VLLM_PORT"} & names
+    assert {"PATH", "TMPDIR"} <= names

@@ -1,0 +1,197 @@
+"""Leases: order of arrival, bounds, deadlines, and nothing ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from engine_launchers.base import Quirks
+from orchestrator.control import ModelRoute, Replica, RouteTable
+from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
+from orchestrator.gateway.routing import Router
+
+
+def table(
+    *replicas: Replica, version: int = 1, draining: bool = False, expected: bool = True
+) -> RouteTable:
+    route = ModelRoute(
+        name="m",
+        state="ready",
+        why="because",
+        expected=expected,
+        engine="fake",
+        context=100,
+        created=0,
+        routes=frozenset(),
+        quirks=Quirks(),
+        replicas=replicas,
+    )
+    return RouteTable(version=version, draining=draining, models=(route,))
+
+
+def replica(
+    id: str = "m-0", generation: int = 1, accepting: bool = True, places: int = 1
+) -> Replica:
+    return Replica(
+        id=id,
+        generation=generation,
+        base_url="http://x",
+        accepting=accepting,
+        max_concurrency=places,
+    )
+
+
+def router(*replicas: Replica, max_queue: int = 100, timeout: float = 5.0) -> Router:
+    made = Router(max_queue, timeout)
+    made.apply(table(*replicas))
+    return made
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_one_at_a_time_in_order_of_arrival() -> None:
+    made, order, running = router(replica()), [], 0
+
+    async def request(number: int) -> None:
+        nonlocal running
+        async with made.lease("m"):
+            running += 1
+            assert running == 1
+            order.append(number)
+            await settle()
+            running -= 1
+
+    await asyncio.gather(*(request(n) for n in range(50)))
+    assert order == list(range(50))
+    assert made.in_flight() == {"m-0": 0}
+
+
+async def test_the_least_loaded_replica_is_chosen() -> None:
+    made = router(replica("a", places=4), replica("b", places=4))
+    async with AsyncExitStack() as stack:
+        chosen = [(await stack.enter_async_context(made.lease("m"))).replica.id for _ in range(8)]
+    assert sorted(chosen) == ["a"] * 4 + ["b"] * 4
+    assert chosen[:2] in (["a", "b"], ["b", "a"])
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    made = router(replica(), max_queue=2)
+    async with made.lease("m"):
+        waiting = [asyncio.create_task(enter(made)) for _ in range(2)]
+        await settle()
+        with pytest.raises(QueueFull) as caught:
+            await enter(made)
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after >= 1
+    await asyncio.gather(*waiting)
+
+
+async def enter(made: Router) -> str:
+    async with made.lease("m") as lease:
+        return lease.replica.id
+
+
+async def test_waiting_ends_at_the_deadline_and_leaves_no_trace() -> None:
+    made = router(replica(accepting=False), timeout=0.01)
+    with pytest.raises(ModelUnavailable, match="because"):
+        await enter(made)
+    assert made.waiting() == {"m": 0}
+
+
+async def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
+    made = router(replica())
+    async with made.lease("m"):
+        waiting = asyncio.create_task(enter(made))
+        await settle()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert made.waiting() == {"m": 0}
+    assert await enter(made) == "m-0"
+
+
+async def test_a_place_granted_to_one_that_leaves_at_that_moment_is_given_back() -> None:
+    made = router(replica())
+    stack = AsyncExitStack()
+    await stack.enter_async_context(made.lease("m"))
+    first, second = (asyncio.create_task(enter(made)) for _ in range(2))
+    await settle()
+    await stack.aclose()  # grants the place to `first`, which has not run yet
+    first.cancel()
+    assert await asyncio.wait_for(second, 1) == "m-0"
+    assert made.in_flight() == {"m-0": 0}
+
+
+async def test_requests_wait_for_a_model_that_is_starting_and_are_served_by_the_new_table() -> None:
+    made = router()
+    waiting = asyncio.create_task(enter(made))
+    await settle()
+    made.apply(table(replica(generation=2), version=2))
+    assert await waiting == "m-0"
+
+
+async def test_waiters_are_told_when_waiting_becomes_vain() -> None:
+    made = router(replica(accepting=False))
+    waiting = asyncio.create_task(enter(made))
+    await settle()
+    made.apply(table(version=2, expected=False))
+    with pytest.raises(ModelUnavailable):
+        await waiting
+
+
+async def test_a_draining_gateway_takes_nothing_new_and_lets_the_rest_finish() -> None:
+    made = router(replica())
+    async with made.lease("m"):
+        waiting = asyncio.create_task(enter(made))
+        await settle()
+        made.apply(table(replica(accepting=False), version=2, draining=True))
+        with pytest.raises(Draining):
+            await waiting
+        with pytest.raises(Draining):
+            await enter(made)
+        assert made.in_flight() == {"m-0": 1}
+    assert made.in_flight() == {"m-0": 0}
+
+
+async def test_a_broken_replica_rests_until_a_new_table_vouches_for_it() -> None:
+    broken = replica()
+    made = router(broken)
+    made.broke(broken)
+    waiting = asyncio.create_task(enter(made))
+    await settle()
+    assert not waiting.done()
+    made.apply(table(broken, version=2))
+    assert await waiting == "m-0"
+
+
+async def test_without_a_new_table_a_broken_replica_is_tried_again_by_itself() -> None:
+    broken = replica()
+    made = router(broken)
+    made.broke(broken)
+    assert await asyncio.wait_for(enter(made), 3) == "m-0"
+
+
+async def test_a_lease_survives_the_replacement_of_its_replica() -> None:
+    made = router(replica(generation=1))
+    async with made.lease("m"):
+        made.apply(table(replica(generation=2), version=2))
+        assert await enter(made) == "m-0"
+    assert made.in_flight() == {"m-0": 0}
+
+
+async def test_names() -> None:
+    made = router(replica())
+    assert made.find(None).name == "m"
+    with pytest.raises(UnknownModel):
+        made.find("../../etc/passwd")
+    two = table(replica())
+    other = two.models[0].model_copy(update={"name": "n"})
+    made.apply(two.model_copy(update={"models": (two.models[0], other)}))
+    with pytest.raises(BadRequest, match="name a model"):
+        made.find(None)
+    with pytest.raises(ModelUnavailable):
+        Router(1, 1).find("m")
