@@ -133,8 +133,10 @@ class Upstream:
         """
         if route.quirks.tokenize_path is None:
             return 0
-        text = body["prompt"] if "prompt" in body else render_chat(route, body["messages"])
-        count = await self._ask_count(route, replica, text)
+        if "prompt" in body:
+            count = await self._ask_count(route, replica, body["prompt"])
+        else:  # a template writes the bos itself, and the engine adds none
+            count = await self.count_tokens(route, replica, render_chat(route, body["messages"]))
         if count >= route.context:
             raise ContextLengthExceeded(
                 f"this model's maximum context length is {route.context} tokens, the prompt has "
