@@ -90,11 +90,11 @@ class LlamaCppLauncher:
     def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
         """The package, built from source for this processor.
 
-        Only the libraries that text generation needs are built, in half the time. On processors
-        with AMX those kernels are left out: compiled by current GCC they end in SIGILL (measured
-        with GCC 12.2; llama.cpp pull request 26954 names the cause).
+        The multimodal library is left out, nothing here uses it. On processors with AMX those
+        kernels are left out: compiled by current GCC they end in SIGILL (measured with GCC 12.2;
+        llama.cpp pull request 26954 names the cause).
         """
-        build = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF", "SKBUILD_BUILD_TARGETS": "llama"}
+        build = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
         if "AMX" in hardware.isa:
             native = "-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
             build["CMAKE_ARGS"] += " -DGGML_NATIVE=OFF"

@@ -145,6 +145,7 @@ class Router:
         began = self._clock()
         slot = await self._take(name)
         granted = self._clock()
+        self._on_change()
         try:
             yield Lease(self._lines[name].route, slot.replica, granted - began)
         finally:

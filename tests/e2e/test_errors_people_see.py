@@ -1,0 +1,146 @@
+"""What a person can get wrong is one sentence, an exit code, and nothing left running."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.resources import demo_dir
+from tests.harness import clean_env, free_ports, processes_of
+
+DEMO = demo_dir() / "demo.Q4_K_M.gguf"
+
+
+def engineroom(
+    tmp_path: Path, *words: str, expect: int, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command; its one sentence is the last line of standard error."""
+    command = [sys.executable, "-m", "orchestrator", *words]
+    full = clean_env(ENGINEROOM_DATA_DIR=str(tmp_path / "data"), **env)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=full, check=False
+    )
+    assert done.returncode == expect, done
+    assert "Traceback" not in done.stdout + done.stderr
+    assert processes_of(str(tmp_path)) == []
+    return done
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("engineroom: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_a_wrong_path(tmp_path: Path) -> None:
+    done = engineroom(tmp_path, "serve", "/no/model.gguf", expect=65)
+    assert "'/no/model.gguf': no such file" in sentence(done)
+
+
+def test_a_truncated_model(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(DEMO.read_bytes()[:700_000])
+    assert "truncated download?" in sentence(engineroom(tmp_path, "serve", str(cut), expect=65))
+    text = tmp_path / "text.gguf"
+    text.write_text("hello " * 100)
+    assert "GGUF magic" in sentence(engineroom(tmp_path, "serve", str(text), expect=65))
+
+
+@pytest.mark.parametrize("which", ["port", "admin-port"])
+def test_a_port_in_use(tmp_path: Path, which: str) -> None:
+    (other,) = free_ports(1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports = {"port": str(other), "admin-port": str(other + 1 if other < 65000 else 2000)}
+        ports[which] = str(port)
+        flags = [word for flag, value in ports.items() for word in (f"--{flag}", value)]
+        said = sentence(engineroom(tmp_path, "serve", *flags, expect=75))
+    assert f"127.0.0.1:{port}" in said
+    assert which.replace("-", "_") in said
+
+
+def test_a_missing_compiler(tmp_path: Path) -> None:
+    port, admin_port = free_ports(2)
+    flags = ["--port", str(port), "--admin-port", str(admin_port)]
+    done = engineroom(tmp_path, "serve", *flags, expect=69, PATH=str(tmp_path))
+    assert "needs c++, which is missing" in sentence(done)
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "expected"),
+    [
+        (["--port", "0"], {}, "flag --port"),
+        (["--port", "70000"], {}, "flag --port"),
+        (["--context", "1"], {}, "flag --context"),
+        (["--quantization", "3bit"], {}, "'4bit', '8bit' or 'none'"),
+        (["--host", "0.0.0.0"], {}, "ALLOW_ANONYMOUS=1"),
+        ([], {"QUANTIZATION": "8bit"}, "demo model comes as"),
+        ([], {"FORCE_BACKEND": "vllm"}, "FORCE_BACKEND=vllm"),
+        ([], {"ADAPTER_PATH": "/x"}, "ADAPTER_PATH=/x"),
+        ([], {"ENGINEROOM_PROT": "1"}, "ENGINEROOM_PROT"),
+        (["--config", "/no/file.yaml"], {}, "/no/file.yaml: cannot be read"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, words: list[str], env: dict[str, str], expected: str) -> None:
+    assert expected in sentence(engineroom(tmp_path, "serve", *words, expect=78, **env))
+
+
+def test_a_bad_key_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "engineroom.yaml"
+    file.write_text("prot: 8001\n")
+    done = engineroom(tmp_path, "serve", "--config", str(file), expect=78)
+    assert "unknown key 'prot'; did you mean port?" in sentence(done)
+
+
+def test_no_memory_for_what_is_pinned(tmp_path: Path) -> None:
+    done = engineroom(tmp_path, "plan", "demo", "--context", "9999999", expect=69)
+    assert "context 9999999 was asked for, 4096 is possible" in sentence(done)
+
+
+@pytest.mark.parametrize("words", [["ps"], ["logs"], ["restart"], ["chat", "x"], ["stop", "--all"]])
+def test_commands_without_a_server_say_so(tmp_path: Path, words: list[str]) -> None:
+    assert "no engineroom runs" in sentence(engineroom(tmp_path, *words, expect=69))
+
+
+def test_errors_as_json(tmp_path: Path) -> None:
+    done = engineroom(tmp_path, "plan", "/no/model.gguf", "--json", expect=65)
+    assert json.loads(done.stdout)["error"]["code"] == "model_invalid"
+
+
+def test_plan_and_probe_print_json_that_round_trips(tmp_path: Path) -> None:
+    plan = json.loads(engineroom(tmp_path, "plan", "--json", expect=0).stdout)
+    assert plan["tier"]
+    assert plan["command"]["argv"][1:3] == ["-m", "llama_cpp.server"]
+    probe = json.loads(engineroom(tmp_path, "probe", "--json", expect=0).stdout)
+    assert probe["cpu_cores"] >= 1
+    text = engineroom(tmp_path, "plan", expect=0).stdout
+    assert "tier CPU_ONLY" in text or "tier " in text
+    assert "--interrupt_requests false" in text
+
+
+def test_help_reads_well(tmp_path: Path) -> None:
+    text = engineroom(tmp_path, "--help", expect=0).stdout
+    for command in ("probe", "plan", "serve", "ps", "logs", "restart", "stop", "chat"):
+        assert command in text
+    assert engineroom(tmp_path, "--version", expect=0).stdout.startswith("engineroom 0.")
+    assert "name a model, or give --all" in engineroom(tmp_path, "stop", expect=2).stderr
+
+
+def test_setup_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    script = root / "tools" / "setup.sh"
+    bare = {"PATH": str(tmp_path)}
+    (tmp_path / "dirname").symlink_to("/usr/bin/dirname")
+    done = subprocess.run(
+        ["/bin/sh", script, "serve"], capture_output=True, text=True, env=bare, check=False
+    )
+    assert done.returncode == 69
+    assert done.stderr.startswith("missing: python3")
+    assert len(done.stderr.splitlines()) == 1

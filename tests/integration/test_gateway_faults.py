@@ -1,0 +1,243 @@
+"""What clients see when an engine misbehaves: exactly one legal terminal, whatever it is."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.harness import Room, sample, until
+
+RoomMaker = Callable[..., Room]
+
+# What the fake does to one request, asked for in its prompt; the code that the client must see.
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"cut_after_tokens": 2, "cut_how": "fin"}, "engine_died"),
+    ({"cut_after_tokens": 2, "cut_how": "rst"}, "engine_died"),
+    ({"cut_after_tokens": 2, "cut_how": "short-chunk"}, "engine_died"),
+    ({"cut_after_tokens": 2, "cut_how": "half-frame"}, "engine_died"),
+    ({"cut_after_tokens": 2, "cut_how": "bad-utf8"}, "upstream_invalid"),
+    ({"cut_after_tokens": 0, "cut_how": "html"}, "upstream_invalid"),
+    ({"no_finish": True}, "engine_died"),
+    ({"error_after_tokens": 2}, "engine_died"),
+    ({"error_after_tokens": 2, "done_after_error": True}, "engine_died"),
+    ({"error_after_tokens": 0}, "engine_died"),
+    ({"status": 500}, "engine_died"),
+    ({"status": 503}, "engine_died"),
+    ({"status": 400}, "invalid_request"),
+    ({"hang_after_tokens": 2}, "engine_stalled"),
+    ({"hang_after_tokens": 0}, "engine_stalled"),
+]
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One server whose engine misbehaves only when a prompt asks for it."""
+    from tests.harness import fake_room, processes_of
+
+    folder = tmp_path_factory.mktemp("faults")
+    made = fake_room(
+        folder / "data", "--tps", "200", stall_timeout_s=1, max_queue=200, serial=False
+    ).start()
+    yield made
+    made.close()
+    assert processes_of(str(folder)) == []
+
+
+def prompt(fault: dict[str, Any]) -> str:
+    return "Hi fake=" + json.dumps(fault)
+
+
+def events_of(room: Room, path: str, body: dict[str, Any]) -> tuple[int, list[str]]:
+    """Status, and the data payloads of a stream (or the error body as the only one)."""
+    with room.http.stream("POST", room.url + path, json=body) as answer:
+        if answer.status_code != 200:
+            return answer.status_code, [answer.read().decode()]
+        return 200, [x[6:] for x in answer.iter_lines() if x.startswith("data: ")]
+
+
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    ("/generate_stream", {"max_new_tokens": 6}),
+    ("/v1/completions", {"max_tokens": 6, "stream": True}),
+]
+
+
+@pytest.mark.parametrize("path_body", STREAMS, ids=lambda pb: pb[0])
+@pytest.mark.parametrize(("fault", "code"), FAULTS, ids=lambda x: str(x)[:60])
+def test_a_stream_ends_with_exactly_one_error(
+    room: Room, path_body: tuple[str, dict[str, Any]], fault: dict[str, Any], code: str
+) -> None:
+    path, body = path_body
+    status, got = events_of(room, path, {**body, "prompt": prompt(fault)})
+    errors = [json.loads(e) for e in got if e != "[DONE]" and "error" in json.loads(e)]
+    assert [e["error"]["code"] for e in errors] == [code]
+    assert "[DONE]" not in got
+    assert json.loads(got[-1]) == errors[0]
+    assert status == 200 or len(got) == 1
+    if fault.get("cut_after_tokens") == 2:
+        assert status == 200
+        assert len(got) >= 2
+
+
+@pytest.mark.parametrize(("fault", "code"), FAULTS, ids=lambda x: str(x)[:60])
+def test_a_plain_answer_is_an_error_with_a_status(
+    room: Room, fault: dict[str, Any], code: str
+) -> None:
+    answer = room.generate(prompt(fault), max_new_tokens=6)
+    assert answer.status_code in (400, 502, 504)
+    assert answer.json()["error"]["code"] == code
+
+
+def test_a_stream_without_done_is_complete_all_the_same(room: Room) -> None:
+    _, got = events_of(
+        room, "/generate_stream", {"prompt": prompt({"no_done": True}), "max_new_tokens": 3}
+    )
+    assert got[-1] == "[DONE]"
+    assert json.loads(got[-2])["token_count"] == 3
+
+
+def test_the_engine_is_never_restarted_for_what_requests_did(room: Room) -> None:
+    assert room.wait_state("ready")["restarts"] == 0
+
+
+def test_streams_do_not_mix(room: Room) -> None:
+    """Each of many concurrent streams sees its own words only."""
+    wrong: list[str] = []
+
+    def ask(number: int) -> None:
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            body = {"prompt": f"echo=word{number}", "max_new_tokens": 30}
+            text = client.post(f"{room.url}/generate", json=body).json()["generated_text"]
+            if set(text.split()) != {f"word{number}"}:
+                wrong.append(text)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("when", ["queued", "before the first token", "mid-stream", "plain"])
+def test_a_client_that_leaves_frees_the_engine(make_room: RoomMaker, when: str) -> None:
+    room = make_room("--tps", "5", "--prefill-s", "1" if when == "before the first token" else "0")
+    room.start()
+    stats = room.engine()["url"] + "/stats"
+    if when == "queued":
+        blocker = threading.Thread(target=lambda: room.generate("blocker", max_new_tokens=10))
+        blocker.start()
+        until(lambda: room.engine()["in_flight"], 5, "the engine is busy")
+    body = {"prompt": "leaver", "max_new_tokens": 500, "stream": when == "mid-stream"}
+    with (
+        suppress(httpx.ReadTimeout),
+        httpx.Client(timeout=httpx.Timeout(5, read=0.6)) as client,
+        client.stream("POST", f"{room.url}/generate", json=body) as answer,
+    ):
+        next(answer.iter_raw())  # mid-stream: leave after the first bytes
+    if when == "queued":
+        blocker.join(20)
+        assert "leaver" not in httpx.get(stats).json()["order"]
+    until(lambda: not httpx.get(stats).json()["running"], 2, "the engine is idle")
+    until(lambda: not room.engine()["in_flight"], 2, "the lease is given back")
+    assert room.generate("next", max_new_tokens=1).status_code == 200
+    text = room.http.get(f"{room.url}/metrics").text
+    assert sample(text, "engineroom_client_disconnects_total", {"model": "demo"}) == 1
+
+
+def test_requests_during_a_long_load_wait_and_are_served(make_room: RoomMaker) -> None:
+    room = make_room("--load-s", "2")
+    room.launch()
+    url = f"http://127.0.0.1:{json.loads(room.command[-1])['settings']['port']}"
+
+    def health() -> dict[str, Any] | None:
+        try:
+            value = dict(room.http.get(f"{url}/health").json())
+        except httpx.TransportError:
+            return None
+        return value if value["models"] else None
+
+    early = until(health, 10, "the gateway answers long before the engine")
+    assert early["models"][0]["state"] == "starting"
+    assert room.http.get(f"{url}/health/ready").status_code == 503
+    body = {"prompt": "patient", "max_new_tokens": 2}
+    assert room.http.post(f"{url}/generate", json=body).json()["token_count"] == 2
+    assert room.http.get(f"{url}/health/ready").status_code == 200
+
+
+def test_keys_guard_everything_but_health(make_room: RoomMaker) -> None:
+    room = make_room(api_keys="sekret,second").start()
+    body = {"prompt": "x", "max_new_tokens": 1}
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic sekret"}):
+        answer = room.http.post(f"{room.url}/generate", json=body, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        for path in ("/models", "/v1/models", "/metrics"):
+            assert room.http.get(room.url + path, headers=headers).status_code == 401
+    for key in ("sekret", "second"):
+        good = {"authorization": f"Bearer {key}"}
+        answer = room.http.post(f"{room.url}/generate", json=body, headers=good)
+        assert answer.status_code == 200
+    assert room.http.get(f"{room.url}/health").status_code == 200
+    for each in room.processes():
+        if "serve_fake" not in " ".join(each.cmdline()):  # the test's own way to hand settings over
+            assert "sekret" not in " ".join(each.cmdline())
+    for file in room.data.rglob("*"):
+        if file.is_file() and file.suffix in {".log", ".json", ".stderr"}:
+            assert "sekret" not in file.read_text(errors="replace")
+
+
+def raw(room: Room, data: bytes, seconds: float = 5) -> bytes:
+    """Send bytes, read until the server closes or is silent."""
+    port = int(room.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as conn:
+        conn.sendall(data)
+        got = b""
+        conn.settimeout(1)
+        try:
+            while part := conn.recv(65536):
+                got += part
+        except TimeoutError:
+            return got
+        return got
+
+
+def test_bodies_that_are_too_large_or_of_the_wrong_kind(make_room: RoomMaker) -> None:
+    room = make_room(max_body_bytes=2000).start()
+    big = json.dumps({"prompt": "x" * 5000})
+    answer = room.http.post(
+        f"{room.url}/generate", content=big, headers={"content-type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    chunked = (
+        b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"transfer-encoding: chunked\r\n\r\n" + b"800\r\n" + b"y" * 2048 + b"\r\n"
+    )
+    assert b"413" in raw(room, chunked).split(b"\r\n")[0]
+    for kind in ("text/plain", "multipart/form-data", ""):
+        answer = room.http.post(
+            f"{room.url}/generate", content=b"{}", headers={"content-type": kind}
+        )
+        assert answer.status_code == 415
+    assert b"400" in raw(room, b"NONSENSE\r\n\r\n").split(b"\r\n")[0]
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+
+
+def test_a_queue_deadline_is_a_503_with_a_time_to_come_back(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "5", queue_timeout_s=0.5).start()
+    blocker = threading.Thread(target=lambda: room.generate("blocker", max_new_tokens=15))
+    blocker.start()
+    until(lambda: room.engine()["in_flight"], 5, "the engine is busy")
+    began = time.monotonic()
+    late = room.generate("late")
+    assert time.monotonic() - began < 2
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "model_unavailable")
+    assert int(late.headers["retry-after"]) >= 1
+    blocker.join(20)
