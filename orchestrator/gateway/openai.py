@@ -68,18 +68,25 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     """One message. Parts are joined; `developer` is what newer clients call `system`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: StrictStr | list[TextPart] | None = None
+    name: StrictStr | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: StrictStr | None = None
+    function_call: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """The message with its content as one text."""
+        """The message with its content as one text. Raises BadRequest where it has none."""
         content = self.content
+        if content is None and not (self.tool_calls or self.function_call):
+            raise BadRequest(f"a message of role {self.role} needs content", param="messages")
         if isinstance(content, list):
             content = "".join(part.text for part in content)
         role = "system" if self.role == "developer" else self.role
-        return {**(self.model_extra or {}), "role": role, "content": content}
+        rest = self.model_dump(exclude_none=True, exclude={"role", "content"})
+        return {**rest, "role": role, "content": content or ""}
 
 
 class ChatRequest(_Common):

@@ -17,6 +17,7 @@ from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
+_VOUCHED = "ready"  # the supervisor has probed it since; while it is suspect the rest goes on
 _EWMA = 0.2
 
 
@@ -85,7 +86,9 @@ class Router:
             for replica in route.replicas:
                 key = (replica.id, replica.generation)
                 slot = old.pop(key, None) or _Slot(replica)
-                slot.replica, slot.rests_until = replica, 0.0
+                slot.replica = replica
+                if route.state == _VOUCHED:
+                    slot.rests_until = 0.0
                 line.slots[key] = slot
             lines[route.name] = line
         gone, self._lines = self._lines, lines
@@ -105,17 +108,18 @@ class Router:
 
     def find(self, name: str | None) -> ModelRoute:
         """The model called `name`; the only one where a client names none."""
+        return self._line(name).route
+
+    def _line(self, name: str | None) -> _Line:
+        if not self.known:
+            raise ModelUnavailable("the gateway has no models yet", retry_after=1)
         if name is None:
-            if len(self._lines) == 1:
-                return next(iter(self._lines.values())).route
-            if not self.known:
-                raise ModelUnavailable("the gateway has no models yet", retry_after=1)
-            raise BadRequest("name a model: several are served, see /v1/models", param="model")
+            if len(self._lines) != 1:
+                raise BadRequest("name a model: several are served, see /v1/models", param="model")
+            return next(iter(self._lines.values()))
         if name not in self._lines:
-            if not self.known:
-                raise ModelUnavailable("the gateway has no models yet", retry_after=1)
             raise UnknownModel("no model of that name is served here, see /v1/models")
-        return self._lines[name].route
+        return self._lines[name]
 
     def ready(self, name: str) -> bool:
         """Whether a replica of the model takes requests, now or after others."""
@@ -143,17 +147,16 @@ class Router:
         Raises QueueFull, ModelUnavailable, Draining or UnknownModel.
         """
         began = self._clock()
-        slot = await self._take(name)
+        line = self._line(name)
+        slot = await self._take(line)
         granted = self._clock()
         self._on_change()
         try:
-            yield Lease(self._lines[name].route, slot.replica, granted - began)
+            yield Lease(line.route, slot.replica, granted - began)
         finally:
             slot.in_flight -= 1
-            line = self._lines.get(name)
-            if line is not None:
-                line.service_s += _EWMA * (self._clock() - granted - line.service_s)
-                self._serve(line)
+            line.service_s += _EWMA * (self._clock() - granted - line.service_s)
+            self._serve(line)
             self._on_change()
 
     def broke(self, replica: Replica) -> None:
@@ -169,9 +172,8 @@ class Router:
         if (line := self._lines.get(name)) is not None:
             self._serve(line)
 
-    async def _take(self, name: str) -> _Slot:
-        self.find(name)
-        line = self._lines[name]
+    async def _take(self, line: _Line) -> _Slot:
+        name = line.route.name
         if (error := self._unavailable(line)) is not None:
             raise error
         if not line.waiters and (slot := self._choose(line)) is not None:

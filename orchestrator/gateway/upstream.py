@@ -123,7 +123,9 @@ class Upstream:
         """Tokens of `text` as the engine's own tokenizer has them, without its bos."""
         key = (replica.id, replica.generation)
         if key not in self._extra_tokens:
-            self._extra_tokens = {key: await self._ask_count(route, replica, "")}
+            extra = await self._ask_count(route, replica, "")
+            others = {k: v for k, v in self._extra_tokens.items() if k[0] != replica.id}
+            self._extra_tokens = {**others, key: extra}
         return await self._ask_count(route, replica, text) - self._extra_tokens[key]
 
     async def prompt_tokens(self, route: ModelRoute, replica: Replica, body: dict[str, Any]) -> int:
@@ -180,7 +182,7 @@ def render_chat(route: ModelRoute, messages: list[dict[str, Any]]) -> str:
             add_generation_prompt=True,
             raise_exception=refuse,
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise BadRequest(f"the model's chat template fails: {error}", param="messages") from error
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -73,9 +74,8 @@ class ProcessRuntime:
     async def start(self, record: HandleRecord) -> Handle:
         """Start a shim and wait until it says that the engine runs."""
         options = self._options
+        shutil.rmtree(record.folder.parent, ignore_errors=True)  # earlier generations are over
         record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for stale in ("pid.json", "exit.json"):
-            (record.folder / stale).unlink(missing_ok=True)
         tmp = record.socket.with_suffix(".tmp")
         order = {
             "argv": record.spec.argv,

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from engine_launchers.base import EngineRequirement
@@ -73,7 +73,7 @@ class Environments:
         if self.installed(need):
             return
         self.preflight(need)
-        with self._locked(need):
+        async with self._locked(need):
             if self.installed(need):  # another process made it while we waited
                 return
             target = self.path(need)
@@ -140,10 +140,10 @@ class Environments:
                 if text := raw.decode(errors="replace").strip():
                     lines.append(text)
 
-    @contextlib.contextmanager
-    def _locked(self, need: EngineRequirement) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _locked(self, need: EngineRequirement) -> AsyncIterator[None]:
         with (self.folder / f"{need.engine}-{need.version}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
             yield
 
 

@@ -20,6 +20,7 @@ from engine_launchers.base import EnginePlan
 from orchestrator.runtimes.base import HandleRecord
 
 SCHEMA = 1
+KEPT = 10_000  # events
 _TABLES = """
 CREATE TABLE IF NOT EXISTS instances (
   name TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, record TEXT NOT NULL, plan TEXT);
@@ -68,6 +69,7 @@ class Store:
                 raise sqlite3.DatabaseError(f"schema {version}, this program knows {SCHEMA}")
             db.executescript(_TABLES)
             db.execute(f"PRAGMA user_version={SCHEMA}")
+            db.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (KEPT,))
             db.execute("SELECT count(*) FROM instances, events").fetchone()
         except BaseException:
             db.close()
@@ -80,19 +82,17 @@ class Store:
 
     def save(self, fingerprint: str, record: HandleRecord, plan: EnginePlan | None) -> None:
         """Remember a process, before it is started and again when its pids are known."""
-        self._db.execute(
+        self._write(
             "INSERT OR REPLACE INTO instances VALUES (?, ?, ?, ?)",
-            (
-                record.name,
-                fingerprint,
-                record.model_dump_json(),
-                plan.model_dump_json() if plan else None,
-            ),
+            record.name,
+            fingerprint,
+            record.model_dump_json(),
+            plan.model_dump_json() if plan else None,
         )
 
     def forget(self, name: str) -> None:
         """Drop the record of a process that is gone."""
-        self._db.execute("DELETE FROM instances WHERE name = ?", (name,))
+        self._write("DELETE FROM instances WHERE name = ?", name)
 
     def saved(self) -> tuple[Saved, ...]:
         """Every process that was not seen to end. A row that cannot be read is reported."""
@@ -115,10 +115,21 @@ class Store:
 
     def add_event(self, type: str, subject: str, actor: str = "supervisor", **detail: Any) -> None:
         """Append one event."""
-        self._db.execute(
+        self._write(
             "INSERT INTO events (at, actor, type, subject, detail) VALUES (?, ?, ?, ?, ?)",
-            (time.time(), actor, type, subject, json.dumps(detail, default=str)),
+            time.time(),
+            actor,
+            type,
+            subject,
+            json.dumps(detail, default=str),
         )
+
+    def _write(self, statement: str, *values: object) -> None:
+        """A full or read-only disk costs memory of the past, never the service."""
+        try:
+            self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            _log.error("state could not be written: %s", error)
 
     def events(self, limit: int = 100, subject: str | None = None) -> list[dict[str, Any]]:
         """The latest events, newest first."""

@@ -47,6 +47,11 @@ class Orders:
     control_socket: Path
 
 
+def _report_death(owner: asyncio.Task[None]) -> None:
+    if not owner.cancelled() and (error := owner.exception()) is not None:
+        _log.critical("%s died; restart engineroom", owner.get_name(), exc_info=error)
+
+
 @dataclass
 class _Model:
     """One served model."""
@@ -91,7 +96,9 @@ class Supervisor:
         instances[self._gateway.name] = self._gateway
         for name, instance in instances.items():
             self.metrics.add_engine(name, [state.value for state in S])
-            self._owners[name] = asyncio.create_task(instance.run(), name=f"owner {name}")
+            owner = asyncio.create_task(instance.run(), name=f"owner {name}")
+            owner.add_done_callback(_report_death)
+            self._owners[name] = owner
         adopted = await self._adopt(saved, instances)
         await self._link.start()
         for name, instance in instances.items():

@@ -58,7 +58,8 @@ class EngineWorkload:
         await self.alive(base_url)
         body = {"model": self.plan.model.id, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
         try:
-            answer = await self._client.post(base_url + "/v1/completions", json=body)
+            url = base_url + "/v1/completions"
+            answer = await self._client.post(url, json=body, timeout=None)
         except httpx.HTTPError as error:
             raise ProbeError(f"first token: {type(error).__name__}") from error
         if answer.status_code != 200:
