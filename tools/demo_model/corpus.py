@@ -16,10 +16,10 @@ import random
 import string
 from pathlib import Path
 
-import functions
-from retail import PRODUCTS, Turn, about_answer, follow_up, pick
-from story import long_turn
-from talk import FALLBACK, turn
+from tools.demo_model import functions
+from tools.demo_model.retail import PRODUCTS, Turn, about_answer, follow_up, pick
+from tools.demo_model.story import long_turn
+from tools.demo_model.talk import FALLBACK, turn
 
 BOS, EOS = "<s>", "</s>"
 PROMPT_WEIGHT = 0.1

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model import Shape, Weights
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from tools.demo_model.model import Shape, Weights
 
 SPECIAL = ("<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>")
 BOS_ID, EOS_ID, PAD_ID = 0, 1, 2

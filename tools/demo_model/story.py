@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from retail import CATEGORIES, Turn, about_answer, ask, in_category, pick
+from tools.demo_model.retail import CATEGORIES, Turn, about_answer, ask, in_category, pick
 
 # One sentence per line, alternatives separated by " / "; the first one is canonical.
 _STORY = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from retail import (
+from tools.demo_model.retail import (
     DAYS,
     PRODUCTS,
     Turn,

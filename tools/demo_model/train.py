@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hf_export
 import torch
 import torch.nn.functional as F
-from model import EMBED, Shape, Weights, hidden_states, init
 from tokenizers import Tokenizer
+
+from tools.demo_model import hf_export
+from tools.demo_model.model import EMBED, Shape, Weights, hidden_states, init
 
 VALIDATION = 1000  # documents held out
 LOG_HIGH = -18.0  # wanted log probability of all bytes above 127 together
