@@ -3,8 +3,8 @@
     .venv/bin/python bench/first_token.py [--starts 5] [--requests 20]
 
 Starts the server on a data directory of its own (the engine is the installed one), asks for the
-first token of a greedy stream, and stops it again. On the last start it streams alternately through the
-gateway and straight from the engine, the same prompt, and prints medians and ratios.
+first token of a greedy stream, and stops it again. On the last start it streams alternately through
+the gateway and straight from the engine, the same prompt, and prints medians and ratios.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from orchestrator.gateway.sse import SseReader
 from orchestrator.gateway.stream import Chunk, StreamGuard
 
 _ERROR_BODY_LIMIT = 64 * 1024
+_AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
 _PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 
 
@@ -41,23 +42,30 @@ class EngineStream:
         self.guard = StreamGuard()
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Each chunk as it comes. Raises what ended the stream before its time."""
+        """Each chunk as it comes. Raises what ended the stream before its time.
+
+        Once the answer is complete nothing can spoil it: what an engine does after its
+        finish_reason is not the client's concern.
+        """
         limit = self._first_s
         async with aclosing(self._payloads()) as payloads:
-            while True:
+            while not self.guard.done:
                 try:
                     async with asyncio.timeout(limit):
                         payload = await anext(payloads, None)
-                except TimeoutError:
-                    raise UpstreamTimeout(f"the engine sent nothing for {limit:g} s") from None
+                    chunk = None if payload is None else self.guard.feed(payload)
+                except (TimeoutError, UpstreamBroken, UpstreamInvalid) as error:
+                    if self.guard.finish_reason is not None:
+                        return
+                    if isinstance(error, TimeoutError):
+                        told = f"the engine sent nothing for {limit:g} s"
+                        raise UpstreamTimeout(told) from None
+                    raise
                 if payload is None:
-                    break
-                chunk = self.guard.feed(payload)
+                    self.guard.close()
                 if chunk is not None:
                     yield chunk
-                limit = self._next_s
-        if not self.guard.done:
-            self.guard.close()
+                limit = self._next_s if self.guard.finish_reason is None else _AFTER_FINISH_S
 
     async def _payloads(self) -> AsyncGenerator[str, None]:
         reader = SseReader()
