@@ -185,14 +185,16 @@ class Listen(Value):
 
     @property
     def base_url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
 
 class LaunchSpec(Value):
     """Everything that a runtime needs to start one process.
 
     `argv[0]` may be the word `{python}`: the runtime's caller puts the interpreter of the engine's
-    own environment there. `env` is complete: nothing is inherited. `injected` lists the flags that
+    own environment there. `env` comes on top of the few variables that a runtime lets its children
+    inherit. `injected` lists the flags that
     Engine Room added by itself, apart from those of the user.
     """
 
@@ -282,15 +284,13 @@ _TOO_BIG = {CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMA
 class Quirks(Value):
     """How one engine differs from the ideal server, as data.
 
-    `liveness_path` answers without touching the generation lock. `usage` says where token counts
-    come from: the stream's own usage chunk, or a question to the engine's tokenizer
-    (`tokenize_path`) after the stream. `repetition_field` is the engine's name for the
-    repetition penalty. `completion_fields` and `chat_fields` are
-    the body fields that may reach the engine; a body with another field is refused by name.
+    `liveness_path` answers without touching the generation lock. `tokenize_path` is asked for
+    token counts, prompts first; None where streams carry a usage chunk. `repetition_field` is the
+    engine's name for the repetition penalty. `completion_fields` and `chat_fields` are the body
+    fields that may reach the engine; a body with another field is refused by name.
     """
 
     liveness_path: str = "/health"
-    usage: Literal["stream", "tokenize"] = "stream"
     tokenize_path: str | None = None
     repetition_field: str = "repetition_penalty"
     completion_fields: frozenset[str] = frozenset()

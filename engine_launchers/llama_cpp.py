@@ -79,10 +79,9 @@ class LlamaCppLauncher:
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
     quirks = Quirks(
         liveness_path="/docs",
-        usage="tokenize",
         tokenize_path="/extras/tokenize/count",
         repetition_field="repeat_penalty",
-        completion_fields=_COMMON_FIELDS | {"prompt", "suffix", "echo"},
+        completion_fields=_COMMON_FIELDS | {"prompt"},
         chat_fields=_COMMON_FIELDS
         | {"messages", "functions", "function_call", "tools", "tool_choice", "response_format"},
     )
@@ -141,6 +140,8 @@ class LlamaCppLauncher:
                 "batch": batch,
                 "quantization": model.quantization,
                 "gpu_layers": 0,
+                "tensor_parallel": None,
+                "gpu_memory_fraction": None,
             }
         )
         return Fit(tuning=tuning, estimate=(estimate,), reasons=tuple(reasons))

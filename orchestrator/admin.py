@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,15 @@ from starlette.exceptions import HTTPException
 
 from engine_launchers.base import EnginePlan, HardwareProfile
 from orchestrator import __version__
-from orchestrator.errors import BadRequest, ConfigError, EngineRoomError, NotFound, Unauthorized
+from orchestrator.errors import (
+    BadRequest,
+    ConfigError,
+    EngineRoomError,
+    MethodNotAllowed,
+    NotFound,
+    Unauthorized,
+    UnsupportedParameter,
+)
 from orchestrator.observability.metrics import CONTENT_TYPE
 from orchestrator.supervision.instance import read_tail
 from orchestrator.supervision.supervisor import Supervisor
@@ -59,15 +67,21 @@ class Accepted(BaseModel):
 
 
 def read_or_make_token(path: Path) -> str:
-    """The admin token, made at the first start. Raises ConfigError for a file others may read."""
+    """The admin token, made whole at the first start; the caller holds the data directory's lock.
+
+    Raises ConfigError for a file that others may read.
+    """
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"{path}: others may read the admin token; run: chmod 600 {path}")
         token = path.read_text().strip()
     except FileNotFoundError:
         token = secrets.token_urlsafe(32)
-        path.touch(mode=0o600)
-        path.write_text(token + "\n")
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        fresh.touch(mode=0o600)
+        fresh.write_text(token + "\n")
+        fresh.replace(path)
     if len(token) < 16:
         raise ConfigError(f"{path}: too short for a token; remove the file to get a new one")
     return token
@@ -104,7 +118,7 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
     async def engine(engine: str) -> dict[str, Any]:
         """One engine, with its command line and its latest events."""
         instance = supervisor.instance(engine)
-        spec = instance.handle.record.spec if instance.handle else None
+        spec = instance.running.record.spec if instance.running else None
         return {
             **supervisor.describe(instance),
             "argv": list(spec.argv) if spec else None,
@@ -120,12 +134,16 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
         follow: bool = False,
     ) -> Response:
         """The engine's output as text; `follow` keeps the answer open."""
-        path = supervisor.instance(engine).log
+        instance = supervisor.instance(engine)
+        path = instance.log
         if path is None:
             raise NotFound(f"{engine} was never started, so it has no log")
+        noise = instance.workload.noise
         if follow:
-            return StreamingResponse(follow_file(path, tail), media_type="text/plain")
-        return Response("".join(f"{x}\n" for x in read_tail(path, tail)), media_type="text/plain")
+            lines = follow_file(path, tail, noise, lambda: supervisor.ended)
+            return StreamingResponse(lines, media_type="text/plain")
+        shown = quiet(read_tail(path, 100_000), noise)[-tail:] if tail else []
+        return Response("".join(f"{line}\n" for line in shown), media_type="text/plain")
 
     @app.get("/admin/models/{model}/plan", dependencies=guard, tags=["models"])
     async def plan(model: str) -> EnginePlan:
@@ -176,18 +194,30 @@ def _add_orders(
         return accepted(model)
 
     @app.post("/admin/shutdown", status_code=202, dependencies=guard, tags=["machine"])
-    async def shutdown() -> dict[str, str]:
+    async def shutdown(order: DrainOrder | None = None) -> dict[str, str]:
         """Drain and stop everything, then end."""
+        supervisor.shutdown_drain_s = order.drain_s if order else None
         shut_down()
         return {"status": "accepted"}
 
 
-async def follow_file(path: Path, tail: int) -> AsyncIterator[str]:
-    """The last lines of a file, then whatever is added to it; a truncated file begins anew."""
-    for line in read_tail(path, tail):
-        yield line + "\n"
+def quiet(lines: Iterable[str], noise: tuple[str, ...]) -> list[str]:
+    """The lines that are not about our own probing."""
+    return [line for line in lines if not any(word in line for word in noise)]
+
+
+async def follow_file(
+    path: Path, tail: int, noise: tuple[str, ...], ended: Callable[[], bool]
+) -> AsyncIterator[str]:
+    """The last lines of a file, then each line that is added, until `ended`.
+
+    A file that was rotated begins anew.
+    """
     position = path.stat().st_size if path.exists() else 0
-    while True:
+    first = quiet(read_tail(path, 100_000, until=position), noise)[-tail:] if tail else []
+    yield "".join(f"{line}\n" for line in first)
+    pending = b""
+    while not ended():
         size = path.stat().st_size if path.exists() else 0
         if size < position:
             position = 0
@@ -196,7 +226,9 @@ async def follow_file(path: Path, tail: int) -> AsyncIterator[str]:
                 file.seek(position)
                 data = file.read(1 << 20)
             position += len(data)
-            yield data.decode(errors="replace")
+            *lines, pending = (pending + data).split(b"\n")
+            text = (line.decode(errors="replace") for line in lines)
+            yield "".join(f"{line}\n" for line in quiet(text, noise))
         else:
             await asyncio.sleep(_FOLLOW_S)
 
@@ -209,11 +241,19 @@ async def _tell(_: Request, error: Exception) -> Response:
 
 async def _tell_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    if first.get("type") == "json_invalid":
+        return await _tell(request, BadRequest("the body is not valid JSON"))
     field = str(first.get("loc", ("body",))[-1])
+    if first.get("type") == "extra_forbidden":
+        return await _tell(request, UnsupportedParameter(f"unknown field {field!r}", param=field))
     return await _tell(request, BadRequest(f"{field}: {first.get('msg', 'invalid')}", param=field))
 
 
 async def _tell_http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    problem = NotFound("no such path or method here; /docs lists them").envelope()
-    return JSONResponse(problem, status)
+    problem: EngineRoomError = NotFound("no such path here; /docs lists them")
+    if status == 400:
+        problem = BadRequest("the body could not be read as JSON")
+    if status == 405:
+        problem = MethodNotAllowed("this path does not take that method; /docs lists them")
+    return JSONResponse(problem.envelope(), status)

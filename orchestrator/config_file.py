@@ -33,6 +33,19 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _plain_number(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
+    """Numbers as everybody reads them: YAML 1.1 takes `22:22` for 1342."""
+    if ":" in node.value:
+        problem = f"{node.value!r} is no number; put text in quotes"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    integer = node.tag.endswith(":int")
+    return loader.construct_yaml_int(node) if integer else loader.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _plain_number)
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError naming file and line."""
     try:
@@ -48,8 +61,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{path}:{line}: {error.problem or 'not valid YAML'}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):

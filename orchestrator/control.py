@@ -60,9 +60,11 @@ class ModelRoute(Message):
 class GatewayConfig(Message):
     """All that a gateway process is started with; sizes in bytes, times in seconds.
 
+    `version` is the program that wrote it: a gateway of another version is replaced, not adopted.
     `key_hashes` are SHA-256 of the accepted API keys, empty for everybody.
     """
 
+    version: str
     name: str
     host: str
     port: int

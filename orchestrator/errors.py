@@ -25,6 +25,7 @@
         QueueFull                    429  queue_full             Retry-After
         UpstreamBroken               502  engine_died
         UpstreamInvalid              502  upstream_invalid
+        EngineError                  502  engine_error
         ModelUnavailable             503  model_unavailable      Retry-After
         Draining                     503  draining               Retry-After
         ShuttingDown                 503  shutting_down
@@ -218,6 +219,12 @@ class UpstreamInvalid(RequestError):
     """The engine answered something that is not a legal answer."""
 
     http_status, code, kind, retryable = 502, "upstream_invalid", "server_error", True
+
+
+class EngineError(RequestError):
+    """The engine lives and answered with an error of its own; the same request would again."""
+
+    http_status, code, kind = 502, "engine_error", "server_error"
 
 
 class UpstreamTimeout(RequestError):

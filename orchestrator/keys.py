@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -21,7 +22,10 @@ class KeyPolicy(BaseModel):
 
 def is_loopback(host: str) -> bool:
     """Whether binding `host` keeps strangers out."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name; who knows where it leads
+        return False
 
 
 def key_policy(settings: Settings) -> KeyPolicy:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +21,7 @@ import httpx
 import uvicorn
 
 from engine_launchers.base import Listen
+from orchestrator import __version__
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.control import GatewayConfig
 from orchestrator.errors import ConfigError, LaunchFailed, PortTaken
@@ -34,6 +37,7 @@ from orchestrator.supervision.store import Store
 from orchestrator.supervision.supervisor import Orders, Supervisor
 from orchestrator.supervision.workloads import GatewayWorkload
 
+_log = logging.getLogger("engineroom")
 _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -85,18 +89,24 @@ async def serve(settings: Settings, decision: Decision, audience: Audience) -> N
     """
     began = asyncio.get_running_loop().time()
     keys = key_policy(settings)
+    os.umask(0o077)
+    if not settings.data.exists():  # nothing of ours can run: look before anything is made
+        _listen(settings.host, settings.port, "port").close()
+        _listen(settings.admin_host, settings.admin_port).close()
     data = private_folder(settings.data)
-    run = private_folder(settings.run)
-    token = read_or_make_token(data / "admin.token")
     stopping = _stop_on_signals()
     timeout = httpx.Timeout(settings.probe_timeout_s)
     limits = httpx.Limits(max_keepalive_connections=0)
     async with AsyncExitStack() as stack:
         stack.enter_context(only_one(data / "supervisor.lock"))
+        token = read_or_make_token(data / "admin.token")
         client = await stack.enter_async_context(
             httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
         )
         store = stack.enter_context(closing(Store(data / "state.db")))
+        _check_port(settings, store)
+        admin_socket = stack.enter_context(_listen(settings.admin_host, settings.admin_port))
+        run = private_folder(settings.run)
         supervisor = Supervisor(
             _orders(settings, decision, run, data),
             store,
@@ -104,36 +114,27 @@ async def serve(settings: Settings, decision: Decision, audience: Audience) -> N
             _gateway(settings, keys.hashes, data, run, client),
             client,
         )
-        _check_ports(settings, store)
         await _install(settings, decision, audience, stopping)
         if not stopping.is_set():
-            await _run(settings, decision, supervisor, token, stopping, audience, began)
-        with suppress(OSError):  # something of another program is in it
-            run.rmdir()
+            admin = _admin(supervisor, token, stopping)
+            listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
+            try:
+                await _run(settings, decision, supervisor, stopping, audience, began)
+            finally:
+                admin.should_exit = True
+                await listening
+        shutil.rmtree(run, ignore_errors=True)  # all that used it has ended
 
 
 async def _run(
     settings: Settings,
     decision: Decision,
     supervisor: Supervisor,
-    token: str,
     stopping: asyncio.Event,
     audience: Audience,
     began: float,
 ) -> None:
     loop = asyncio.get_running_loop()
-    app = build_admin(supervisor, token, stopping.set)
-    config = uvicorn.Config(
-        app,
-        host=settings.admin_host,
-        port=settings.admin_port,
-        log_config=None,
-        access_log=False,
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    admin = _Admin(config)
-    listening = asyncio.create_task(admin.serve())
     try:
         await supervisor.start()
         addresses = _announce_file(settings, decision)
@@ -149,8 +150,14 @@ async def _run(
         _hurry_on_signals(supervisor)
         await supervisor.stop()
         (settings.data / "endpoints.json").unlink(missing_ok=True)
-        admin.should_exit = True
-        await listening
+
+
+def _admin(supervisor: Supervisor, token: str, stopping: asyncio.Event) -> _Admin:
+    app = build_admin(supervisor, token, stopping.set)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
+    )
+    return _Admin(config)
 
 
 def _check_start(states: tuple[State, ...], supervisor: Supervisor) -> None:
@@ -170,7 +177,10 @@ def _announce_file(settings: Settings, decision: Decision) -> Addresses:
         model=decision.plan.model.id,
         token_file=str(settings.data / "admin.token"),
     )
-    (settings.data / "endpoints.json").write_text(json.dumps(addresses.__dict__))
+    try:
+        (settings.data / "endpoints.json").write_text(json.dumps(addresses.__dict__))
+    except OSError as error:  # the other commands will not find us; clients will
+        _log.error("where this server listens could not be written: %s", error)
     return addresses
 
 
@@ -194,6 +204,7 @@ def _orders(settings: Settings, decision: Decision, run: Path, data: Path) -> Or
     environments = Environments(settings.engines, os.environ)
     return Orders(
         plans=(decision.plan,),
+        fingerprints={decision.plan.model.id: decision.fingerprint},
         hardware=decision.hardware,
         engine_pythons={
             name: environments.python(launcher.requirement(decision.hardware))
@@ -231,6 +242,7 @@ def _gateway(
     settings: Settings, hashes: tuple[str, ...], data: Path, run: Path, client: httpx.AsyncClient
 ) -> GatewayWorkload:
     config = GatewayConfig(
+        version=__version__,
         name="gateway-0",
         host=settings.host,
         port=settings.port,
@@ -253,28 +265,30 @@ def _gateway(
     return GatewayWorkload(sys.executable, path, listen, client)
 
 
-def _check_ports(settings: Settings, store: Store) -> None:
-    """Raise PortTaken for a port of a stranger; a gateway of ours may hold it."""
+def _check_port(settings: Settings, store: Store) -> None:
+    """Raise PortTaken where a stranger has the gateway's port; a gateway of ours may hold it."""
     ours = {
         row.record.spec.listen.port
         for row in store.saved()
         if row.record.spec.listen and row.record.child and is_alive(row.record.child)
     }
-    for what, host, port in (
-        ("port", settings.host, settings.port),
-        ("admin_port", settings.admin_host, settings.admin_port),
-    ):
-        if port in ours:
-            continue
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host, port))
-        except OSError as error:
-            raise PortTaken(
-                f"cannot listen on {host}:{port} ({error.strerror}): free it, or set another {what}"
-            ) from error
+    if settings.port not in ours:
+        _listen(settings.host, settings.port, "port").close()
+
+
+def _listen(host: str, port: int, setting: str = "admin_port") -> socket.socket:
+    """A listening socket. Raises PortTaken."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise PortTaken(
+            f"cannot listen on {host}:{port} ({error.strerror}): free it, or set another {setting}"
+        ) from error
+    return listener
 
 
 def _stop_on_signals() -> asyncio.Event:

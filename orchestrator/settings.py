@@ -45,12 +45,7 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _none_word(value: object) -> object:
-    """YAML reads a bare `none` as text but `null` and `~` as None; both mean "no quantization"."""
-    return _lower(value)
-
-
-Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_none_word)]
+Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_lower)]
 Backend = Annotated[Literal["vllm", "llama_cpp", "pytorch"], BeforeValidator(_lower)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -68,7 +63,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False)
 
-    model: str = Field("demo", description="`demo`, or the path of a GGUF file.")
+    model: str = Field("demo", min_length=1, description="`demo`, or the path of a GGUF file.")
     adapter_path: str | None = Field(None, description="LoRA adapter to apply (not supported yet).")
     quantization: Quantization | None = Field(
         None, description="4bit, 8bit or none; unset lets the hardware tier choose."
@@ -241,6 +236,9 @@ def load_settings(
         return f"{chosen}: {field}" if field in from_file else field
 
     merged = {**from_file, **from_env, **from_flags}
+    for field, value in merged.items():
+        if "\0" in str(value):
+            raise ConfigError(f"{place(field)}: must not contain NUL characters")
     try:
         return Settings(**merged)
     except ValidationError as error:
@@ -255,7 +253,7 @@ def _refuse_unknown_variables(env: Mapping[str, str]) -> None:
 
 
 def _hint(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 

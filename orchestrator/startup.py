@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -15,6 +16,7 @@ from orchestrator.models.catalog import resolve
 from orchestrator.planning.planner import Wish, make_plan
 from orchestrator.planning.tiers import parse_tiers
 from orchestrator.resources import config_path, demo_dir
+from orchestrator.runtimes.process import resident_bytes
 from orchestrator.settings import Settings
 
 
@@ -24,6 +26,7 @@ class Decision:
 
     hardware: HardwareProfile
     plan: EnginePlan
+    fingerprint: str
     launchers: Mapping[EngineName, Launcher]
 
 
@@ -35,6 +38,8 @@ def all_launchers() -> dict[EngineName, Launcher]:
 def refuse_unsupported(settings: Settings, launchers: Mapping[EngineName, Launcher]) -> None:
     """Raise ConfigError for a setting that would otherwise be ignored."""
     able = ", ".join(launchers)
+    if settings.port == settings.admin_port:
+        raise ConfigError(f"port and admin_port are both {settings.port}: choose two")
     if settings.force_backend and settings.force_backend not in launchers:
         raise ConfigError(
             f"FORCE_BACKEND={settings.force_backend}: this version starts {able} only; unset it"
@@ -62,10 +67,19 @@ def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None =
     refuse_unsupported(settings, able)
     model = resolve(settings.model, demo_dir(), settings.quantization)
     tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
-    hardware = probe()
+    hardware = _with_ours(probe(), settings)
     wish = Wish(
         engine=settings.force_backend,
         max_model_len=settings.context,
         threads=settings.threads,
     )
-    return Decision(hardware, make_plan(model, hardware, tiers, able, wish), able)
+    plan = make_plan(model, hardware, tiers, able, wish)
+    changed = Path(model.source).stat().st_mtime_ns
+    return Decision(hardware, plan, wish.fingerprint(model, plan.engine_version, changed), able)
+
+
+def _with_ours(hardware: HardwareProfile, settings: Settings) -> HardwareProfile:
+    """Count what our own running engines hold as available: they are adopted, or make room."""
+    ours = resident_bytes(settings.data / "instances")
+    available = min(hardware.ram_total, hardware.ram_available + ours)
+    return hardware.model_copy(update={"ram_available": available})

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+
+from orchestrator.settings import DOCUMENT_VARIABLES, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -51,7 +54,7 @@ async def eventually(check: Callable[[], object], seconds: float, what: str) -> 
 def clean_env(**more: str) -> dict[str, str]:
     """The test's environment without what would be read as settings."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("ENGINEROOM_")}
-    for name in ("HOST", "PORT", "BASE_MODEL", "QUANTIZATION", "PYTHONDONTWRITEBYTECODE"):
+    for name in (*DOCUMENT_VARIABLES, "PYTHONDONTWRITEBYTECODE"):
         env.pop(name, None)
     return {**env, **more}
 
@@ -158,6 +161,11 @@ class Room:
             assert answer.status_code == 200, answer.read()
             yield (line[6:] for line in answer.iter_lines() if line.startswith("data: "))
 
+    @property
+    def run_folder(self) -> Path:
+        """Where the sockets of this data directory are."""
+        return load_settings({"data_dir": str(self.data)}, {}).run
+
     def processes(self) -> list[psutil.Process]:
         """Every live process that was started for this data directory."""
         return processes_of(str(self.data))
@@ -175,10 +183,11 @@ class Room:
         if self.process is not None:
             self.process.kill()
             self.wait_end()
+        shutil.rmtree(self.run_folder, ignore_errors=True)
 
 
 def processes_of(marker: str) -> list[psutil.Process]:
-    """Live processes whose command line, environment or folder names `marker`."""
+    """Live processes whose command line or working folder names `marker`."""
     found = []
     for each in psutil.process_iter():
         if each.pid == os.getpid():

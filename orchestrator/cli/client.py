@@ -14,9 +14,15 @@ from orchestrator.settings import load_settings
 
 
 class Refused(EngineRoomError):
-    """The server answered with an error; its sentence is passed on."""
+    """The server answered with an error; its sentence, code and type are passed on."""
 
     exit_code = 1
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(str(error.get("message", "the server refused")), param=error.get("param"))
+        self.code = str(error.get("code", self.code))
+        self.kind = str(error.get("type", self.kind))
+        self.retryable = bool(error.get("retryable"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def checked(answer: httpx.Response) -> dict[str, Any]:
     try:
         value = answer.json()
     except ValueError:
-        raise Refused(f"HTTP {answer.status_code} without JSON from {answer.url}") from None
+        told = f"HTTP {answer.status_code} without JSON from {answer.url}"
+        raise Refused({"message": told}) from None
     if answer.is_error:
-        raise Refused(str(value.get("error", {}).get("message", f"HTTP {answer.status_code}")))
+        raise Refused(value.get("error") or {"message": f"HTTP {answer.status_code}"})
     return dict(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import decide
+from orchestrator.supervision.environments import Environments
 
 app = typer.Typer(
     name="engineroom",
@@ -33,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+_EXAMPLE_PORT = 8100  # `plan` has to show one; a launch takes any free port
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DataDir = Annotated[
@@ -83,6 +87,7 @@ def plan(
     threads: Threads = None,
     quantization: Quantization = None,
     force_backend: Backend = None,
+    data_dir: DataDir = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -94,14 +99,16 @@ def plan(
             "threads": threads,
             "quantization": quantization,
             "force_backend": force_backend,
+            "data_dir": data_dir,
         },
         file=config,
     )
     decision = decide(settings)
     chosen = decision.plan
     launcher = decision.launchers[chosen.engine]
-    python = settings.engines / f"{chosen.engine}-{chosen.engine_version}" / "bin" / "python"
-    spec = launcher.command(chosen, Listen(port=8100)).with_python(str(python))
+    need = launcher.requirement(decision.hardware)
+    python = Environments(settings.engines, os.environ).python(need)
+    spec = launcher.command(chosen, Listen(port=_EXAMPLE_PORT)).with_python(python)
     if as_json:
         command = {"argv": list(spec.argv), "injected": list(spec.injected)}
         _print_json({**chosen.model_dump(mode="json"), "command": command})
@@ -209,7 +216,8 @@ def stop(
     if model is not None:
         _order(server, model, "stop", drain_s, as_json)
         return
-    answer = ask(server, "POST", "/admin/shutdown")
+    body = None if drain_s is None else {"drain_s": drain_s}
+    answer = ask(server, "POST", "/admin/shutdown", body)
     _print_json(answer) if as_json else sys.stdout.write("the server drains and ends\n")
 
 
@@ -302,6 +310,10 @@ def guarded(main: Callable[[], None]) -> None:
             _print_json(error.envelope())
         sys.stderr.write(f"engineroom: {error.message}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"engineroom: {place}{error.strerror or error}\n")
+        sys.exit(74)
     except KeyboardInterrupt:
         sys.exit(130)
 

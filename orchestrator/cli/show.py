@@ -62,34 +62,40 @@ def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec) -> None:
     for refused in chosen.rejected:
         table.add_row("rejected", f"{refused.what}: {refused.why}")
     console.print(table)
-    console.print("[bold]command[/bold]")
+    console.print("[bold]command[/bold] (the port is chosen at launch)")
     print_plain(console, "  " + shlex.join(spec.argv))
 
 
+_COLUMNS = ("ID", "STATE", "PID", "UP", "RESTARTS", "RUN", "WAIT", "MODEL", "ENGINE", "URL")
+_COLOURS = {"ready": "green", "failed": "red", "stopped": "dim"}
+
+
 def engines(console: Console, rows: list[dict[str, Any]]) -> None:
-    """One line per engine and gateway."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for head in ("ID", "STATE", "MODEL", "ENGINE", "PID", "URL", "UP", "RESTARTS", "RUN", "WAIT"):
-        table.add_column(head, no_wrap=True)
-    for row in rows:
-        colour = {"ready": "green", "failed": "red", "stopped": "dim"}.get(row["state"], "yellow")
-        uptime = row["uptime_s"]
-        table.add_row(
+    """One line per engine and gateway, never cut: a terminal may wrap, a pipe gets it whole."""
+    cells = [
+        (
             row["id"],
-            f"[{colour}]{row['state']}[/{colour}]",
-            row["model"] or "-",
-            row["engine"] or "-",
+            row["state"],
             str(row["pid"] or "-"),
-            row["url"] or "-",
-            "-" if uptime is None else duration(uptime),
+            "-" if row["uptime_s"] is None else duration(row["uptime_s"]),
             str(row["restarts"]),
             str(row["in_flight"]),
             str(row["waiting"]),
+            row["model"] or "-",
+            row["engine"] or "-",
+            row["url"] or "-",
         )
-    console.print(table)
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in (_COLUMNS, *cells)) for i in range(len(_COLUMNS))]
+    for line in (_COLUMNS, *cells):
+        padded = [word.ljust(width) for word, width in zip(line, widths, strict=True)]
+        colour = "bold" if line is _COLUMNS else _COLOURS.get(line[1], "yellow")
+        padded[1] = f"[{colour}]{padded[1]}[/{colour}]"
+        console.print("  ".join(padded).rstrip(), highlight=False, soft_wrap=True)
     for row in rows:
         if row["state"] not in {"ready", "starting"}:
-            console.print(f"{row['id']}: {row['why']}")
+            print_plain(console, f"{row['id']}: {row['why']}")
 
 
 def duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ from orchestrator.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from orchestrator.gateway.exchange import ClientGone, Exchange
+from orchestrator.gateway.exchange import ClientGone, Exchange, error_headers
 from orchestrator.gateway.handlers import Facts, Generating, Handler
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.routing import Router
@@ -94,7 +94,7 @@ class Gateway:
                     check_key(self.config.key_hashes, request.headers.get("authorization"))
                 return await show(request)
             except EngineRoomError as error:
-                return JSONResponse(error.envelope(), error.http_status)
+                return JSONResponse(error.envelope(), error.http_status, error_headers(error))
 
         return Route(path, endpoint, methods=["GET"])
 

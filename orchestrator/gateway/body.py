@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.errors import BadRequest, UnsupportedParameter
 
 _MAX_DEPTH = 64
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(r"[\[\]{}]")
+# A whole string, or one that never ends, or a bracket: every character is looked at once.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -39,8 +39,10 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except BadRequest:
         raise
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not valid JSON: {str(error)[:100]}") from None
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error.msg} at {error.pos}") from None
+    except (ValueError, RecursionError):
+        raise BadRequest("the body holds a number that is out of range") from None
     _check_text(value)
     return value
 
@@ -48,9 +50,11 @@ def parse_json(data: bytes) -> Any:
 def _depth(text: str) -> int:
     """How deep the brackets outside strings nest; found before the recursive parser can suffer."""
     depth = deepest = 0
-    for match in _BRACKET.finditer(_STRING.sub("", text)):
-        depth += 1 if match.group() in "[{" else -1
-        deepest = max(deepest, depth)
+    for match in _TOKEN.finditer(text):
+        first = text[match.start()]
+        if first != '"':
+            depth += 1 if first in "[{" else -1
+            deepest = max(deepest, depth)
     return deepest
 
 
@@ -85,8 +89,9 @@ def _check_text(value: Any) -> None:
 
 
 def _explain(error: ValidationError) -> BadRequest | UnsupportedParameter:
-    first = error.errors(include_url=False, include_input=False)[0]
-    # Unions add their member's type to the place; people know only the names in the body.
+    # A union reports one error per member; one about the value says more than those about types.
+    found = error.errors(include_url=False, include_input=False)
+    first = next((each for each in found if not each["type"].endswith("_type")), found[0])
     place = [str(part) for part in first["loc"]]
     field = place[0][:64] if place else "body"
     if first["type"] == "extra_forbidden":
@@ -94,5 +99,5 @@ def _explain(error: ValidationError) -> BadRequest | UnsupportedParameter:
         return UnsupportedParameter(f"unknown field {name!r}", param=name)
     if first["type"] == "missing":
         return BadRequest(f"the field {place[-1]!r} is required", param=place[-1])
-    message = str(first["msg"])
+    message = str(first["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     return BadRequest(f"{field}: {message[:1].lower()}{message[1:]}", param=field)

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.errors import (
     BadRequest,
+    EngineRoomError,
     UpstreamBroken,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -151,9 +152,10 @@ class Generating:
     @asynccontextmanager
     async def _call(self, model: str, path: str, body: dict[str, Any]) -> AsyncIterator[Call]:
         """Lease a replica and call it; tried once more where the first was not even reached."""
+        self._upstream.refuse_hopeless(self._router.find(model), body)
         for attempt in range(1, _TRIES + 1):
             async with AsyncExitStack() as stack:
-                lease = await stack.enter_async_context(self._router.lease(model))
+                lease = await stack.enter_async_context(self._router.lease(model, attempt > 1))
                 self._metrics.queue.labels(model).observe(lease.waited_s)
                 stack.enter_context(self._blaming(lease))
                 began = time.monotonic()
@@ -164,7 +166,7 @@ class Generating:
                 except NotReached as error:
                     if attempt == _TRIES:
                         raise
-                    self._blame(lease, error.message)
+                    self._blame(lease, error)
                     continue
                 yield Call(lease, stream, tokens, began)
                 return
@@ -175,12 +177,13 @@ class Generating:
         try:
             yield
         except (UpstreamBroken, UpstreamInvalid, UpstreamTimeout) as error:
-            self._blame(lease, error.message)
+            self._blame(lease, error)
             raise
 
-    def _blame(self, lease: Lease, why: str) -> None:
+    def _blame(self, lease: Lease, error: EngineRoomError) -> None:
+        """Rest the replica and have the engine probed."""
         self._router.broke(lease.replica)
-        self._report(lease, why)
+        self._report(lease, error.message)
 
     def _first_token(self, facts: Facts) -> None:
         if facts.ttft is None:
@@ -202,7 +205,7 @@ class Generating:
         try:
             return await self._upstream.count_tokens(route, replica, "".join(parts))
         except (UpstreamBroken, UpstreamInvalid, UpstreamTimeout) as error:
-            self._blame(call.lease, error.message)
+            self._blame(call.lease, error)
             return len(parts)
 
 

@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 
 from orchestrator.errors import BadRequest, UnsupportedParameter
 from orchestrator.gateway.generate import Number, StopText
 
 Limit = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
+LogitBias = Annotated[Number, Field(ge=-100, le=100)]
+Objects = Annotated[list[dict[str, Any]], Field(max_length=128)]
 
 
 class StreamOptions(BaseModel):
@@ -24,6 +35,20 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False
+
+
+def _without_nulls(value: Any) -> Any:
+    """A null field says the same as an absent one; clients send back what they were given."""
+    if isinstance(value, dict):
+        return {key: inner for key, inner in value.items() if inner is not None}
+    return value
+
+
+# Values of fields that ask for nothing we would not do anyway: taken, and not passed on.
+_NEUTRAL = frozenset(
+    {"stream_options", "store", "service_tier", "parallel_tool_calls", "logprobs", "top_logprobs"}
+) | {"echo"}
 
 
 class _Common(BaseModel):
@@ -43,6 +68,22 @@ class _Common(BaseModel):
     frequency_penalty: Penalty | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | None = None
     user: StrictStr | None = None
+    top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    min_tokens: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
+    repeat_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[str, LogitBias], Field(max_length=1000)] | None = None
+    mirostat_mode: Literal[0, 1, 2] | None = None
+    mirostat_tau: Annotated[Number, Field(ge=0, le=100)] | None = None
+    mirostat_eta: Annotated[Number, Field(ge=0, le=100)] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    logprobs: Literal[False, 0] | None = None
+    top_logprobs: Literal[0] | None = None
+
+    _nulls = model_validator(mode="before")(_without_nulls)
 
     @property
     def wants_usage(self) -> bool:
@@ -54,6 +95,14 @@ class CompletionRequest(_Common):
     """Body of `/v1/completions`; a list of one prompt counts as that prompt."""
 
     prompt: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
+    echo: Literal[False] | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_text(cls, value: Any) -> Any:
+        if isinstance(value, list) and (len(value) != 1 or not isinstance(value[0], str)):
+            raise ValueError("give one prompt, as text; several, or token ids, are not supported")
+        return value
 
 
 class TextPart(BaseModel):
@@ -77,6 +126,16 @@ class ChatMessage(BaseModel):
     tool_call_id: StrictStr | None = None
     function_call: dict[str, Any] | None = None
 
+    _nulls = model_validator(mode="before")(_without_nulls)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_only(cls, value: Any) -> Any:
+        parts = value if isinstance(value, list) else []
+        if any(not isinstance(part, dict) or part.get("type") != "text" for part in parts):
+            raise ValueError("only text parts are supported in content")
+        return value
+
     def plain(self) -> dict[str, Any]:
         """The message with its content as one text. Raises BadRequest where it has none."""
         content = self.content
@@ -94,6 +153,11 @@ class ChatRequest(_Common):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Limit | None = None
+    tools: Objects | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    functions: Objects | None = None
+    function_call: StrictStr | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
 
 
 def upstream_body(
@@ -114,7 +178,7 @@ def upstream_body(
         body["prompt"] = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
         if not body["prompt"]:
             raise BadRequest("prompt must not be empty", param="prompt")
-    body.pop("stream_options", None)
+    body = {field: value for field, value in body.items() if field not in _NEUTRAL}
     for field in body:
         if field not in allowed:
             raise UnsupportedParameter(f"this model's engine does not take {field!r}", param=field)

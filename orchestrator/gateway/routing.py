@@ -17,7 +17,7 @@ from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
-_VOUCHED = "ready"  # the supervisor has probed it since; while it is suspect the rest goes on
+_VOUCHED = "ready"  # in a new table this ends the rest; while it is suspect the rest goes on
 _EWMA = 0.2
 
 
@@ -118,7 +118,7 @@ class Router:
                 raise BadRequest("name a model: several are served, see /v1/models", param="model")
             return next(iter(self._lines.values()))
         if name not in self._lines:
-            raise UnknownModel("no model of that name is served here, see /v1/models")
+            raise UnknownModel("no model of that name is served, see /v1/models", param="model")
         return self._lines[name]
 
     def ready(self, name: str) -> bool:
@@ -141,14 +141,16 @@ class Router:
     # --- leasing --------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[Lease]:
+    async def lease(self, name: str, again: bool = False) -> AsyncIterator[Lease]:
         """Wait for a place, hold it, give it back.
 
-        Raises QueueFull, ModelUnavailable, Draining or UnknownModel.
+        `again`: this request had a place and lost it through no fault of its own; it goes to the
+        head of the queue and no bound refuses it. Raises QueueFull, ModelUnavailable, Draining or
+        UnknownModel.
         """
         began = self._clock()
         line = self._line(name)
-        slot = await self._take(line)
+        slot = await self._take(line, again)
         granted = self._clock()
         self._on_change()
         try:
@@ -165,26 +167,29 @@ class Router:
             slot = line.slots.get((replica.id, replica.generation))
             if slot is not None:
                 slot.rests_until = self._clock() + _BROKEN_S
-                loop = asyncio.get_running_loop()
-                loop.call_later(_BROKEN_S, self._wake, line.route.name)
+                asyncio.get_running_loop().call_later(_BROKEN_S, self._wake, line)
 
-    def _wake(self, name: str) -> None:
-        if (line := self._lines.get(name)) is not None:
-            self._serve(line)
+    def _wake(self, line: _Line) -> None:
+        """Serve who waited for a rest to end; timers may fire a little before our clock agrees."""
+        self._serve(line)
+        now = self._clock()
+        rests = [s.rests_until - now for s in line.slots.values() if s.rests_until > now]
+        if line.waiters and rests:
+            asyncio.get_running_loop().call_later(max(0.001, min(rests)), self._wake, line)
 
-    async def _take(self, line: _Line) -> _Slot:
+    async def _take(self, line: _Line, again: bool) -> _Slot:
         name = line.route.name
         if (error := self._unavailable(line)) is not None:
             raise error
-        if not line.waiters and (slot := self._choose(line)) is not None:
+        if (again or not line.waiters) and (slot := self._choose(line)) is not None:
             return slot
-        if len(line.waiters) >= self._max_queue:
+        if len(line.waiters) >= self._max_queue and not again:
             raise QueueFull(
                 f"{len(line.waiters)} requests wait for {name} already, which is the limit",
                 retry_after=self._retry_after(line),
             )
         waiter: asyncio.Future[_Slot] = asyncio.get_running_loop().create_future()
-        line.waiters.append(waiter)
+        line.waiters.appendleft(waiter) if again else line.waiters.append(waiter)
         self._on_change()
         try:
             async with asyncio.timeout(self._timeout):
@@ -206,7 +211,7 @@ class Router:
             line.waiters.remove(waiter)
         elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             waiter.result().in_flight -= 1
-            self._serve(line)
+        self._serve(line)
         self._on_change()
 
     def _choose(self, line: _Line) -> _Slot | None:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import UpstreamBroken, UpstreamInvalid
+from orchestrator.errors import EngineError, UpstreamBroken, UpstreamInvalid
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class StreamGuard:
         self.finish_reason: str | None = None
         self.usage: dict[str, Any] | None = None
         self.done = False
+        self._begun = False
 
     def feed(self, payload: str) -> Chunk | None:
         """The chunk in a payload; None for `[DONE]` and whatever comes after it."""
@@ -48,10 +49,13 @@ class StreamGuard:
             raise UpstreamBroken(f"the engine reported an error: {_message(value['error'])}")
         if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
+        self._begun = True
         return Chunk(payload, value, self._choice(value))
 
     def close(self) -> None:
-        """The stream ended; raises UpstreamBroken unless it had finished."""
+        """The stream ended in order; raises unless its answer had finished."""
+        if not self._begun:
+            raise EngineError("the engine answered with an empty stream: it failed on this request")
         if self.finish_reason is None:
             raise UpstreamBroken("the engine ended the stream before its answer was complete")
         self.done = True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ from orchestrator.control import ModelRoute, Replica
 from orchestrator.errors import (
     BadRequest,
     ContextLengthExceeded,
+    EngineError,
     RequestError,
     UpstreamBroken,
     UpstreamInvalid,
@@ -24,8 +27,10 @@ from orchestrator.errors import (
 from orchestrator.gateway.sse import SseReader
 from orchestrator.gateway.stream import Chunk, StreamGuard
 
+_log = logging.getLogger("engineroom.gateway")
 _ERROR_BODY_LIMIT = 64 * 1024
 _AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
+_CHARACTERS_PER_TOKEN = 64  # more than any tokenizer reaches on average
 _PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 
 
@@ -119,13 +124,20 @@ class Upstream:
             raise UpstreamBroken(f"the engine's connection broke ({why})") from error
         try:
             if response.status_code != 200:
-                raise await _refusal(response)
+                raise await self._refusal(response)
             kind = response.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
                 raise UpstreamInvalid(f"the engine answered {kind or 'no content type'}")
             yield EngineStream(response, first_s, self._stall_s)
         finally:
             await response.aclose()
+
+    async def _refusal(self, response: httpx.Response) -> RequestError:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                return await _refusal(response)
+        except TimeoutError:
+            return UpstreamTimeout("the engine stalled in its error answer")
 
     async def count_tokens(self, route: ModelRoute, replica: Replica, text: str) -> int:
         """Tokens of `text` as the engine's own tokenizer has them, without its bos."""
@@ -135,6 +147,21 @@ class Upstream:
             others = {k: v for k, v in self._extra_tokens.items() if k[0] != replica.id}
             self._extra_tokens = {**others, key: extra}
         return await self._ask_count(route, replica, text) - self._extra_tokens[key]
+
+    @staticmethod
+    def refuse_hopeless(route: ModelRoute, body: dict[str, Any]) -> None:
+        """Raise ContextLengthExceeded for what no tokenizer could make short enough.
+
+        Asked before a lease, so that a huge prompt costs nobody else's time.
+        """
+        texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
+        size = sum(len(text) for text in texts)
+        if size > route.context * _CHARACTERS_PER_TOKEN:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {route.context} tokens, the prompt has "
+                f"{size} characters: shorten it",
+                param="prompt" if "prompt" in body else "messages",
+            )
 
     async def prompt_tokens(self, route: ModelRoute, replica: Replica, body: dict[str, Any]) -> int:
         """Tokens of the prompt that the engine will see, its bos included.
@@ -146,7 +173,8 @@ class Upstream:
         if "prompt" in body:
             count = await self._ask_count(route, replica, body["prompt"])
         else:  # a template writes the bos itself, and the engine adds none
-            count = await self.count_tokens(route, replica, render_chat(route, body["messages"]))
+            text = render_chat(route, body["messages"], body.get("tools"))
+            count = 0 if text is None else await self.count_tokens(route, replica, text)
         if count >= route.context:
             raise ContextLengthExceeded(
                 f"this model's maximum context length is {route.context} tokens, the prompt has "
@@ -173,34 +201,44 @@ class Upstream:
             raise UpstreamInvalid("the engine's tokenizer gave no count") from error
 
 
-def render_chat(route: ModelRoute, messages: list[dict[str, Any]]) -> str:
-    """The prompt that the model's chat template makes of `messages`."""
+def render_chat(route: ModelRoute, messages: list[dict[str, Any]], tools: Any) -> str | None:
+    """The prompt that the model's chat template makes of `messages`, to count its tokens.
+
+    None where it cannot be rendered here: the engine is the judge then. Raises BadRequest for what
+    the template itself refuses.
+    """
 
     def refuse(message: str) -> None:
         raise BadRequest(f"the model's chat template refuses: {message}", param="messages")
 
     if route.chat_template is None:
         return "\n".join(str(message.get("content") or "") for message in messages)
-    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    jinja = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     try:
         return jinja.from_string(route.chat_template).render(
             messages=messages,
             bos_token=route.bos_token or "",
             eos_token=route.eos_token or "",
             add_generation_prompt=True,
+            tools=tools,
             raise_exception=refuse,
+            strftime_now=time.strftime,
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise BadRequest(f"the model's chat template fails: {error}", param="messages") from error
+        _log.info("model=%s chat template not rendered, prompt not counted: %s", route.name, error)
+        return None
 
 
 async def _refusal(response: httpx.Response) -> RequestError:
     """The engine's error answer as one of ours; its words only where they are about the request."""
     data = b""
-    async for part in response.aiter_raw():
-        data += part
-        if len(data) > _ERROR_BODY_LIMIT:
-            break
+    with suppress(httpx.HTTPError):  # an engine that dies in its own error text has said enough
+        async for part in response.aiter_raw():
+            data += part
+            if len(data) > _ERROR_BODY_LIMIT:
+                break
     try:
         error = json.loads(data).get("error", {})
     except (ValueError, AttributeError):
@@ -212,4 +250,4 @@ async def _refusal(response: httpx.Response) -> RequestError:
         return ContextLengthExceeded(message or "the prompt is too long")
     if status in (400, 422):
         return BadRequest(f"the engine refuses the request: {message or f'HTTP {status}'}")
-    return UpstreamBroken(f"the engine answered HTTP {status}")
+    return EngineError(f"the engine answered HTTP {status}")

@@ -33,6 +33,8 @@ def resolve(name: str, demo: Path, quantization: str | None) -> ModelSpec:
     if not path.exists():
         hint = "" if "/" in name or name.endswith(".gguf") else ", and it is not `demo`"
         raise ModelInvalid(f"model {name!r}: no such file{hint}; give the path of a GGUF file")
+    if not path.is_file() and not path.is_dir():
+        raise ModelInvalid(f"{path}: not a regular file; give the path of a GGUF file")
     if path.is_dir():
         raise ModelInvalid(f"{path}: a folder; this version serves GGUF files: give one of them")
     spec = model_spec(path, model_name(path))

@@ -167,7 +167,7 @@ def model_spec(path: Path, model_id: str) -> ModelSpec:
 
     def number(key: str, default: int | None = None) -> int:
         value = meta.get(f"{arch}.{key}", default)
-        if isinstance(value, list) and value:
+        if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
             value = max(value)
         if not isinstance(value, int) or value < 0:
             raise ModelInvalid(f"{path}: not a language model: the key {arch}.{key} is missing")
@@ -178,6 +178,7 @@ def model_spec(path: Path, model_id: str) -> ModelSpec:
         raise ModelInvalid(f"{path}: {arch}.attention.head_count is 0")
     tokens = meta.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else []
+    kind, experts = meta.get("general.file_type"), meta.get(f"{arch}.expert_count")
     window = meta.get(f"{arch}.attention.sliding_window")
     template = meta.get("tokenizer.chat_template")
     return ModelSpec(
@@ -193,8 +194,8 @@ def model_spec(path: Path, model_id: str) -> ModelSpec:
         context_max=number("context_length"),
         vocab=len(tokens),
         sliding_window=window if isinstance(window, int) and window > 0 else None,
-        experts=meta.get(f"{arch}.expert_count") or None,
-        quantization=_FILE_TYPES.get(meta.get("general.file_type", -1), "unknown"),
+        experts=experts if isinstance(experts, int) and experts > 0 else None,
+        quantization=_FILE_TYPES.get(kind, "unknown") if isinstance(kind, int) else "unknown",
         weight_bytes=header.weight_bytes,
         chat_template=template if isinstance(template, str) else None,
         bos_token=_token(meta, tokens, "bos"),
@@ -204,4 +205,4 @@ def model_spec(path: Path, model_id: str) -> ModelSpec:
 
 def _token(meta: dict[str, Any], tokens: list[Any], which: str) -> str | None:
     index = meta.get(f"tokenizer.ggml.{which}_token_id")
-    return str(tokens[index]) if isinstance(index, int) and index < len(tokens) else None
+    return str(tokens[index]) if isinstance(index, int) and 0 <= index < len(tokens) else None

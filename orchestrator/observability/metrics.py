@@ -1,7 +1,7 @@
 """Every Prometheus series of Engine Room, in one file.
 
 Labels come from closed sets (known models, known causes, route templates), so that no client can
-grow them. Series of a model or engine are created when it becomes known, not at its first trouble.
+grow them. Series of an engine are created when it becomes known, not at its first trouble.
 `docs/reference/metrics.md` is generated from these objects.
 """
 

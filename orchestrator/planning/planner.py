@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from engine_launchers.base import (
@@ -28,6 +29,15 @@ class Wish(Value):
     engine: EngineName | None = None
     max_model_len: int | None = None
     threads: int | None = None
+
+    def fingerprint(self, model: ModelSpec, version: str, changed_ns: int) -> str:
+        """Names this wish for this very model file and engine version.
+
+        What the machine had free when a plan was made is no part of it: an engine that runs takes
+        memory that the next plan does not find.
+        """
+        parts = (self.model_dump_json(), model.source, model.weight_bytes, version, changed_ns)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def pinned(self) -> frozenset[str]:
         """Names of the tuning fields that must not be changed."""
@@ -57,7 +67,7 @@ def make_plan(
         if launcher is None:
             rejected.append(Rejection(what=engine, why="this version cannot start it yet"))
             continue
-        fit = launcher.fit(model, hardware, _tuning(tier, wish, model))
+        fit = launcher.fit(model, hardware, _tuning(tier, wish, model, len(hardware.gpus)))
         fit = _keep_pins(engine, fit, wish)
         if isinstance(fit, Rejection):
             rejected.append(fit)
@@ -71,13 +81,14 @@ def _preference(tier: Tier) -> tuple[EngineName, ...]:
     return (tier.backend, *(engine for engine in _ENGINES if engine != tier.backend))
 
 
-def _tuning(tier: Tier, wish: Wish, model: ModelSpec) -> Tuning:
+def _tuning(tier: Tier, wish: Wish, model: ModelSpec, gpus: int) -> Tuning:
     return Tuning(
         max_model_len=wish.max_model_len or min(tier.max_context, model.context_max),
         max_concurrency=tier.max_batch,
         gpu_memory_fraction=tier.gpu_memory_utilization,
         gpu_layers=tier.gpu_layers,
         flash_attention=tier.flash_attention,
+        tensor_parallel=gpus if tier.tensor_parallel == "all" else None,
         quantization=tier.quantization,
         threads=wish.threads,
     )

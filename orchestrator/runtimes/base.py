@@ -27,7 +27,8 @@ class HandleRecord(BaseModel):
     """All that is needed to find a process again, written before it is started.
 
     `shim` and `child` are None until the process is known to run. `folder` holds the shim's
-    `pid.json` and `exit.json`; `log` the output of the process.
+    `pid.json` and `exit.json`; `log` the output of the process, which begins at byte `log_start`
+    of that file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +41,7 @@ class HandleRecord(BaseModel):
     folder: Path
     socket: Path
     log: Path
+    log_start: int = 0
     shim: Identity | None = None
     child: Identity | None = None
 

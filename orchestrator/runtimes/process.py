@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import ValidationError
 
 from engine_launchers.base import ExitResult, LaunchSpec
@@ -22,7 +24,9 @@ from orchestrator.runtimes import shim
 from orchestrator.runtimes.base import Availability, Handle, HandleRecord, Identity
 
 SHIM = Path(shim.__file__)
-_CONNECT_S = 2.0
+_CONNECT_S = 10.0  # a shim answers in milliseconds; a machine that swaps gets its time
+_STARTER_S = 30.0
+_STOP_MARGIN_S = 5.0
 
 # What a child may inherit. Everything else (PORT, API_KEY, LLAMA_ARG_*, VLLM_*) would be read by an
 # engine as a flag.
@@ -62,19 +66,22 @@ class ProcessRuntime:
     def record(self, name: str, generation: int, spec: LaunchSpec) -> HandleRecord:
         """The record to store before `start`."""
         options = self._options
+        log = options.logs / f"{name}.log"
+        short = name if len(name) <= 32 else hashlib.sha256(name.encode()).hexdigest()[:16]
         return HandleRecord(
             name=name,
             generation=generation,
             spec=spec,
             folder=options.folder / name / str(generation),
-            socket=options.sockets / f"{name[:32]}.{generation}.sock",
-            log=options.logs / f"{name}.log",
+            socket=options.sockets / f"{short}.{generation}.sock",
+            log=log,
+            log_start=log.stat().st_size if log.exists() else 0,
         )
 
     async def start(self, record: HandleRecord) -> Handle:
         """Start a shim and wait until it says that the engine runs."""
         options = self._options
-        shutil.rmtree(record.folder.parent, ignore_errors=True)  # earlier generations are over
+        _forget_the_dead(record.folder.parent)
         record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         tmp = record.socket.with_suffix(".tmp")
         order = {
@@ -103,8 +110,13 @@ class ProcessRuntime:
             raise LaunchFailed("the shim has no pipes")
         starter.stdin.write(json.dumps(order).encode())
         starter.stdin.close()
-        line = await starter.stdout.readline()
-        await starter.wait()
+        try:
+            async with asyncio.timeout(_STARTER_S):
+                line = await starter.stdout.readline()
+                await starter.wait()
+        except TimeoutError:
+            starter.kill()
+            raise LaunchFailed(f"the shim said nothing for {_STARTER_S:g} s") from None
         told = _json(line)
         if "error" in told or not told:
             raise LaunchFailed(f"{record.name}: {told.get('error', 'the shim said nothing')}")
@@ -119,11 +131,12 @@ class ProcessRuntime:
         except LaunchFailed:
             ended = _read_json(record.folder / "exit.json")
             if not ended:
+                _end(running)
                 raise
             return EndedHandle(running, _exit_result(ended))
 
     async def recover(self, record: HandleRecord) -> Handle | None:
-        """Connect to the shim of `record`; sweep what it left where there is none."""
+        """Connect to the shim of `record`; end its engine where the shim is lost."""
         told = _read_json(record.folder / "pid.json")
         try:
             pids = {key: Identity.model_validate(told[key]) for key in ("shim", "child")}
@@ -135,7 +148,7 @@ class ProcessRuntime:
         try:
             return await _connect(found, self._options.lease_s)
         except LaunchFailed:
-            kill_tree(pids["child"])
+            _end(found)
             return None
 
 
@@ -167,9 +180,17 @@ class ProcessHandle:
         return await asyncio.shield(self._exit)
 
     async def stop(self, grace_s: float) -> ExitResult:
-        """Ask the shim to end the whole tree; returns when it is gone."""
+        """Ask the shim to end the whole tree; returns when it is gone.
+
+        A shim that does not answer in time is ended itself, engine first.
+        """
         self._send({"op": "stop", "grace_s": grace_s})
-        return await self.wait()
+        try:
+            async with asyncio.timeout(grace_s + _STOP_MARGIN_S):
+                return await self.wait()
+        except TimeoutError:
+            _end(self._record)
+            return await self.wait()
 
     def detach(self) -> None:
         """Close the connection; the shim keeps its engine until the lease ends."""
@@ -202,6 +223,8 @@ class ProcessHandle:
     def _shim_lost(self) -> dict[str, Any]:
         if self._record.child is not None:
             kill_tree(self._record.child)
+        self._record.socket.unlink(missing_ok=True)
+        shutil.rmtree(self._record.socket.with_suffix(".tmp"), ignore_errors=True)
         return {"error": "its shim was lost"}
 
 
@@ -226,11 +249,14 @@ class EndedHandle:
 
 async def _connect(record: HandleRecord, lease_s: float) -> ProcessHandle:
     """Open the shim's socket and check that it is the shim of this very record."""
+    writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await asyncio.open_unix_connection(str(record.socket))
             hello = _json(await reader.readline())
     except (OSError, TimeoutError) as error:
+        if writer is not None:
+            writer.close()
         raise LaunchFailed(f"{record.name}: its shim does not answer: {error}") from error
     if record.child is None or hello.get("child") != record.child.model_dump():
         writer.close()
@@ -253,6 +279,42 @@ def kill_tree(leader: Identity) -> None:
     if is_alive(leader):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader.pid, signal.SIGKILL)
+
+
+def _end(record: HandleRecord) -> None:
+    """KILL an engine and its shim, whichever of them live."""
+    for who in (record.child, record.shim):
+        if who is not None:
+            kill_tree(who)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove what earlier generations of an instance left on disk, if nothing of them lives."""
+    for old in folder.glob("*"):
+        child = _read_json(old / "pid.json").get("child")
+        try:
+            if child is None or not is_alive(Identity.model_validate(child)):
+                shutil.rmtree(old, ignore_errors=True)
+        except ValidationError:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def resident_bytes(folder: Path) -> int:
+    """Memory that engines started from `folder` hold now: theirs, and theirs again if re-planned.
+
+    Shared pages are counted once per process, so this is an upper bound for forking engines.
+    """
+    total = 0
+    for file in folder.glob("*/*/pid.json"):
+        try:
+            child = Identity.model_validate(_read_json(file).get("child"))
+            if is_alive(child):
+                leader = psutil.Process(child.pid)
+                tree = [leader, *leader.children(recursive=True)]
+                total += sum(process.memory_info().rss for process in tree)
+        except (ValidationError, psutil.Error):  # it ended while we looked
+            continue
+    return total
 
 
 def _exit_result(told: Mapping[str, Any]) -> ExitResult:

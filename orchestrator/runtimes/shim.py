@@ -112,7 +112,11 @@ class Shim:
             self.pids = {"shim": identity(os.getpid()), "child": identity(self.child.pid)}
         except OSError as error:
             return {"error": f"{spec['argv'][0]}: {error.strerror}"}
-        write_json(os.path.join(spec["folder"], "pid.json"), self.pids)
+        try:
+            write_json(os.path.join(spec["folder"], "pid.json"), self.pids)
+        except OSError as error:  # nobody could find it again: it must not run
+            self.sweep()
+            return {"error": f"{error.filename}: {error.strerror}"}
         return self.pids
 
     def run(self) -> None:
@@ -124,7 +128,8 @@ class Shim:
             self.check_deadlines()
             self.rotate()
         self.sweep()
-        write_json(os.path.join(self.spec["folder"], "exit.json"), self.exit)
+        with contextlib.suppress(OSError):  # a full disk: whoever is connected is told below
+            write_json(os.path.join(self.spec["folder"], "exit.json"), self.exit)
         shutil.rmtree(self.spec["tmp"], ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.spec["socket"])
@@ -190,7 +195,7 @@ class Shim:
             return
         path = self.spec["log"]
         for number in range(self.spec["log_files"], 1, -1):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.replace(f"{path}.{number - 1}", f"{path}.{number}")
         with contextlib.suppress(OSError):
             shutil.copyfile(path, f"{path}.1")
@@ -266,7 +271,10 @@ def main() -> None:
         os.unlink(spec["socket"])
         shutil.rmtree(spec["tmp"], ignore_errors=True)
         return
-    shim.run()
+    try:
+        shim.run()
+    finally:  # whatever happens here, nothing goes on without a lease
+        shim.sweep()
 
 
 if __name__ == "__main__":

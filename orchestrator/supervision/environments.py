@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,7 +33,10 @@ class Environments:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
-        self._environment = dict(environment)
+        # Build scripts are strangers: our keys are not for them.
+        self._environment = {
+            k: v for k, v in environment.items() if not k.startswith("ENGINEROOM_")
+        }
 
     def path(self, need: EngineRequirement) -> Path:
         """Where this engine version lives."""
@@ -111,6 +115,7 @@ class Environments:
             stderr=asyncio.subprocess.STDOUT,
             env={**self._environment, **need.build_env},
             limit=1 << 20,
+            start_new_session=True,
         )
         lines: list[str] = []
         reader = asyncio.create_task(self._read(process, lines))
@@ -120,10 +125,11 @@ class Environments:
                 progress(lines[-1] if lines else Path(argv[0]).name, time.monotonic() - began)
             code = await process.wait()
         finally:
-            if process.returncode is None:
+            if process.returncode is None:  # given up: compilers and all
                 with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                    os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
+            reader.cancel()
         if code != 0:
             log = self.folder / f"{need.engine}-{need.version}.log"
             log.write_text("\n".join(lines) + "\n")

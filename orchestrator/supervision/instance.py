@@ -35,6 +35,10 @@ class Workload(Protocol):
 
     name: str
 
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """What marks the lines of its log that our own probing causes."""
+
     def command(self, listen: Listen) -> LaunchSpec:
         """The command for this launch."""
 
@@ -91,16 +95,22 @@ def free_port() -> int:
         return port
 
 
-def read_tail(path: Path, lines: int, limit: int = 64 * 1024) -> list[str]:
-    """The last `lines` lines of a log, looking at no more than its last `limit` bytes."""
+def read_tail(
+    path: Path, lines: int, since: int = 0, until: int | None = None, limit: int = 1 << 20
+) -> list[str]:
+    """The last `lines` lines of a log, looking at no more than its last `limit` bytes.
+
+    `since` and `until` are byte offsets; `since` does not count if the file was rotated meanwhile.
+    """
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - limit))
-            text = file.read().decode(errors="replace")
+            size = file.seek(0, 2) if until is None else until
+            start = max(0, size - limit, since if since <= size else 0)
+            file.seek(start)
+            text = file.read(size - start).decode(errors="replace")
     except OSError:  # nothing was written yet
         return []
-    return text.splitlines()[-lines:]
+    return text.splitlines()[-lines:] if lines else []
 
 
 class Instance:
@@ -125,6 +135,7 @@ class Instance:
         self._clock = clock
         self._events: asyncio.Queue[lc.Event] = asyncio.Queue()
         self._changed = asyncio.Condition()
+        self._ended = False
         self._entered = clock()
         self._launching: asyncio.Task[None] | None = None
         self._probe_now = asyncio.Event()
@@ -138,15 +149,25 @@ class Instance:
 
     @property
     def base_url(self) -> str | None:
-        """Where the process listens, None before its first launch."""
-        listen = self.handle.record.spec.listen if self.handle else None
+        """Where the process listens, None while there is none."""
+        listen = self.running.record.spec.listen if self.running else None
         return listen.base_url if listen else None
 
     @property
     def uptime_s(self) -> float | None:
         """Seconds since it became ready, None while it is not in service."""
-        since = self.lifecycle.up_since
-        return None if since is None else self._clock() - since
+        now = self.lifecycle
+        if now.up_since is None or now.state not in lc.SERVING | {lc.State.DRAINING}:
+            return None
+        return self._clock() - now.up_since
+
+    @property
+    def running(self) -> Handle | None:
+        """The handle of a process that lives; None before its launch and after its end."""
+        handle, now = self.handle, self.lifecycle
+        if handle is None or now.state not in lc.RUNNING:
+            return None
+        return handle if handle.record.generation == now.generation else None
 
     def post(self, event: lc.Event) -> None:
         """Hand an event to the owner task."""
@@ -162,9 +183,9 @@ class Instance:
         return True
 
     async def wait_for(self, states: frozenset[lc.State]) -> lc.State:
-        """Wait until the lifecycle is in one of `states`."""
+        """Wait until the lifecycle is in one of `states`, or its owner has ended."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.lifecycle.state in states)
+            await self._changed.wait_for(lambda: self.lifecycle.state in states or self._ended)
             return self.lifecycle.state
 
     async def run(self) -> None:
@@ -173,6 +194,9 @@ class Instance:
             while True:
                 await self._apply(await self._events.get())
         finally:
+            self._ended = True
+            async with self._changed:
+                self._changed.notify_all()
             for timer in self._timers.values():
                 timer.cancel()
             for task in tuple(self._tasks):
@@ -205,8 +229,6 @@ class Instance:
                 self._announce(action)
 
     def _announce(self, action: lc.Announce) -> None:
-        if action.new is lc.State.BACKOFF:
-            self.restarts += 1
         elapsed = self._clock() - self._entered
         self._entered = self._clock()
         told = pairs(
@@ -250,15 +272,17 @@ class Instance:
     # --- work that posts events -----------------------------------------------------------------
 
     async def _launch(self, generation: int) -> None:
-        listen = self.workload.listen() or Listen(port=free_port())
-        spec = self.workload.command(listen)
-        record = self._runtime.record(self.name, generation, spec)
-        self.log = record.log
-        self._hooks.saved(self, record)
+        """Start the process; whatever goes wrong on the way counts as an exit."""
         try:
+            listen = self.workload.listen() or Listen(port=free_port())
+            spec = self.workload.command(listen)
+            record = self._runtime.record(self.name, generation, spec)
+            self.log = record.log
+            self._hooks.saved(self, record)
             handle = await self._runtime.start(record)
-        except LaunchFailed as error:
-            self.post(self._exit_event(generation, ExitResult(error=error.message), record))
+        except (LaunchFailed, OSError, ValueError) as error:
+            exit = ExitResult(error=f"could not be started: {error}")
+            self.post(lc.Exited(generation, exit, CrashCause.UNKNOWN, self._luck()))
             return
         self._hooks.saved(self, handle.record)
         self._take(handle)
@@ -273,8 +297,12 @@ class Instance:
         self.post(self._exit_event(handle.record.generation, exit, handle.record))
 
     def _exit_event(self, generation: int, exit: ExitResult, record: HandleRecord) -> lc.Exited:
-        cause = self.workload.diagnose(exit, read_tail(record.log, 100))
-        return lc.Exited(generation, exit, cause, random.random())  # noqa: S311 - jitter
+        cause = self.workload.diagnose(exit, read_tail(record.log, 100, since=record.log_start))
+        return lc.Exited(generation, exit, cause, self._luck())
+
+    @staticmethod
+    def _luck() -> float:
+        return random.random()  # noqa: S311 - jitter
 
     async def _kill(self, action: lc.Kill) -> None:
         if self._launching is not None:
@@ -310,7 +338,7 @@ class Instance:
         try:
             async with asyncio.timeout(limit):
                 await probe(base_url)
-        except (ProbeError, TimeoutError) as error:
+        except (EngineRoomError, TimeoutError, OSError, ValueError) as error:
             if not starting:
                 why = str(error) or f"no answer within {limit:g} s"
                 self.post(lc.ProbeFailed(generation, why))

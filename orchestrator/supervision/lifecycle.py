@@ -286,7 +286,7 @@ def _fail(now: Lifecycle, why: str, policy: Policy) -> Result:
 def _exited(now: Lifecycle, event: Exited, policy: Policy, clock: float) -> Result:
     if now.state in {S.STOPPING, S.DRAINING} and now.after != "retry":
         if now.after == "restart":
-            return _launch(now, "restart requested", policy)
+            return _launch(now, "restart requested", policy, cause=None)
         return _move(now, S.STOPPED, now.why if now.state is S.STOPPING else str(event.exit))
     if now.state not in RUNNING:
         return now, ()

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from engine_launchers.base import EnginePlan
+from orchestrator.errors import ConfigError
 from orchestrator.runtimes.base import HandleRecord
 
 SCHEMA = 1
@@ -51,6 +52,8 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         try:
             return self._connect()
+        except sqlite3.OperationalError as error:  # locked or full: nothing is wrong with it
+            raise ConfigError(f"{self.path}: cannot be used: {error}") from error
         except sqlite3.DatabaseError as error:
             aside = self.path.with_suffix(f".broken-{int(time.time())}")
             self.path.replace(aside)
@@ -69,7 +72,6 @@ class Store:
                 raise sqlite3.DatabaseError(f"schema {version}, this program knows {SCHEMA}")
             db.executescript(_TABLES)
             db.execute(f"PRAGMA user_version={SCHEMA}")
-            db.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (KEPT,))
             db.execute("SELECT count(*) FROM instances, events").fetchone()
         except BaseException:
             db.close()
@@ -123,6 +125,7 @@ class Store:
             subject,
             json.dumps(detail, default=str),
         )
+        self._write("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", KEPT)
 
     def _write(self, statement: str, *values: object) -> None:
         """A full or read-only disk costs memory of the past, never the service."""

@@ -19,13 +19,14 @@ import httpx
 
 from engine_launchers.base import EngineName, EnginePlan, HardwareProfile, Launcher
 from orchestrator.control import Failed, ModelRoute, Replica, RouteTable
-from orchestrator.errors import NotFound, UnknownModel
+from orchestrator.errors import Draining, NotFound, UnknownModel
 from orchestrator.observability.metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.gateways import GatewayLink
 from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes
 from orchestrator.supervision.store import Saved, Store
+from orchestrator.supervision.views import describe
 from orchestrator.supervision.workloads import EngineWorkload, GatewayWorkload
 
 _log = logging.getLogger("engineroom.supervisor")
@@ -38,6 +39,7 @@ class Orders:
     """What a supervisor shall keep running, and where it keeps its things."""
 
     plans: tuple[EnginePlan, ...]
+    fingerprints: Mapping[str, str]
     hardware: HardwareProfile
     engine_pythons: Mapping[EngineName, str]
     launchers: Mapping[EngineName, Launcher]
@@ -77,6 +79,8 @@ class Supervisor:
         self._link = GatewayLink(orders.control_socket, self._on_failed, self._on_gateway)
         self._version = 0
         self._draining = False
+        self.shutdown_drain_s: float | None = None
+        self.ended = False
         self._publishing = False
         self._owners: dict[str, asyncio.Task[None]] = {}
         self._hooks = Hooks(changed=self._on_change, saved=self._save, gone=self._forget)
@@ -111,9 +115,14 @@ class Supervisor:
         launcher = self.orders.launchers[plan.engine]
         name = f"{plan.model.id}-0"
         python = self.orders.engine_pythons[plan.engine]
-        workload = EngineWorkload(name, plan, launcher, python, self._client)
-        if saved and saved.plan and saved.fingerprint == workload.fingerprint:
-            workload = EngineWorkload(name, saved.plan, launcher, python, self._client, plan)
+        wish = self.orders.fingerprints[plan.model.id]
+        workload = EngineWorkload(name, plan, launcher, python, self._client, wish)
+        if saved and saved.plan and saved.fingerprint == wish:
+            # The plan that runs, relaxed or not, if this version would still start it so.
+            workload.plan = saved.plan
+            listen = saved.record.spec.listen
+            if listen is None or workload.command(listen) != saved.record.spec:
+                workload.plan, workload.fingerprint = plan, f"{wish}, changed command"
         generation = saved.record.generation if saved else 0
         instance = Instance(
             workload,
@@ -151,10 +160,12 @@ class Supervisor:
         self._publish()
         engines = [model.instance for model in self._models.values()]
         for instance in engines:
-            instance.post(lc.Stop(self.orders.drain_s, "stay", "shutdown"))
+            drain = self.orders.drain_s if self.shutdown_drain_s is None else self.shutdown_drain_s
+            instance.post(lc.Stop(drain, "stay", "shutdown"))
         await asyncio.gather(*(instance.wait_for(_AT_REST) for instance in engines))
         self._gateway.post(lc.Stop(0, "stay", "shutdown"))
         await self._gateway.wait_for(_AT_REST)
+        self.ended = True
         await self.close()
 
     def hurry(self) -> None:
@@ -172,8 +183,8 @@ class Supervisor:
     async def ready(self) -> tuple[S, ...]:
         """Wait until all are READY or FAILED; the engines' states, then the gateway's."""
         settled = frozenset({S.READY, S.FAILED})
-        everybody = [*(m.instance for m in self._models.values()), self._gateway]
-        return tuple([await one.wait_for(settled) for one in everybody])
+        states = [model.instance.wait_for(settled) for model in self._models.values()]
+        return tuple(await asyncio.gather(*states, self._gateway.wait_for(settled)))
 
     # --- what instances and gateways report -----------------------------------------------------
 
@@ -190,7 +201,8 @@ class Supervisor:
         )
         if change.new is S.READY and change.old is S.STARTING:
             self.metrics.started(name, change.seconds)
-        if change.new is S.BACKOFF and change.lifecycle.cause:
+        if change.new is S.STARTING and change.lifecycle.cause:
+            instance.restarts += 1
             self.metrics.restarted(name, change.lifecycle.cause)
         workload = instance.workload
         if isinstance(workload, EngineWorkload):
@@ -284,25 +296,27 @@ class Supervisor:
 
     def restart_model(self, model: str, drain_s: float | None) -> None:
         """Drain, stop and launch again; returns at once."""
-        found = self._find(model)
+        found = self._find(model, to_order=True)
         drain = self.orders.drain_s if drain_s is None else drain_s
         self.store.add_event("model.restart", model, actor="admin", drain_s=drain)
         found.instance.post(lc.Stop(drain, "restart", "restart requested"))
 
     def stop_model(self, model: str, drain_s: float | None) -> None:
         """Drain and stop; returns at once."""
-        found = self._find(model)
+        found = self._find(model, to_order=True)
         drain = self.orders.drain_s if drain_s is None else drain_s
         self.store.add_event("model.stop", model, actor="admin", drain_s=drain)
         found.instance.post(lc.Stop(drain, "stay", "stopped by an operator"))
 
     def start_model(self, model: str) -> None:
         """Launch what was stopped or has failed; returns at once."""
-        found = self._find(model)
+        found = self._find(model, to_order=True)
         self.store.add_event("model.start", model, actor="admin")
         found.instance.post(lc.Start("start requested"))
 
-    def _find(self, model: str) -> _Model:
+    def _find(self, model: str, to_order: bool = False) -> _Model:
+        if to_order and self._draining:
+            raise Draining("the server is shutting down and takes no orders", retry_after=5)
         if model not in self._models:
             known = ", ".join(self._models) or "none"
             raise UnknownModel(f"no model of that name is served here (served: {known})")
@@ -322,25 +336,4 @@ class Supervisor:
 
     def describe(self, instance: Instance) -> dict[str, Any]:
         """What is known of one instance. Times in seconds, sizes in bytes."""
-        now, handle = instance.lifecycle, instance.handle
-        workload = instance.workload
-        plan = workload.plan if isinstance(workload, EngineWorkload) else None
-        child = handle.record.child if handle else None
-        return {
-            "id": instance.name,
-            "kind": "engine" if plan else "gateway",
-            "model": plan.model.id if plan else None,
-            "engine": plan.engine if plan else None,
-            "plan": plan.id if plan else None,
-            "state": now.state.value,
-            "why": now.why,
-            "cause": now.cause.value if now.cause else None,
-            "generation": now.generation,
-            "restarts": instance.restarts,
-            "pid": child.pid if child else None,
-            "url": instance.base_url,
-            "uptime_s": round(instance.uptime_s, 3) if instance.uptime_s is not None else None,
-            "in_flight": self._link.in_flight(instance.name),
-            "waiting": self._link.waiting()[plan.model.id] if plan else 0,
-            "log": str(instance.log) if instance.log else None,
-        }
+        return describe(instance, self._link.in_flight(instance.name), self._link.waiting())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from orchestrator.supervision.instance import ProbeError
 
 
 class EngineWorkload:
-    """One engine process that serves one model."""
+    """One engine process that serves one model. `fingerprint` names the wish behind its plan."""
 
     def __init__(
         self,
@@ -29,17 +28,18 @@ class EngineWorkload:
         launcher: Launcher,
         python: str,
         client: httpx.AsyncClient,
-        wanted: EnginePlan | None = None,
+        fingerprint: str,
     ) -> None:
         self.name, self.plan, self.launcher = name, plan, launcher
         self._python, self._client = python, client
-        self._wanted = wanted or plan
+        self.fingerprint = fingerprint
 
     @property
-    def fingerprint(self) -> str:
-        """Names the wish behind this engine: the command of the plan before any relaxing."""
-        spec = self.launcher.command(self._wanted, Listen(port=1))
-        return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+    def noise(self) -> tuple[str, ...]:
+        """Access log lines of liveness probes and token counts."""
+        quirks = self.launcher.quirks
+        counted = (f'"POST {quirks.tokenize_path} ',) if quirks.tokenize_path else ()
+        return (f'"GET {quirks.liveness_path} ', *counted)
 
     def command(self, listen: Listen) -> LaunchSpec:
         """The launcher's command, with the interpreter of the engine's own environment."""
@@ -82,6 +82,7 @@ class GatewayWorkload:
     """One gateway process. `config` is the file that holds all it has to know."""
 
     name = "gateway-0"
+    noise: tuple[str, ...] = ()
 
     def __init__(
         self, python: str, config: Path, listen: Listen, client: httpx.AsyncClient
@@ -91,8 +92,8 @@ class GatewayWorkload:
 
     @property
     def fingerprint(self) -> str:
-        """The content of its configuration."""
-        return hashlib.sha256(self._config.read_bytes()).hexdigest()[:16]
+        """Its configuration: the file is named by what is in it."""
+        return self._config.stem
 
     def command(self, listen: Listen) -> LaunchSpec:
         """`python -m orchestrator.gateway`."""

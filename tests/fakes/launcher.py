@@ -9,10 +9,14 @@ from engine_launchers.base import (
     EngineName,
     EnginePlan,
     EngineRequirement,
+    Fit,
     HardwareProfile,
     LaunchSpec,
     Listen,
+    ModelSpec,
     Quirks,
+    Rejection,
+    Tuning,
 )
 from engine_launchers.llama_cpp import LlamaCppLauncher
 
@@ -33,6 +37,13 @@ class FakeLauncher(LlamaCppLauncher):
 
     def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
         return EngineRequirement(engine=self.name, version=self.version, packages=(), check=())
+
+    def fit(self, model: ModelSpec, hardware: HardwareProfile, wish: Tuning) -> Fit | Rejection:
+        fit = super().fit(model, hardware, wish)
+        if isinstance(fit, Rejection) or self.serial:
+            return fit
+        tuning = fit.tuning.model_copy(update={"max_concurrency": 16})
+        return fit.model_copy(update={"tuning": tuning})
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
         argv = (

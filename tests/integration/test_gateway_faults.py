@@ -29,8 +29,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"error_after_tokens": 2}, "engine_died"),
     ({"error_after_tokens": 2, "done_after_error": True}, "engine_died"),
     ({"error_after_tokens": 0}, "engine_died"),
-    ({"status": 500}, "engine_died"),
-    ({"status": 503}, "engine_died"),
+    ({"status": 500}, "engine_error"),
+    ({"status": 503}, "engine_error"),
     ({"status": 400}, "invalid_request"),
     ({"hang_after_tokens": 2}, "engine_stalled"),
     ({"hang_after_tokens": 0}, "engine_stalled"),
@@ -105,6 +105,29 @@ def test_a_stream_without_done_is_complete_all_the_same(room: Room) -> None:
 
 def test_the_engine_is_never_restarted_for_what_requests_did(room: Room) -> None:
     assert room.wait_state("ready")["restarts"] == 0
+
+
+def test_a_request_that_the_engine_refuses_does_not_cast_suspicion_on_it(room: Room) -> None:
+    def transitions() -> float:
+        return room.metric("engineroom_engine_transitions_total", engine="demo-0", new="suspect")
+
+    before = transitions()
+    for _ in range(5):
+        assert room.generate(prompt({"status": 500})).json()["error"]["code"] == "engine_error"
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+    assert transitions() == before
+
+
+def test_a_hostile_body_costs_nobody_else_anything(room: Room) -> None:
+    hostile = b'{"a":' + b'\\"' * 1_000_000
+    began = time.monotonic()
+    answer = room.http.post(
+        f"{room.url}/generate", content=hostile, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400
+    huge = room.generate("word " * 700_000)
+    assert huge.json()["error"]["code"] == "context_length_exceeded"
+    assert time.monotonic() - began < 3
 
 
 def test_streams_do_not_mix(room: Room) -> None:

@@ -23,12 +23,10 @@ def test_it_starts_serves_and_leaves_nothing(make_room: RoomMaker) -> None:
     assert answer["generated_text"] == "w0 w1 w2"
     assert answer["token_count"] == 3
     assert room.http.get(f"{room.url}/health/ready").status_code == 200
-    sockets = Path(room.admin("GET", "/admin/engines/demo-0").json()["log"])
-    assert sockets.exists()
-    run = [p for p in Path("/tmp").glob("engineroom-*") if list(p.glob("demo-0.*.sock"))]
+    assert len(list(room.run_folder.glob("*.sock"))) == 3  # control, engine, gateway
     assert room.stop() == 0
     assert room.processes() == []
-    assert not any(p.exists() for p in run if not list(p.glob("*.sock")))
+    assert not room.run_folder.exists()
 
 
 def test_a_killed_engine_ends_its_stream_with_one_error_and_is_replaced(
@@ -93,7 +91,9 @@ def test_sigterm_lets_running_streams_finish_and_refuses_new_ones(make_room: Roo
         next(events)
         room.process.send_signal(signal.SIGTERM)
         refused = until(
-            lambda: r if (r := room.generate("late")).status_code == 503 else None, 5, "503"
+            lambda: r if (r := room.generate("x", max_new_tokens=1)).status_code == 503 else None,
+            5,
+            "503",
         )
         rest = list(events)
     assert refused.json()["error"]["code"] == "draining"
@@ -284,3 +284,78 @@ def test_an_environment_variable_cannot_steer_an_engine(make_room: RoomMaker) ->
     )
     assert not {"PORT", "HOST", "API_KEY", "LLAMA_ARG_PORT", "VLLM_PORT"} & names
     assert {"PATH", "TMPDIR"} <= names
+
+
+def test_a_killed_shim_costs_its_engine_once_and_leaves_nothing(make_room: RoomMaker) -> None:
+    room = make_room().start()
+    before = room.engine()
+    shim = psutil.Process(before["pid"]).parent()
+    assert shim is not None
+    shim.kill()
+    until(lambda: room.engine()["generation"] == 2, 10, "a new generation")
+    room.wait_state("ready")
+    assert before["pid"] not in [each.pid for each in room.processes()]
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+    assert room.stop() == 0
+    assert not room.run_folder.exists()
+
+
+def test_an_engine_that_takes_most_of_the_memory_is_adopted_all_the_same(
+    make_room: RoomMaker,
+) -> None:
+    """What is adopted is the plan that runs, not what would fit into what is left."""
+    room = make_room("--oom-after", "2", "--oom-text", "llama_cpp").start()
+    room.generate("a", max_new_tokens=4)
+    room.generate("b", max_new_tokens=4)
+    until(lambda: room.engine()["generation"] == 2, 10, "the smaller plan")
+    before = room.wait_state("ready")
+    assert room.admin("GET", "/admin/models/demo/plan").json()["rung"] == 1
+    room.kill()
+    room.start()
+    assert room.engine()["pid"] == before["pid"]
+    assert room.admin("GET", "/admin/models/demo/plan").json()["rung"] == 1
+
+
+def test_orders_during_a_shutdown_are_refused(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "10", drain_s=3).start()
+    assert room.process is not None
+    with room.stream("Hi", max_new_tokens=500) as events:
+        next(events)
+        room.process.send_signal(signal.SIGTERM)
+        room.wait_state("draining")
+        for order in ("start", "restart", "stop"):
+            refused = room.admin("POST", f"/admin/models/demo/{order}")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        list(events)
+    assert room.wait_end() == 0
+    assert room.processes() == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_failed_start_not_a_hang(make_room: RoomMaker) -> None:
+    room = make_room(restart_limit=0)
+    room.data.mkdir(parents=True)
+    (room.data / "instances").mkdir()
+    (room.data / "instances" / "demo-0").write_text("in the way")
+    room.launch()
+    assert room.wait_end() == 70
+    assert "could not be started" in room.log.read_text()
+    assert room.processes() == []
+
+
+def test_the_log_of_an_earlier_failure_blames_nobody(make_room: RoomMaker) -> None:
+    room = make_room("--exit-code-after-tokens", "2:1").start()
+    log = Path(room.engine()["log"])
+    with log.open("a") as file:
+        file.write("ValueError: Failed to load model from file: old\n")
+    room.admin("POST", "/admin/models/demo/restart", json={"drain_s": 0})
+    until(lambda: room.engine()["generation"] == 2, 10, "restarted")
+    room.wait_state("ready")
+    room.generate("x", max_new_tokens=5)
+    until(lambda: room.engine()["generation"] == 3, 10, "it came back")
+    assert room.metric("engineroom_engine_restarts_total", cause="model_invalid") == 0
+
+
+def test_ipv6_loopback(make_room: RoomMaker) -> None:
+    room = make_room(host="::1").start()
+    assert room.url.startswith("http://[::1]:")
+    assert room.generate("x", max_new_tokens=1).status_code == 200

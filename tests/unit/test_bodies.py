@@ -174,13 +174,41 @@ def test_dangerous_fields_never_reach_an_engine(field: str) -> None:
         {"messages": []}, {"messages": [{"role": "king", "content": "x"}]}, {"messages": "x"},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         {"max_tokens": 1, "max_completion_tokens": 1}, {"stream_options": {"x": 1}},
-        {"presence_penalty": 3}, {"model": None, "user": 5},
+        {"presence_penalty": 3}, {"model": None, "user": 5}, {"top_k": "x"}, {"top_k": -5},
+        {"min_p": -1}, {"logit_bias": []}, {"logit_bias": {"1": "x"}}, {"tools": "x"},
+        {"tool_choice": "junk"}, {"response_format": "x"}, {"mirostat_mode": 9},
+        {"messages": [{"role": "user"}]}, {"messages": [{"role": "user", "content": "x", "y": 1}]},
     ],
 )  # fmt: skip
 def test_wrong_chat_bodies_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
         chat(**fields)
     assert caught.value.http_status == 400
+
+
+def test_what_a_client_was_given_it_may_send_back() -> None:
+    given = {"role": "assistant", "content": "x", "refusal": None, "annotations": None}
+    body = chat(
+        messages=[{"role": "user", "content": "a"}, given],
+        logprobs=False, store=False, parallel_tool_calls=True, service_tier="auto", stop=None,
+    )  # fmt: skip
+    assert body["messages"][1] == {"role": "assistant", "content": "x"}
+    assert set(body) == {"messages", "model", "stream"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stop": ["a"] * 5}, "at most 4"),
+        ({"prompt": ["a", "b"]}, "one prompt"),
+        ({"prompt": [1, 2]}, "token ids"),
+        ({"echo": True}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+    ],
+)
+def test_refusals_say_what_is_wrong(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        completion(**fields)
 
 
 def test_chunks_become_a_whole_answer() -> None:

@@ -60,6 +60,8 @@ def test_an_empty_variable_is_unset() -> None:
         ("1: 2\n", ["keys must be text"]),
         ("[" * 3000, ["not valid YAML"]),
         ("\tport: 1\n", [":1:"]),
+        ("port: 22:22\n", [":1:", "is no number"]),
+        ('data_dir: "a\\0b"\n', ["NUL"]),
     ],
 )
 def test_a_bad_file_is_one_sentence_that_names_the_place(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.errors import UpstreamBroken, UpstreamInvalid
+from orchestrator.errors import EngineError, UpstreamBroken, UpstreamInvalid
 from orchestrator.gateway.sse import SseReader, event
 from orchestrator.gateway.stream import StreamGuard
 
@@ -82,8 +82,8 @@ def test_a_good_stream_and_one_without_done_are_complete() -> None:
     [
         ([chunk("a"), "[DONE]"], UpstreamBroken),
         ([chunk("a")], UpstreamBroken),
-        ([], UpstreamBroken),
-        (["[DONE]"], UpstreamBroken),
+        ([], EngineError),
+        (["[DONE]"], EngineError),
         ([chunk("a"), '{"error": {"message": "dead"}}', "[DONE]"], UpstreamBroken),
         (["<html>"], UpstreamInvalid),
         (["[1]"], UpstreamInvalid),
@@ -113,7 +113,7 @@ PAYLOADS = st.lists(
 def test_success_is_never_claimed_without_a_finish_reason(payloads: list[str]) -> None:
     try:
         _, guard = run(payloads)
-    except (UpstreamBroken, UpstreamInvalid):
+    except (EngineError, UpstreamBroken, UpstreamInvalid):
         return
     seen = payloads[: payloads.index("[DONE]")] if "[DONE]" in payloads else payloads
     assert any('"finish_reason": "' in payload for payload in seen)
