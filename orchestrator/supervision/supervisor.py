@@ -19,7 +19,7 @@ import httpx
 
 from engine_launchers.base import EngineName, EnginePlan, HardwareProfile, Launcher
 from orchestrator.control import Failed, ModelRoute, Replica, RouteTable
-from orchestrator.errors import Draining, NotFound, UnknownModel
+from orchestrator.errors import Draining, LaunchFailed, NotFound, UnknownModel
 from orchestrator.observability.metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
@@ -92,7 +92,13 @@ class Supervisor:
     # --- life -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Adopt, listen, launch. Returns when everything is under way, not when it is ready."""
+        """Adopt, listen, launch. Returns when everything is under way, not when it is ready.
+
+        Raises LaunchFailed where this machine cannot run processes as we need it.
+        """
+        available = await self._runtime.check()
+        if not available.usable:
+            raise LaunchFailed(f"engines cannot be started here: {available.why}")
         saved = {row.name: row for row in self.store.saved()}
         for plan in self.orders.plans:
             self._models[plan.model.id] = self._model(plan, saved.get(f"{plan.model.id}-0"))
