@@ -65,7 +65,7 @@ class ControlMetrics:
     def add_engine(self, engine: str, states: Iterable[str]) -> None:
         """Create the series of a new engine."""
         for state in states:
-            self._state.labels(engine, state).set(0)
+            self._state.labels(engine, state).set(state == "stopped")
         for cause in CrashCause:
             self._restarts.labels(engine, cause.value)
         self._start.labels(engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 import pytest
@@ -173,6 +174,47 @@ async def test_without_a_new_table_a_broken_replica_is_tried_again_by_itself() -
     made = router(broken)
     made.broke(broken)
     assert await asyncio.wait_for(enter(made), 3) == "m-0"
+
+
+async def test_a_timer_that_fires_before_our_clock_agrees_wakes_nobody_too_early_or_never() -> None:
+    """uvloop's timers are coarser than the clock; a lagging clock stands for that."""
+    lag = 0.0
+    made = Router(10, 5.0, clock=lambda: time.monotonic() - lag)
+    broken = replica()
+    made.apply(table(broken))
+    made.broke(broken)
+    lag = 0.05
+    assert await asyncio.wait_for(enter(made), 3) == "m-0"
+
+
+async def test_one_that_gives_up_waiting_does_not_leave_the_rest_standing() -> None:
+    broken = replica()
+    made = Router(10, 0.05)
+    made.apply(table(broken))
+    made.broke(broken)
+    with pytest.raises(ModelUnavailable):
+        await enter(made)
+    patient = Router(10, 5.0)
+    patient.apply(table(broken))
+    patient.broke(broken)
+    both = await asyncio.wait_for(asyncio.gather(enter(patient), enter(patient)), 3)
+    assert list(both) == ["m-0", "m-0"]
+
+
+async def test_a_request_that_lost_its_place_comes_first_and_is_never_refused() -> None:
+    made, order = router(replica(), max_queue=1), []
+
+    async def late(name: str, again: bool) -> None:
+        async with made.lease("m", again):
+            order.append(name)
+
+    async with made.lease("m"):
+        tasks = [asyncio.create_task(late("new", again=False))]
+        await settle()
+        tasks.append(asyncio.create_task(late("again", again=True)))
+        await settle()
+    await asyncio.gather(*tasks)
+    assert order == ["again", "new"]
 
 
 async def test_a_lease_survives_the_replacement_of_its_replica() -> None:

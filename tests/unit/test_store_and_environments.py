@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine_launchers.base import EngineRequirement, LaunchSpec
@@ -16,6 +17,7 @@ from orchestrator.runtimes.base import HandleRecord
 from orchestrator.supervision.environments import MARKER, Environments
 from orchestrator.supervision.lock import only_one
 from orchestrator.supervision.store import Store
+from tests.harness import eventually
 
 
 def record(tmp_path: Path) -> HandleRecord:
@@ -121,6 +123,38 @@ def test_a_failing_check_is_a_failed_installation(tmp_path: Path) -> None:
     (tmp_path / "llama_cpp-1").rmdir()
     with pytest.raises(EngineMissing, match="could not be installed"):
         install(environments, broken)
+
+
+async def test_an_installation_that_is_given_up_leaves_no_compiler_running(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    fake = tmp_path / "uv"
+    fake.write_text(f"#!/bin/sh\n/bin/sleep 300 &\necho $! > {pids}\nwait\n")
+    fake.chmod(0o755)
+    environments = Environments(tmp_path / "envs", {"PATH": str(tmp_path)})
+    task = asyncio.create_task(environments.install(need(), lambda *_: None))
+    await eventually(lambda: pids.exists() and pids.read_text().strip(), 10, "the compiler runs")
+    compiler = psutil.Process(int(pids.read_text()))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await eventually(
+        lambda: not compiler.is_running() or compiler.status() == psutil.STATUS_ZOMBIE,
+        5,
+        "the compiler is gone",
+    )
+
+
+def test_build_scripts_never_see_our_keys(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    fake = tmp_path / "uv"
+    fake.write_text(f"#!/bin/sh\n/usr/bin/env >> {seen}\n")
+    fake.chmod(0o755)
+    env = {"PATH": str(tmp_path), "ENGINEROOM_API_KEYS": "sekret"}
+    environments = Environments(tmp_path / "envs", env)
+    with pytest.raises(FileNotFoundError):  # nothing was really made
+        install(environments, need(check=("/bin/true",)))
+    assert "PATH=" in seen.read_text()
+    assert "sekret" not in seen.read_text()
 
 
 def test_a_missing_compiler_is_one_sentence(tmp_path: Path) -> None:
