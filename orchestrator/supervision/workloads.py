@@ -129,7 +129,7 @@ class GatewayWorkload:
 async def _get(client: httpx.AsyncClient, url: str) -> None:
     try:
         answer = await client.get(url)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ProbeError(f"{type(error).__name__}") from error
     if answer.status_code != 200:
         raise ProbeError(f"HTTP {answer.status_code}")

@@ -359,3 +359,22 @@ def test_ipv6_loopback(make_room: RoomMaker) -> None:
     room = make_room(host="::1").start()
     assert room.url.startswith("http://[::1]:")
     assert room.generate("x", max_new_tokens=1).status_code == 200
+
+
+def test_a_stopped_engine_is_found_by_its_probe_and_replaced(make_room: RoomMaker) -> None:
+    room = make_room(probe_timeout_s=0.4, probe_interval_s=0.2).start()
+    before = room.engine()
+    os.kill(before["pid"], signal.SIGSTOP)
+    until(lambda: room.engine()["generation"] == 2, 15, "a new engine")
+    room.wait_state("ready")
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+    assert room.metric("engineroom_engine_restarts_total", cause="unresponsive") == 1
+
+
+def test_a_stopped_shim_does_not_hold_up_the_end(make_room: RoomMaker) -> None:
+    room = make_room(stop_grace_s=0.5).start()
+    shim = psutil.Process(room.engine()["pid"]).parent()
+    assert shim is not None
+    os.kill(shim.pid, signal.SIGSTOP)
+    assert room.stop() == 0
+    assert room.processes() == []
