@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -61,6 +61,11 @@ class Audience(Protocol):
         """A first request can be sent."""
 
 
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # gone already, or an engine that still runs has its socket there
+        folder.rmdir()
+
+
 class _Admin(uvicorn.Server):
     """uvicorn inside our loop; signals are ours."""
 
@@ -107,6 +112,7 @@ async def serve(settings: Settings, decision: Decision, audience: Audience) -> N
         _check_port(settings, store)
         admin_socket = stack.enter_context(_listen(settings.admin_host, settings.admin_port))
         run = private_folder(settings.run)
+        stack.callback(_remove_if_empty, run)
         supervisor = Supervisor(
             _orders(settings, decision, run, data),
             store,

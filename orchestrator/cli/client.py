@@ -60,7 +60,8 @@ def ask(server: Server, method: str, path: str, body: object = None) -> dict[str
             answer = client.request(method, path, json=body)
     except httpx.HTTPError as error:
         raise ControlUnavailable(
-            f"the admin API at {server.admin} does not answer ({type(error).__name__})"
+            f"nobody answers at {server.admin}: the supervisor is gone or busy; `engineroom serve` "
+            "adopts what still runs"
         ) from error
     return checked(answer)
 

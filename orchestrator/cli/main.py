@@ -186,7 +186,7 @@ def logs(
                     sys.stdout.write(line + "\n")
                 sys.stdout.flush()
     except httpx.HTTPError as error:
-        raise ControlUnavailable(f"the server went away ({type(error).__name__})") from error
+        raise ControlUnavailable("the server went away before the log ended") from error
 
 
 @app.command()
@@ -281,7 +281,7 @@ def _say(client: httpx.Client, body: dict[str, Any], as_json: bool) -> dict[str,
                 checked(answer)
             parts = list(_deltas(answer))
     except httpx.HTTPError as error:
-        raise ControlUnavailable(f"the gateway does not answer ({type(error).__name__})") from error
+        raise ControlUnavailable(f"the gateway at {client.base_url} does not answer") from error
     sys.stdout.write("\n")
     return {"role": "assistant", "content": "".join(parts)}
 

@@ -81,8 +81,10 @@ class EngineStream:
             for payload in reader.feed(b"", final=True):
                 yield payload
         except httpx.HTTPError as error:
-            why = type(error).__name__
-            raise UpstreamBroken(f"the engine's connection broke ({why})") from error
+            _log.info("stream broke: %s: %s", type(error).__name__, error)
+            raise UpstreamBroken(
+                "the engine's connection broke before its answer was complete"
+            ) from error
         if reader.half_frame:
             raise UpstreamBroken("the engine's connection ended in the middle of an event")
 
@@ -120,8 +122,8 @@ class Upstream:
         except TimeoutError:
             raise UpstreamTimeout(f"the engine did not answer for {first_s:g} s") from None
         except httpx.HTTPError as error:
-            why = type(error).__name__
-            raise UpstreamBroken(f"the engine's connection broke ({why})") from error
+            _log.info("call broke: %s: %s", type(error).__name__, error)
+            raise UpstreamBroken("the engine's connection broke before its answer began") from error
         try:
             if response.status_code != 200:
                 raise await self._refusal(response)
@@ -193,8 +195,8 @@ class Upstream:
         except TimeoutError:
             raise UpstreamTimeout("the engine's tokenizer does not answer") from None
         except httpx.HTTPError as error:
-            why = type(error).__name__
-            raise UpstreamBroken(f"the engine's connection broke ({why})") from error
+            _log.info("call broke: %s: %s", type(error).__name__, error)
+            raise UpstreamBroken("the engine's connection broke before its answer began") from error
         try:
             return int(answer.json()["count"])
         except (ValueError, KeyError, TypeError) as error:

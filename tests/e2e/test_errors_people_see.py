@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.resources import demo_dir
+from orchestrator.settings import load_settings
 from tests.harness import clean_env, free_ports, processes_of
 
 DEMO = demo_dir() / "demo.Q4_K_M.gguf"
@@ -29,6 +30,7 @@ def engineroom(
     assert done.returncode == expect, done
     assert "Traceback" not in done.stdout + done.stderr
     assert processes_of(str(tmp_path)) == []
+    assert not load_settings({"data_dir": str(tmp_path / "data")}, {}).run.exists()
     return done
 
 
