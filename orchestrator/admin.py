@@ -99,6 +99,7 @@ def build_admin(supervisor: Supervisor, token: str, shut_down: Callable[[], None
     app.exception_handler(HTTPException)(_tell_http)
     guard = [Depends(_Guard(token))]
     _add_views(app, supervisor, guard)
+    _add_logs(app, supervisor, guard)
     _add_orders(app, supervisor, guard, shut_down)
     return app
 
@@ -126,25 +127,6 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
             "events": supervisor.store.events(20, engine),
         }
 
-    @app.get("/admin/engines/{engine}/logs", dependencies=guard, tags=["engines"])
-    async def logs(
-        request: Request,
-        engine: str,
-        tail: Annotated[int, Query(ge=0, le=10_000)] = 200,
-        follow: bool = False,
-    ) -> Response:
-        """The engine's output as text; `follow` keeps the answer open."""
-        instance = supervisor.instance(engine)
-        path = instance.log
-        if path is None:
-            raise NotFound(f"{engine} was never started, so it has no log")
-        noise = instance.workload.noise
-        if follow:
-            lines = follow_file(path, tail, noise, lambda: supervisor.ended)
-            return StreamingResponse(lines, media_type="text/plain")
-        shown = quiet(read_tail(path, 100_000), noise)[-tail:] if tail else []
-        return Response("".join(f"{line}\n" for line in shown), media_type="text/plain")
-
     @app.get("/admin/models/{model}/plan", dependencies=guard, tags=["models"])
     async def plan(model: str) -> EnginePlan:
         """The plan in use, with its reasons and what was refused."""
@@ -166,6 +148,27 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
     async def metrics() -> Response:
         """Prometheus series of the control plane."""
         return Response(supervisor.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+def _add_logs(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
+    @app.get("/admin/engines/{engine}/logs", dependencies=guard, tags=["engines"])
+    async def logs(
+        request: Request,
+        engine: str,
+        tail: Annotated[int, Query(ge=0, le=10_000)] = 200,
+        follow: bool = False,
+    ) -> Response:
+        """The engine's output as text; `follow` keeps the answer open."""
+        instance = supervisor.instance(engine)
+        path = instance.log
+        if path is None:
+            raise NotFound(f"{engine} was never started, so it has no log")
+        noise = instance.workload.noise
+        if follow:
+            lines = follow_file(path, tail, noise, lambda: supervisor.ended)
+            return StreamingResponse(lines, media_type="text/plain")
+        shown = quiet(read_tail(path, 100_000), noise)[-tail:] if tail else []
+        return Response("".join(f"{line}\n" for line in shown), media_type="text/plain")
 
 
 def _add_orders(
