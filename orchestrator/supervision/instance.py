@@ -36,6 +36,10 @@ class Workload(Protocol):
     name: str
 
     @property
+    def fingerprint(self) -> str:
+        """Names the wish behind it: a running process of another wish is not adopted."""
+
+    @property
     def noise(self) -> tuple[str, ...]:
         """What marks the lines of its log that our own probing causes."""
 

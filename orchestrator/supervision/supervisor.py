@@ -24,7 +24,7 @@ from orchestrator.observability.metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.gateways import GatewayLink
-from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes
+from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes, Workload
 from orchestrator.supervision.store import Saved, Store
 from orchestrator.supervision.views import describe
 from orchestrator.supervision.workloads import EngineWorkload, GatewayWorkload
@@ -47,6 +47,13 @@ class Orders:
     probes: ProbeTimes
     drain_s: float
     control_socket: Path
+
+
+def _still_wanted(workload: Workload, saved: Saved) -> bool:
+    """Whether a running process is what we would start: same wish, same command line."""
+    listen = saved.record.spec.listen
+    same_wish = saved.fingerprint == workload.fingerprint
+    return same_wish and listen is not None and workload.command(listen) == saved.record.spec
 
 
 def _report_death(owner: asyncio.Task[None]) -> None:
@@ -84,7 +91,6 @@ class Supervisor:
         self._publishing = False
         self._owners: dict[str, asyncio.Task[None]] = {}
         self._hooks = Hooks(changed=self._on_change, saved=self._save, gone=self._forget)
-        self._gateway_workload = gateway
         self._models: dict[str, _Model] = {}
         self._started = time.time()
         self._gateway = Instance(gateway, runtime, orders.policy, orders.probes, self._hooks)
@@ -123,12 +129,9 @@ class Supervisor:
         python = self.orders.engine_pythons[plan.engine]
         wish = self.orders.fingerprints[plan.model.id]
         workload = EngineWorkload(name, plan, launcher, python, self._client, wish)
-        if saved and saved.plan and saved.fingerprint == wish:
-            # The plan that runs, relaxed or not, if this version would still start it so.
-            workload.plan = saved.plan
-            listen = saved.record.spec.listen
-            if listen is None or workload.command(listen) != saved.record.spec:
-                workload.plan, workload.fingerprint = plan, f"{wish}, changed command"
+        if saved and saved.plan:  # the plan that runs, relaxed or not, where it still fits the wish
+            running = EngineWorkload(name, saved.plan, launcher, python, self._client, wish)
+            workload = running if _still_wanted(running, saved) else workload
         generation = saved.record.generation if saved else 0
         instance = Instance(
             workload,
@@ -146,7 +149,7 @@ class Supervisor:
         adopted: set[str] = set()
         for name, row in saved.items():
             instance = instances.get(name)
-            wanted = instance and self._fingerprint(name) == row.fingerprint
+            wanted = instance is not None and _still_wanted(instance.workload, row)
             if instance is not None and wanted and await instance.adopt(row.record):
                 adopted.add(name)
                 self.store.add_event("engine.adopted", name, generation=row.record.generation)
@@ -219,16 +222,10 @@ class Supervisor:
     def _save(self, instance: Instance, record: HandleRecord) -> None:
         workload = instance.workload
         plan = workload.plan if isinstance(workload, EngineWorkload) else None
-        self.store.save(self._fingerprint(instance.name), record, plan)
+        self.store.save(workload.fingerprint, record, plan)
 
     def _forget(self, instance: Instance) -> None:
         self.store.forget(instance.name)
-
-    def _fingerprint(self, name: str) -> str:
-        for model in self._models.values():
-            if model.instance.name == name:
-                return model.workload.fingerprint
-        return self._gateway_workload.fingerprint
 
     def _on_gateway(self) -> None:
         self.metrics.gateways.set(self._link.connected)

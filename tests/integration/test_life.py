@@ -378,3 +378,16 @@ def test_a_stopped_shim_does_not_hold_up_the_end(make_room: RoomMaker) -> None:
     os.kill(shim.pid, signal.SIGSTOP)
     assert room.stop() == 0
     assert room.processes() == []
+
+
+def test_a_changed_command_replaces_an_engine_once_and_is_adopted_ever_after(
+    make_room: RoomMaker,
+) -> None:
+    room = make_room().start()
+    first = room.engine()["pid"]
+    room.kill()
+    changed = make_room("--tps", "500").start()
+    second = changed.engine()["pid"]
+    assert second != first
+    changed.kill()
+    assert changed.start().engine()["pid"] == second
