@@ -1,8 +1,8 @@
 """The nouns that every part of Engine Room shares, and the Launcher protocol.
 
 Everything here is a value: frozen, printable as JSON (`plan --json`), and stored with every running
-engine. Sizes are bytes and times are seconds unless a name says otherwise. This module imports the
-standard library and pydantic only, and does no I/O.
+engine. Sizes are bytes and times are seconds unless a name says otherwise. The machine's nouns are
+in `machine`, the model's in `model`. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -12,87 +12,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import ModelSpec
+from engine_launchers.value import Value
 
 EngineName = Literal["vllm", "llama_cpp", "pytorch"]
-ModelFormat = Literal["safetensors", "gguf"]
-
-
-class Value(BaseModel):
-    """Base of every shared noun: frozen, and a misspelt field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-# --- the machine ------------------------------------------------------------------------------
-
-
-class Gpu(Value):
-    """One accelerator as its driver reports it.
-
-    `compute_capability` is NVIDIA's (major, minor), None for other vendors. `memory_bandwidth` is
-    in bytes per second, None where the driver does not tell.
-    """
-
-    index: int
-    uuid: str
-    name: str
-    vendor: Literal["nvidia", "amd", "apple", "intel"]
-    vram_total: int
-    vram_free: int
-    compute_capability: tuple[int, int] | None = None
-    driver: str | None = None
-    memory_bandwidth: int | None = None
-    link: str | None = None
-    mig: bool = False
-
-
-class HardwareProfile(Value):
-    """What one machine offers, after cgroup limits and CPU affinity.
-
-    `cpu_cores` counts physical cores that this process may use, never below 1. `notes` says what
-    could not be read, and why; a note is never fatal.
-    """
-
-    gpus: tuple[Gpu, ...] = ()
-    ram_total: int
-    ram_available: int
-    cpu_cores: int = Field(ge=1)
-    isa: tuple[str, ...] = ()
-    platform: str
-    notes: tuple[str, ...] = ()
-
-
-# --- the model --------------------------------------------------------------------------------
-
-
-class ModelSpec(Value):
-    """One servable artefact: a file (GGUF) or a folder (safetensors).
-
-    `source` is an absolute path. `params` counts weights. `weight_bytes` is the size on disk, which
-    for both formats is what the weights take in memory when nothing is converted. `chat_template`,
-    `bos_token` and `eos_token` come from the artefact, None where it has none.
-    """
-
-    id: str
-    source: str
-    format: ModelFormat
-    architecture: str
-    params: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context_max: int
-    vocab: int = 0
-    sliding_window: int | None = None
-    experts: int | None = None
-    quantization: str
-    weight_bytes: int
-    adapters: tuple[str, ...] = ()
-    chat_template: str | None = None
-    bos_token: str | None = None
-    eos_token: str | None = None
 
 
 # --- the plan ---------------------------------------------------------------------------------

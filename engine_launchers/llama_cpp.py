@@ -20,15 +20,15 @@ from engine_launchers.base import (
     EngineRequirement,
     ExitResult,
     Fit,
-    HardwareProfile,
     LaunchSpec,
     Listen,
     MemoryEstimate,
-    ModelSpec,
     Quirks,
     Rejection,
     Tuning,
 )
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import ModelSpec
 
 VERSION = "0.3.36"
 MIN_CONTEXT = 512

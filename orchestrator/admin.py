@@ -16,7 +16,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from engine_launchers.base import EnginePlan, HardwareProfile
+from engine_launchers.base import EnginePlan
+from engine_launchers.machine import HardwareProfile
 from orchestrator import __version__
 from orchestrator.errors import (
     BadRequest,

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from engine_launchers import LAUNCHERS, load_launcher
-from engine_launchers.base import EngineName, EnginePlan, HardwareProfile, Launcher
+from engine_launchers.base import EngineName, EnginePlan, Launcher
+from engine_launchers.machine import HardwareProfile
 from orchestrator.errors import ConfigError
 from orchestrator.hardware import probe
 from orchestrator.models.catalog import resolve

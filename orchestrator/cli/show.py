@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from engine_launchers.base import EnginePlan, HardwareProfile, LaunchSpec
+from engine_launchers.base import EnginePlan, LaunchSpec
+from engine_launchers.machine import HardwareProfile
 
 
 def gib(size: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pynvml
 
-from engine_launchers.base import Gpu
+from engine_launchers.machine import Gpu
 
 
 def nvidia_gpus() -> tuple[tuple[Gpu, ...], tuple[str, ...]]:

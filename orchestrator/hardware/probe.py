@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from engine_launchers.base import HardwareProfile
+from engine_launchers.machine import HardwareProfile
 from orchestrator.hardware import cpu
 from orchestrator.hardware.cgroup import Limits, cgroup_limits
 from orchestrator.hardware.nvml import nvidia_gpus

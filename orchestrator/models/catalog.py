@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engine_launchers.base import ModelSpec
+from engine_launchers.model import ModelSpec
 from orchestrator.errors import ConfigError, ModelInvalid
 from orchestrator.models.gguf import model_spec
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine_launchers.base import ModelSpec
+from engine_launchers.model import ModelSpec
 from orchestrator.errors import ModelInvalid
 
 _MAX_DEPTH = 2

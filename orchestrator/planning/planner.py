@@ -5,18 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from engine_launchers.base import (
-    EngineName,
-    EnginePlan,
-    Expected,
-    Fit,
-    HardwareProfile,
-    Launcher,
-    ModelSpec,
-    Rejection,
-    Tuning,
-    Value,
-)
+from engine_launchers.base import EngineName, EnginePlan, Expected, Fit, Launcher, Rejection, Tuning
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import ModelSpec
+from engine_launchers.value import Value
 from orchestrator.errors import NoEngineFits
 from orchestrator.planning.tiers import Tier, choose_tier
 

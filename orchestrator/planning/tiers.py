@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError
 
-from engine_launchers.base import EngineName, HardwareProfile, Value
+from engine_launchers.base import EngineName
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.value import Value
 from orchestrator.errors import ConfigError
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 
-from engine_launchers.base import EngineName, EnginePlan, HardwareProfile, Launcher
+from engine_launchers.base import EngineName, EnginePlan, Launcher
+from engine_launchers.machine import HardwareProfile
 from orchestrator.control import Failed, ModelRoute, Replica, RouteTable
 from orchestrator.errors import Draining, LaunchFailed, NotFound, UnknownModel
 from orchestrator.observability.metrics import ControlMetrics

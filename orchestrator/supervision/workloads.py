@@ -7,14 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from engine_launchers.base import (
-    CrashCause,
-    EnginePlan,
-    ExitResult,
-    Launcher,
-    LaunchSpec,
-    Listen,
-)
+from engine_launchers.base import CrashCause, EnginePlan, ExitResult, Launcher, LaunchSpec, Listen
 from orchestrator.supervision.instance import ProbeError
 
 

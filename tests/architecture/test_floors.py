@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Longest prefix wins. A module imports only from lower floors, or from its own room.
 FLOORS: dict[str, int] = {
+    "engine_launchers.value": -2,
+    "engine_launchers.machine": -1,
+    "engine_launchers.model": -1,
     "engine_launchers.base": 0,
     "orchestrator": 0,  # the package itself: its version
     "orchestrator.errors": 0,

@@ -14,14 +14,13 @@ from engine_launchers.base import (
     EnginePlan,
     ExitResult,
     Fit,
-    Gpu,
-    HardwareProfile,
     Launcher,
     Listen,
-    ModelSpec,
     Rejection,
     Tuning,
 )
+from engine_launchers.machine import Gpu, HardwareProfile
+from engine_launchers.model import ModelSpec
 from orchestrator.models.gguf import model_spec
 from orchestrator.resources import demo_dir
 

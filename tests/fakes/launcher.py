@@ -10,15 +10,15 @@ from engine_launchers.base import (
     EnginePlan,
     EngineRequirement,
     Fit,
-    HardwareProfile,
     LaunchSpec,
     Listen,
-    ModelSpec,
     Quirks,
     Rejection,
     Tuning,
 )
 from engine_launchers.llama_cpp import LlamaCppLauncher
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import ModelSpec
 
 ENGINE = Path(__file__).with_name("engine.py")
 

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from engine_launchers import load_launcher
-from engine_launchers.base import EngineName, Gpu, HardwareProfile, Launcher, ModelSpec
+from engine_launchers.base import EngineName, Launcher
+from engine_launchers.machine import Gpu, HardwareProfile
+from engine_launchers.model import ModelSpec
 from orchestrator.errors import ConfigError, NoEngineFits
 from orchestrator.hardware import cpu, probe
 from orchestrator.hardware.cgroup import cgroup_limits, parse_membership
