@@ -49,39 +49,59 @@ class Tuning(Value):
 
 
 class MemoryEstimate(Value):
-    """Bytes that one engine takes on one device ("ram" or "gpu:0"), by purpose."""
+    """Bytes that one engine takes on one device ("ram" or "gpu:0"), by purpose.
+
+    `capacity` is all that the device has, `others` what other processes hold of it now.
+    """
 
     device: str
     weights: int
     kv: int
     activations: int
     overhead: int
+    capacity: int = 0
+    others: int = 0
 
     @property
     def total(self) -> int:
+        """What this engine takes."""
         return self.weights + self.kv + self.activations + self.overhead
 
 
 class Expected(Value):
-    """The speed that a plan promises; None where nothing is known."""
+    """The speed that a plan promises, as [from, to]; None where nothing is known.
+
+    `tokens_per_second` is one stream's decode, `batch_tokens_per_second` all streams' together,
+    `ttft_seconds` the time to the first token of a prompt of `prompt_tokens`.
+    """
 
     tokens_per_second: tuple[float, float] | None = None
+    batch_tokens_per_second: float | None = None
     ttft_seconds: tuple[float, float] | None = None
+    prompt_tokens: int | None = None
     source: str = "unknown"
 
 
 class Rejection(Value):
-    """A plan that was considered and refused, with the number or fact that ruled it out."""
+    """A plan that was considered and refused, with the number or fact that ruled it out.
+
+    `need` and `have` are that number and its limit, in `unit` (bytes, tokens, heads, …).
+    """
 
     what: str
     why: str
+    need: float | None = None
+    have: float | None = None
+    unit: str | None = None
 
 
 class EnginePlan(Value):
     """One decision: which engine runs which model how, and why.
 
     `pinned` names the fields of `tuning` that a person set: they are never changed by `relax`.
-    `rung` counts how often the plan was relaxed after a failure.
+    `gpus` are indices of the machine's GPUs. `guide` is what the requirement documents promise for
+    the tier. `ladder` says what is tried next when memory runs out all the same, in order. `rung`
+    counts how often the plan was relaxed after a failure.
     """
 
     id: str
@@ -95,8 +115,10 @@ class EnginePlan(Value):
     runtime: Literal["process"] = "process"
     estimate: tuple[MemoryEstimate, ...] = ()
     expected: Expected = Expected()
+    guide: Expected | None = None
     reasons: tuple[str, ...] = ()
     rejected: tuple[Rejection, ...] = ()
+    ladder: tuple[str, ...] = ()
     rung: int = 0
 
 
@@ -245,9 +267,13 @@ class EngineRequirement(Value):
 
 
 class Fit(Value):
-    """A launcher's answer that a model can run: the tuning to use and the memory that takes."""
+    """A launcher's answer that a model can run: the tuning to use and the memory that takes.
+
+    `gpus` are the positions, in the profile that was asked about, of the cards that are used.
+    """
 
     tuning: Tuning
+    gpus: tuple[int, ...] = ()
     estimate: tuple[MemoryEstimate, ...]
     reasons: tuple[str, ...] = ()
 
@@ -263,8 +289,18 @@ class Launcher(Protocol):
     def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
         """What to install on this machine."""
 
-    def fit(self, model: ModelSpec, hardware: HardwareProfile, wish: Tuning) -> Fit | Rejection:
-        """The tuning nearest to `wish` that this machine can hold, or why there is none."""
+    def fit(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        wish: Tuning,
+        pinned: frozenset[str] = frozenset(),
+    ) -> Fit | Rejection:
+        """The tuning nearest to `wish` that all of `hardware` can hold, or why there is none.
+
+        Fields named in `pinned` are kept as they are; where they do not fit, the rejection says
+        what would. Everything else of the wish is an upper bound.
+        """
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
         """The exact command line and environment for `plan`."""
