@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -22,6 +23,7 @@ _NOISE = frozenset(
     {"nvidia", "geforce", "tesla", "amd", "ati", "radeon", "instinct", "apple", "intel", "arc"}
     | {"corporation", "inc", "gpu", "graphics", "generation", "tm"}
 )
+_NOISE_INSIDE = re.compile("nvidia|geforce|tesla|amd|radeon|instinct|apple|intel|arc|gpu")
 _SERIES = frozenset({"rtx", "gtx", "rx"})  # people leave these away: "4090"
 _SAME = {"mobile": "laptop", "notebook": "laptop", "gib": "gb", "g": "gb"}
 _SIZE = re.compile(r"(\d+) gb")
@@ -81,12 +83,12 @@ class GpuSpec(Value):
         rate: float | None = getattr(self.tflops, arithmetic)
         return None if rate is None else rate * 1e12
 
-    def _patterns(self) -> Iterable[Tokens]:
-        for pattern in (self.name, *self.match):
-            tokens = _tokens(pattern)
-            yield tokens
-            if tokens[0] in _SERIES:
-                yield tokens[1:]
+    @cached_property
+    def patterns(self) -> tuple[Tokens, ...]:
+        """The row's names, taken apart as `find` compares them; a series may be left away."""
+        names = [_tokens(name) for name in (self.name, *self.match)]
+        bare = [tokens[1:] for tokens in names if tokens[0] in _SERIES and tokens[1:]]
+        return tuple(dict.fromkeys((*names, *bare)))
 
 
 class GpuTable(Value):
@@ -94,16 +96,16 @@ class GpuTable(Value):
 
     gpus: tuple[GpuSpec, ...]
 
-    def find(self, name: str) -> GpuSpec | None:
+    def find(self, name: str, memory_gb: float | None = None) -> GpuSpec | None:
         """The card that a driver's name or a short name means; None if no row fits it whole.
 
-        A size in the name ("A100 40GB") decides between rows of one name, else the first is taken.
+        Between rows of one name `memory_gb` decides, or the size in the name ("A100 40GB"), else
+        the first is taken.
         """
         rows = self._named(name)
         said = _SIZE.search(" ".join(_tokens(name)))
-        if said:
-            rows = [row for row in rows if row.memory_gb == float(said[1])] or rows
-        return rows[0] if rows else None
+        size = memory_gb or (float(said[1]) if said else None)
+        return next((row for row in rows if row.memory_gb == size), rows[0] if rows else None)
 
     def of(self, gpu: Gpu) -> GpuSpec | None:
         """The row of a probed GPU: by name, and by memory where one name has several sizes.
@@ -120,7 +122,7 @@ class GpuTable(Value):
         """Up to `count` short names that look like an unknown one, the nearest first."""
         keys: dict[str, str] = {}
         for row in self.gpus:
-            for pattern in row._patterns():
+            for pattern in row.patterns:
                 keys.setdefault("".join(pattern), row.name)
         wanted = "".join(_tokens(name))
         inside = [key for key in keys if wanted and wanted in key]
@@ -128,11 +130,17 @@ class GpuTable(Value):
         return tuple(dict.fromkeys(keys[key] for key in near))[:count]
 
     def _named(self, name: str) -> list[GpuSpec]:
-        """All rows whose longest fitting pattern is as long as any row's, in the table's order."""
+        """All rows whose longest fitting pattern is as long as any row's, in the table's order.
+
+        Where none fits, those whose pattern is the name written in one word.
+        """
         tokens = _tokens(name)
         best = [(max(_fits(tokens, row), default=0), row) for row in self.gpus]
         longest = max((length for length, _ in best), default=0)
-        return [row for length, row in best if length == longest and length]
+        if longest:
+            return [row for length, row in best if length == longest]
+        word = _one_word(tokens)
+        return [row for row in self.gpus if word in map(_one_word, row.patterns)]
 
 
 def parse_gpus(data: Mapping[str, Any]) -> GpuTable:
@@ -166,12 +174,16 @@ def _tokens(name: str) -> Tokens:
     return tuple(_SAME.get(word, word) for word in words if word not in _NOISE)
 
 
+def _one_word(tokens: Tokens) -> str:
+    return _NOISE_INSIDE.sub("", "".join(tokens))
+
+
 def _fits(tokens: Tokens, row: GpuSpec) -> Iterable[int]:
     """Lengths of the row's patterns that the name holds, with nothing left that tells another card.
 
     A left-over size is none if it is the row's own or the row is sold in many.
     """
-    for pattern in row._patterns():
+    for pattern in row.patterns:
         length = len(pattern)
         for start in range(len(tokens) - length + 1):
             if tokens[start : start + length] == pattern:

@@ -73,7 +73,8 @@ def machine(
 
     `gpus` holds "NAME" or "NAME:COUNT", or only "none" (or "0") for no GPU. `vram_gb` is every
     card's memory, and alone means one nameless NVIDIA card. Sizes are 2^30 bytes. Of a chip that
-    shares the machine's RAM either size is that of the RAM; given both, it may use `vram_gb`. Raises ConfigError in one sentence.
+    shares the machine's RAM either size is that of the RAM; given both, it may use `vram_gb`.
+    Raises ConfigError in one sentence.
     """
     _check_positive("--vram-gb", vram_gb)
     _check_positive("--ram-gb", ram_gb)
@@ -106,7 +107,7 @@ def machine(
 
 def _check_positive(flag: str, value: float | None) -> None:
     if value is not None and not 0 < value < float("inf"):
-        raise ConfigError(f"{flag} must be above 0, not {value:g}.")
+        raise ConfigError(f"{flag} must be above 0, not {value:g}")
 
 
 def _cards(
@@ -115,25 +116,25 @@ def _cards(
     """The imagined cards in order; None where no flag speaks of GPUs."""
     if any(text.strip().lower() in _NO_GPU for text in gpus):
         if len(gpus) > 1:
-            raise ConfigError("--gpu none means no GPU at all: leave the other --gpu flags away.")
+            raise ConfigError("--gpu none means no GPU at all: leave the other --gpu flags away")
         if vram_gb is not None:
-            raise ConfigError("--gpu none and --vram-gb contradict each other: leave one away.")
+            raise ConfigError("--gpu none and --vram-gb contradict each other: leave one away")
         return ()
     if not gpus:
         return None if vram_gb is None else (_Card(None, vram_gb),)
     cards: list[_Card] = []
     for text in gpus:
         name, count = _count(text)
-        spec = table.find(name)
+        spec = table.find(name, vram_gb)
         if spec is None:
             raise ConfigError(_unknown(table, name))
         cards += [_card(spec, vram_gb, ram_gb)] * count
     if len(cards) > MOST_GPUS:
-        raise ConfigError(f"{len(cards)} GPUs are too many: a machine has {MOST_GPUS} at most.")
+        raise ConfigError(f"{len(cards)} GPUs are too many: a machine has {MOST_GPUS} at most")
     chips = [card.name for card in cards if card.unified]
     if chips and len(cards) > 1:
         raise ConfigError(
-            f"{chips[0]} shares its machine's RAM, and there is one to a machine: give it alone."
+            f"{chips[0]} shares its machine's RAM, and there is one to a machine: give it alone"
         )
     return tuple(cards)
 
@@ -144,7 +145,7 @@ def _card(spec: GpuSpec, vram_gb: float | None, ram_gb: float | None) -> _Card:
     if vram_gb and vram_gb > ram_gb:
         raise ConfigError(
             f"{spec.name} shares the machine's RAM: --vram-gb {vram_gb:g} cannot be above "
-            f"--ram-gb {ram_gb:g}."
+            f"--ram-gb {ram_gb:g}"
         )
     return _Card(spec, ram_gb, lent_gb=vram_gb)
 
@@ -155,20 +156,21 @@ def _count(text: str) -> tuple[str, int]:
     if not colon:
         name, number = text, "1"
     if not name.strip():
-        raise ConfigError(f"--gpu {text!r} names no GPU: write NAME or NAME:COUNT.")
-    if not number.strip().isdecimal():
-        raise ConfigError(f"--gpu {text!r}: the count after the colon must be a whole number.")
-    count = int(number)
+        raise ConfigError(f"--gpu {text!r} names no GPU: write NAME or NAME:COUNT")
+    number = number.strip()
+    count = int(number) if number.isdecimal() and len(number) < 10 else 0
     if not 1 <= count <= MOST_GPUS:
-        raise ConfigError(f"--gpu {text!r}: the count must be from 1 to {MOST_GPUS}.")
+        raise ConfigError(
+            f"--gpu {text!r}: the count after the colon must be a whole number from 1 to "
+            f"{MOST_GPUS}"
+        )
     return name.strip(), count
 
 
 def _unknown(table: GpuTable, name: str) -> str:
     near = table.suggestions(name)
-    advice = f"did you mean {' or '.join(near)}?" if near else "no known GPU is called like it;"
-    told = f"The GPU {name!r} is not in gpus.yaml: {advice}"
-    return f"{told} For a card of any size give --vram-gb alone."
+    advice = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"the GPU {name!r} is not in gpus.yaml: {advice}(a card of any size is --vram-gb alone)"
 
 
 def _gpu(index: int, card: _Card) -> Gpu:
