@@ -28,7 +28,7 @@ class Tuning(Value):
     """The knobs of one engine run; None means: the engine's own default.
 
     `max_model_len` is tokens per sequence, `batch` is prompt tokens per evaluation step,
-    `gpu_layers` is -1 for all.
+    `gpu_layers` is -1 for all, `tensor_split` the share of each GPU in them, empty for equal.
     """
 
     max_model_len: int | None = None
@@ -41,6 +41,7 @@ class Tuning(Value):
     pipeline_parallel: int | None = None
     replicas: int | None = None
     gpu_layers: int | None = None
+    tensor_split: tuple[float, ...] = ()
     threads: int | None = None
     batch: int | None = None
     flash_attention: bool | None = None
@@ -245,6 +246,26 @@ class Quirks(Value):
     chat_fields: frozenset[str] = frozenset()
 
 
+class SpeedTraits(Value):
+    """How fast one engine turns bytes into tokens, as data for the roofline.
+
+    `bandwidth_share` is the part of a device's memory bandwidth that decode reaches, by precision
+    ("16bit", "8bit", "4bit"); `memory_share` multiplies it by kind of memory ("hbm", "gddr",
+    "unified", "ram"; 1 where it is not named). Each layer of each token costs `seconds_per_layer`
+    on top, each token `seconds_per_token`. `compute_share` is the part of the FLOP/s that prefill reaches. `batching`:
+    requests share the weights that are read; `splits_layers`: tensor parallel ranks read at the
+    same time, otherwise several devices take turns.
+    """
+
+    bandwidth_share: dict[str, float]
+    memory_share: dict[str, float] = Field(default_factory=dict)
+    seconds_per_layer: float = 0.0
+    seconds_per_token: float = 0.0
+    compute_share: float = 0.5
+    batching: bool = False
+    splits_layers: bool = False
+
+
 class EngineRequirement(Value):
     """What has to be installed, into an environment of its own, before an engine can start.
 
@@ -285,6 +306,7 @@ class Launcher(Protocol):
     version: str
     routes: frozenset[str]
     quirks: Quirks
+    speed: SpeedTraits
 
     def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
         """What to install on this machine."""

@@ -179,6 +179,11 @@ def buffers(model: ModelSpec, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
     return Buffers(weights[-1], kv[-1], host_compute), devices
 
 
+def host_overhead(model: ModelSpec) -> float:
+    """Bytes of the server's process beside its buffers: interpreter, libraries, vocabulary."""
+    return HOST_OVERHEAD
+
+
 def device_overhead(model: ModelSpec) -> float:
     """Bytes beside the buffers of a card: the context, and one matrix unpacked for cuBLAS."""
     if model.weight_bytes >= 1.5 * model.params:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from engine_launchers import vllm_memory
+from engine_launchers import vllm_fit
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -21,21 +21,19 @@ from engine_launchers.base import (
     Fit,
     LaunchSpec,
     Listen,
-    MemoryEstimate,
     Quirks,
     Rejection,
     SpeedTraits,
     Tuning,
 )
-from engine_launchers.caches import longest_context
-from engine_launchers.machine import Gpu, HardwareProfile
+from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
-from engine_launchers.relaxing import Rung, first_rung, gib
+from engine_launchers.relaxing import Rung, first_rung, halved
 
 VERSION = "0.32.0"
-RELEASE = (0, 32)
 MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the model has no more
 _GROUP = 128  # columns of one AWQ or GPTQ scale: a rank's share must be whole groups
+_SIGILL = 4
 _TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
 _CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
 _SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
@@ -113,263 +111,84 @@ class VllmLauncher:
         wish: Tuning,
         pinned: frozenset[str] = frozenset(),
     ) -> Fit | Rejection:
-        """Tensor and pipeline parallel over all GPUs of the profile; on none, in RAM."""
-        refused = self._artefact(model) or self._machine(model, hardware)
-        if refused is None and hardware.gpus:
-            refused = self._parallel(model, wish)
-        if refused is not None:
-            return refused
-        if not hardware.gpus:
-            return self._on_cpu(model, hardware, wish, pinned)
-        return self._on_gpus(model, hardware, wish, pinned)
+        """Tensor and pipeline parallel over all GPUs of the profile; in RAM where it has none."""
+        return vllm_fit.fit(model, hardware, wish, pinned)
 
-    def _artefact(self, model: ModelSpec) -> Rejection | None:
-        if model.format != "safetensors":
-            return self._no(f"reads safetensors, this is {model.format}; llama_cpp reads it")
-        if model.quantization not in _SIXTEEN and model.quantization not in _QUANTIZATIONS:
-            return self._no(
-                f"{VERSION} cannot load {model.quantization}; the pytorch engine or another variant"
-            )
-        return None
-
-    def _machine(self, model: ModelSpec, hardware: HardwareProfile) -> Rejection | None:
-        if hardware.platform.startswith("windows"):
-            return self._no("does not run on Windows; llama_cpp and pytorch do")
-        for gpu in hardware.gpus:
-            if gpu.vendor in {"apple", "intel"}:
-                return self._no(f"does not drive {gpu.name}; llama_cpp does")
-            have = gpu.compute_capability
-            if gpu.vendor != "nvidia" or have is None:
-                continue
-            need = _QUANTIZATIONS.get(model.quantization, vllm_memory.CAPABILITY)
-            need = max(need, vllm_memory.CAPABILITY)
-            if have < need:
-                what = model.quantization if need > vllm_memory.CAPABILITY else "vLLM"
-                return self._no(
-                    f"{what} needs compute capability {_dot(need)}, {gpu.name} has {_dot(have)}",
-                    need[0] + need[1] / 10, have[0] + have[1] / 10, "compute capability",
-                )  # fmt: skip
-        return None
-
-    def _parallel(self, model: ModelSpec, wish: Tuning) -> Rejection | None:
-        ranks, stages = wish.tensor_parallel or 1, wish.pipeline_parallel or 1
-        if model.heads % ranks:
-            return self._no(f"{model.heads} heads do not divide by tensor parallel {ranks}",
-                            model.heads, ranks, "heads")  # fmt: skip
-        if model.kv_heads % ranks and ranks % max(1, model.kv_heads):
-            return self._no(f"{model.kv_heads} KV heads and tensor parallel {ranks} do not divide",
-                            model.kv_heads, ranks, "KV heads")  # fmt: skip
-        if (model.vision_heads or 0) % ranks:
-            return self._no(
-                f"{model.vision_heads} vision heads do not divide by tensor parallel {ranks}",
-                model.vision_heads, ranks, "vision heads",
-            )  # fmt: skip
-        if model.quantization in {"AWQ", "GPTQ"} and (model.intermediate / ranks) % _GROUP:
-            return self._no(
-                f"{model.intermediate} columns over {ranks} ranks are not whole groups of {_GROUP}",
-                model.intermediate / ranks, _GROUP, "columns",
-            )  # fmt: skip
-        if stages > model.layers:
-            return self._no(f"{model.layers} layers cannot make {stages} stages",
-                            model.layers, stages, "layers")  # fmt: skip
-        return None
-
-    def _on_gpus(
-        self,
-        model: ModelSpec,
-        hardware: HardwareProfile,
-        wish: Tuning,
-        pinned: frozenset[str],
-    ) -> Fit | Rejection:
-        reasons: list[str] = []
-        tightest = min(hardware.gpus, key=lambda gpu: (gpu.vram_free, gpu.vram_total))
-        total = vllm_memory.torch_total(tightest.vram_total)
-        free = _torch_free(tightest, total)
-        share = self._share(wish, pinned, free, total, reasons)
-        if share * total > free:
-            return self._no(
-                f"gpu_memory_utilization {share:g} of {gib(total)} is more than the {gib(free)} "
-                f"that are free; {math.floor(free / total * 100) / 100:g} would do",
-                share * total, free, "bytes",
-            )  # fmt: skip
-        run = vllm_memory.Run(
-            version=RELEASE,
-            tensor_parallel=wish.tensor_parallel or 1,
-            pipeline_parallel=wish.pipeline_parallel or 1,
-            utilization=share,
-            max_num_seqs=wish.max_concurrency or 256,
-            max_num_batched_tokens=wish.batch or (8192 if total > 70 * 2**30 else 2048),
-            kv_cache_dtype=wish.kv_cache_dtype,
-            lora=bool(model.adapters),
+    def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
+        """`vllm serve` with every flag that the plan decides said aloud."""
+        tuning = plan.tuning
+        chosen: tuple[tuple[str, object], ...] = (
+            ("--tensor-parallel-size", tuning.tensor_parallel),
+            ("--pipeline-parallel-size", _above_one(tuning.pipeline_parallel)),
+            ("--gpu-memory-utilization", tuning.gpu_memory_fraction),
+            ("--max-model-len", tuning.max_model_len),
+            ("--max-num-seqs", tuning.max_concurrency),
+            ("--max-num-batched-tokens", tuning.batch),
+            ("--dtype", tuning.dtype),
+            ("--kv-cache-dtype", tuning.kv_cache_dtype),
+            ("--kv-cache-memory-bytes", None if plan.gpus else _ram_cache(plan)),
+            ("--cpu-offload-gb", _whole_gib(tuning.cpu_offload_bytes)),
         )
-        budget = vllm_memory.budget(model, run, total)
-        if budget.kv <= 0:
-            need = budget.weights + budget.activations + budget.non_torch + budget.graphs
-            return self._no(
-                f"{_of(model)} needs {gib(need)} on each GPU before any cache, "
-                f"{gib(budget.requested)} of {gib(total)} may be used",
-                need, budget.requested, "bytes",
-            )  # fmt: skip
-        sized = self._size(model, run, budget.kv, wish, pinned, reasons)
-        if isinstance(sized, Rejection):
-            return sized
-        tuning = wish.model_copy(
-            update={
-                **sized,
-                "gpu_memory_fraction": share,
-                "tensor_parallel": run.tensor_parallel,
-                "pipeline_parallel": run.pipeline_parallel,
-                "batch": run.max_num_batched_tokens,
-                "dtype": _dtype(model, hardware.gpus, wish, reasons),
-                "quantization": model.quantization,
-                "gpu_layers": None,
-                "threads": None,
-                "flash_attention": None,
-            }
+        argv = (
+            *("{python}", "-m", "vllm.entrypoints.cli.main", "serve"),
+            plan.model.source.removeprefix("hf://"),
+            *("--served-model-name", plan.model.id),
+            *("--host", listen.host, "--port", str(listen.port)),
+            *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
+            *tuning.extra_args,
         )
-        estimate = tuple(
-            MemoryEstimate(
-                device=f"gpu:{gpu.index}",
-                weights=int(budget.weights),
-                kv=int(budget.kv),
-                activations=int(budget.activations),
-                overhead=int(budget.non_torch + budget.graphs + budget.outside),
-                capacity=gpu.vram_total,
-                others=gpu.vram_total - gpu.vram_free,
-            )
-            for gpu in hardware.gpus
-        )
-        return Fit(
-            tuning=tuning,
-            gpus=tuple(range(len(hardware.gpus))),
-            estimate=estimate,
-            reasons=tuple(reasons),
-        )
+        env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
+        if plan.gpus:
+            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in plan.gpus)
+        return LaunchSpec(argv=argv, env=env, listen=listen)
 
-    def _share(
-        self,
-        wish: Tuning,
-        pinned: frozenset[str],
-        free: float,
-        total: float,
-        reasons: list[str],
-    ) -> float:
-        """The memory fraction: the wish, or less where other processes hold the card."""
-        wanted = wish.gpu_memory_fraction or vllm_memory.default_utilization(RELEASE)
-        if "gpu_memory_fraction" in pinned:
-            return wanted
-        possible = math.floor(free / total * 100) / 100
-        if possible < wanted:
-            reasons.append(f"gpu_memory_utilization {possible:g}: {gib(free)} of the card are free")
-        return max(0.0, min(wanted, possible))
+    def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
+        """The first rule that matches; code 0 unasked is a failure too: so ends a dead worker."""
+        if exit.oom_killed:
+            return CrashCause.HOST_OOM
+        text = "\n".join(tail)
+        for cause, pattern in _CAUSES:
+            if pattern.search(text):
+                return cause
+        if exit.signal is not None:
+            return CrashCause.WRONG_BUILD if exit.signal == _SIGILL else CrashCause.KILLED
+        if exit.code == 2:
+            return CrashCause.BAD_FLAGS
+        return CrashCause.EXIT_UNREQUESTED if exit.code == 0 else CrashCause.UNKNOWN
 
-    def _size(
-        self,
-        model: ModelSpec,
-        run: vllm_memory.Run,
-        kv: float,
-        wish: Tuning,
-        pinned: frozenset[str],
-        reasons: list[str],
-    ) -> dict[str, int] | Rejection:
-        """Context and sequences that `kv` bytes of the tightest rank hold."""
-        wanted = min(wish.max_model_len or model.context_max, model.context_max)
-        if "max_model_len" in pinned and (wish.max_model_len or 0) > model.context_max:
-            return self._no(
-                f"context {wish.max_model_len} was asked for, the model has {model.context_max}",
-                wish.max_model_len, model.context_max, "tokens",
-            )  # fmt: skip
-        seqs = run.max_num_seqs or 256
-        users = seqs if "max_concurrency" in pinned else 1
-        pool = vllm_memory.state_pool(model, run)
-        step = run.max_num_batched_tokens or 0
-        if pool is not None:
-            blocks = pool.blocks(kv)
-            context = min(wanted, pool.longest(kv / users))
-            if seqs > blocks and "max_concurrency" not in pinned:
-                reasons.append(f"{blocks} sequences: one state block each, {seqs} wished")
-                seqs = blocks
-            elif seqs > blocks:
-                return self._no(
-                    f"{seqs} sequences need a state block each, {blocks} fit; ask for {blocks}",
-                    seqs, blocks, "state blocks",
-                )  # fmt: skip
-        else:
-            ranks = run.tensor_parallel
-            context = longest_context(
-                model, kv * run.pipeline_parallel, wanted, run.kv_cache_dtype, ranks, step, users
-            )
-        least = min(MIN_CONTEXT, wanted)
-        if context < wanted and "max_model_len" in pinned:
-            least = wanted
-        if context < least or context < 1:
-            return self._no(
-                f"{_of(model)} leaves {gib(kv)} for the cache: {context} tokens"
-                + (f" for each of {users}" if users > 1 else "")
-                + f", {least} wanted",
-                least, context, "tokens",
-            )  # fmt: skip
-        if context < wanted:
-            context = context // 256 * 256 or context
-            reasons.append(f"context {context}: the cache has {gib(kv)}, {wanted} tokens wished")
-        if "max_concurrency" not in pinned and pool is None:
-            each = vllm_memory.request_bytes(model, run, min(context, _TYPICAL_REQUEST), step)
-            room = max(1, int(kv // max(1.0, each)))
-            if room < seqs:
-                reasons.append(
-                    f"{room} sequences: the cache holds as many of {_TYPICAL_REQUEST} tokens"
-                )
-                seqs = room
-        return {"max_model_len": context, "max_concurrency": seqs}
+    def relax(self, plan: EnginePlan, cause: CrashCause) -> EnginePlan | None:
+        """Fewer sequences and tokens a step against a full card; a shorter context for the cache.
 
-    def _on_cpu(
-        self,
-        model: ModelSpec,
-        hardware: HardwareProfile,
-        wish: Tuning,
-        pinned: frozenset[str],
-    ) -> Fit | Rejection:
-        """In RAM: the cache has the size that the context and the sequences need."""
-        if model.quantization not in _SIXTEEN:
-            return self._no(f"runs {model.quantization} on GPUs only")
-        reasons: list[str] = ["in RAM: no GPU is used"]
-        seqs = wish.max_concurrency or 1
-        run = vllm_memory.Run(version=RELEASE, eager=True, max_num_seqs=seqs)
-        weights = model.weight_bytes * (2 if model.quantization == "FP32" else 1)
-        peak = vllm_memory.activation_peak(model, run, 0)
-        room = hardware.ram_available * 0.95 - weights - peak - _CPU_OVERHEAD
-        sized = self._size(model, run, room, wish, pinned, reasons) if room > 0 else self._no(
-            f"{_of(model)} needs {gib(weights + peak + _CPU_OVERHEAD)} of RAM before any cache, "
-            f"{gib(hardware.ram_available)} are available",
-            weights + peak + _CPU_OVERHEAD, hardware.ram_available, "bytes",
-        )  # fmt: skip
-        if isinstance(sized, Rejection):
-            return sized
-        kv = vllm_memory.request_bytes(model, run, sized["max_model_len"]) * min(
-            sized["max_concurrency"], 4
-        )
-        estimate = MemoryEstimate(
-            device="ram",
-            weights=int(weights),
-            kv=int(min(kv, room)),
-            activations=int(peak),
-            overhead=_CPU_OVERHEAD,
-            capacity=hardware.ram_total,
-            others=hardware.ram_total - hardware.ram_available,
-        )
-        update = {
-            **sized,
-            "gpu_memory_fraction": None,
-            "gpu_layers": None,
-            "threads": wish.threads or hardware.cpu_cores,
-            "quantization": model.quantization,
-            "dtype": model.dtype,
-            "tensor_parallel": 1,
-        }
-        tuning = wish.model_copy(update=update)
-        return Fit(tuning=tuning, estimate=(estimate,), reasons=tuple(reasons))
+        The last rung leaves more of the card alone, for what vLLM does not count.
+        """
+        return first_rung(plan, cause, _RUNGS, lambda smaller: smaller)
 
-    def _no(
-        self, why: str, need: float | None = None, have: float | None = None, unit: str | None = None
-    ) -> Rejection:
-        return Rejection(what=self.name, why=why, need=need, have=have, unit=unit)
+
+_FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM})
+_SMALL_CACHE = frozenset({CrashCause.KV_CACHE_TOO_SMALL})
+
+
+def _less_of_the_card(tuning: Tuning) -> float | None:
+    share = tuning.gpu_memory_fraction
+    return round(share - 0.05, 2) if share and share > 0.5 else None
+
+
+_RUNGS = (
+    Rung("max_concurrency", halved("max_concurrency", 8), _FULL | _SMALL_CACHE),
+    Rung("batch", halved("batch", 512), _FULL | _SMALL_CACHE),
+    Rung("gpu_memory_fraction", _less_of_the_card, _FULL),
+    Rung("max_model_len", halved("max_model_len", 512), _FULL | _SMALL_CACHE),
+)
+
+
+def _above_one(value: int | None) -> int | None:
+    return value if value and value > 1 else None
+
+
+def _whole_gib(size: int | None) -> int | None:
+    return math.ceil(size / 2**30) if size else None
+
+
+def _ram_cache(plan: EnginePlan) -> int | None:
+    return plan.estimate[0].kv if plan.estimate else None

@@ -1,0 +1,239 @@
+"""Whether and how a GGUF model fits llama.cpp: layers per device and context, by search. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine_launchers import llama_memory
+from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
+from engine_launchers.llama_memory import Buffers, Run
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import ModelSpec
+from engine_launchers.relaxing import gib
+
+MIN_CONTEXT = 512  # nothing shorter is planned unless it was asked for
+_GOOD_CONTEXT = 4096  # worth more than keeping all layers on the card
+_STEP = 256  # contexts are multiples of this many tokens
+_RAM_SHARE = 0.95  # of the available RAM that a plan may take
+_VRAM_SHARE = 0.98  # of a card's free memory: what a program sees of it
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Bytes that may be used: on the host, and on each card beside its overhead."""
+
+    host: float
+    cards: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+def fit(
+    name: str,
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    wish: Tuning,
+    pinned: frozenset[str],
+) -> Fit | Rejection:
+    """All layers on the cards at the wished context; else fewer tokens; else fewer layers.
+
+    Without GPUs everything lies in RAM. `name` is the engine's, for rejections.
+    """
+    if model.format != "gguf":
+        return Rejection(what=name, why=f"reads GGUF files, this is {model.format}")
+    asked = wish.max_model_len
+    if asked and asked > model.context_max and "max_model_len" in pinned:
+        why = f"context {asked} was asked for, the model has {model.context_max}"
+        return Rejection(what=name, why=why, need=asked, have=model.context_max, unit="tokens")
+    wanted = min(asked or model.context_max, model.context_max)
+    room = _room(model, hardware)
+    layers = len(llama_memory.weight_parts(model).layers) + 1
+    least = wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted)
+    chosen = _choose(model, room, wish, wanted, least, layers, pinned)
+    if chosen is None:
+        return _refusal(name, model, room, wish, least, wanted, pinned)
+    run, reasons = chosen
+    if run.context < wanted:
+        reasons.append(f"context {run.context}: more does not fit, {wanted} tokens wished")
+    if hardware.gpus:
+        on_card = layers if run.gpu_layers < 0 else run.gpu_layers
+        reasons.append(f"{on_card} of {layers} layers on the GPU: computed from what is free")
+    threads = wish.threads or hardware.cpu_cores
+    reasons.append(f"threads {threads}: usable physical cores are {hardware.cpu_cores}")
+    tuning = wish.model_copy(
+        update={
+            "max_model_len": run.context,
+            "max_concurrency": 1,
+            "threads": threads,
+            "batch": min(wish.batch or run.ubatch, run.context),
+            "quantization": model.quantization,
+            "gpu_layers": run.gpu_layers if hardware.gpus else 0,
+            "flash_attention": run.flash_attention or None,
+            "tensor_parallel": None,
+            "pipeline_parallel": None,
+            "gpu_memory_fraction": None,
+            "dtype": None,
+        }
+    )
+    return Fit(
+        tuning=tuning,
+        gpus=tuple(range(len(hardware.gpus))),
+        estimate=estimates(model, hardware, run),
+        reasons=tuple(reasons),
+    )
+
+
+def estimates(model: ModelSpec, hardware: HardwareProfile, run: Run) -> tuple[MemoryEstimate, ...]:
+    """What `run` takes from RAM and from each card."""
+    host, cards = llama_memory.buffers(model, run)
+    ram = MemoryEstimate(
+        device="ram",
+        weights=int(host.weights),
+        kv=int(host.kv),
+        activations=int(host.compute),
+        overhead=int(llama_memory.host_overhead(model)),
+        capacity=hardware.ram_total,
+        others=hardware.ram_total - hardware.ram_available,
+    )
+    beside = llama_memory.device_overhead(model)
+    return (
+        *(
+            MemoryEstimate(
+                device=f"gpu:{gpu.index}",
+                weights=int(held.weights),
+                kv=int(held.kv),
+                activations=int(held.compute),
+                overhead=int(beside),
+                capacity=gpu.vram_total,
+                others=gpu.vram_total - gpu.vram_free,
+            )
+            for gpu, held in zip(hardware.gpus, cards, strict=True)
+        ),
+        ram,
+    )
+
+
+def run_of(model: ModelSpec, hardware: HardwareProfile, tuning: Tuning) -> Run:
+    """The memory-relevant settings of a tuning on the machine that it was made for."""
+    return _run(_room(model, hardware), tuning, tuning.max_model_len or 0, tuning.gpu_layers or 0)
+
+
+def _room(model: ModelSpec, hardware: HardwareProfile) -> _Room:
+    beside = llama_memory.device_overhead(model)
+    cards = tuple(max(0.0, gpu.vram_free * _VRAM_SHARE - beside) for gpu in hardware.gpus)
+    total = sum(cards)
+    even = len(cards) < 2 or total == 0
+    shares = () if even else tuple(round(card / total, 3) for card in cards)
+    host = hardware.ram_available * _RAM_SHARE - llama_memory.host_overhead(model)
+    return _Room(host, cards, shares)
+
+
+def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
+    return Run(
+        context=context,
+        gpu_layers=gpu_layers if room.cards else 0,
+        devices=len(room.cards),
+        shares=room.shares,
+        flash_attention=bool(wish.flash_attention and room.cards),
+        kv_dtype=wish.kv_cache_dtype,
+    )
+
+
+def _fits(model: ModelSpec, room: _Room, run: Run) -> bool:
+    host, cards = llama_memory.buffers(model, run)
+    return host.total <= room.host and all(
+        _held(card) <= limit for card, limit in zip(cards, room.cards, strict=True)
+    )
+
+
+def _held(card: Buffers) -> float:
+    return card.total
+
+
+def _choose(
+    model: ModelSpec,
+    room: _Room,
+    wish: Tuning,
+    wanted: int,
+    least: int,
+    layers: int,
+    pinned: frozenset[str],
+) -> tuple[Run, list[str]] | None:
+    """The best run that fits, with reasons; None where there is none."""
+
+    def at(context: int, gpu_layers: int) -> Run:
+        return _run(room, wish, context, gpu_layers)
+
+    def longest(gpu_layers: int, least: int) -> Run | None:
+        best = _most(least, wanted, lambda n: _fits(model, room, at(n, gpu_layers)))
+        if best is None:
+            return None
+        return at(best if best == wanted else max(least, best // _STEP * _STEP), gpu_layers)
+
+    if not room.cards:
+        found = longest(0, least)
+        return None if found is None else (found, [])
+    if "gpu_layers" in pinned and wish.gpu_layers is not None:
+        held = -1 if wish.gpu_layers >= layers else wish.gpu_layers
+        found = longest(held, least)
+        return None if found is None else (found, [f"{wish.gpu_layers} layers were asked for"])
+    whole = longest(-1, max(least, min(_GOOD_CONTEXT, wanted)))
+    if whole is not None:
+        return whole, []
+    context = wanted
+    while context >= least:
+        some = _most(0, layers - 1, lambda n, c=context: _fits(model, room, at(c, n)))  # type: ignore[misc]
+        if some is not None:
+            return at(context, some), ["the rest of the layers stays in RAM, which is slower"]
+        if context == least:
+            break
+        context = max(least, context // 2)
+    return None
+
+
+def _most(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest number from `low` to `high` that fits, by bisection; None if none does.
+
+    Few layers may fail for the host's memory while more would fit: then the upper end is tried.
+    """
+    if fits(high):
+        return high
+    if not fits(low):
+        working = next((n for n in range(high - 1, low, -1) if fits(n)), None)
+        return working if high - low <= 256 else None
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _refusal(
+    name: str,
+    model: ModelSpec,
+    room: _Room,
+    wish: Tuning,
+    least: int,
+    wanted: int,
+    pinned: frozenset[str],
+) -> Rejection:
+    """The number that rules it out, and what would do."""
+    host, _ = llama_memory.buffers(model, _run(room, wish, least, 0))
+    if not room.cards:
+        need, have, where = host.total, room.host, "of RAM"
+    else:
+        need, have, where = host.total, room.host + sum(room.cards), "of RAM and GPU memory"
+    shortest = "" if least == wanted else " at the shortest context"
+    advice = ""
+    if "max_model_len" in pinned:
+        free = pinned - {"max_model_len"}
+        layers = len(llama_memory.weight_parts(model).layers) + 1
+        found = _choose(model, room, wish, wanted, min(MIN_CONTEXT, wanted), layers, free)
+        if found is not None:
+            advice = f"; context {found[0].context} would fit"
+    elif "gpu_layers" in pinned:
+        advice = "; fewer layers on the GPU may fit"
+    why = (
+        f"{model.quantization} needs {gib(need)} {where}{shortest} ({least} tokens), "
+        f"{gib(max(0.0, have))} may be used{advice}"
+    )
+    return Rejection(what=name, why=why, need=need, have=max(0.0, have), unit="bytes")

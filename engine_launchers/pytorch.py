@@ -1,0 +1,128 @@
+"""PyTorch through our own server over the transformers library: memory and sizing.
+
+For what the other engines cannot load: fine-tuned checkpoints, LoRA adapters, weights that are
+quantized while loading (bitsandbytes NF4 with double quantization, int8), and layers that are
+offloaded to RAM. Its server program is not part of this version: `engineroom plan` knows it,
+`engineroom serve` does not start it yet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from engine_launchers import pytorch_fit
+from engine_launchers.base import (
+    CrashCause,
+    EngineName,
+    EnginePlan,
+    EngineRequirement,
+    ExitResult,
+    Fit,
+    LaunchSpec,
+    Listen,
+    Quirks,
+    Rejection,
+    SpeedTraits,
+    Tuning,
+)
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import ModelSpec
+from engine_launchers.relaxing import Rung, first_rung, halved
+
+VERSION = "5.23.0"
+_SIGILL = 4
+_CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
+    (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\]")),
+    (CrashCause.GPU_OOM, re.compile(r"CUDA out of memory|OutOfMemoryError")),
+    (CrashCause.HOST_OOM, re.compile(r"DefaultCPUAllocator: can't allocate memory|MemoryError")),
+    (CrashCause.BAD_FLAGS, re.compile(r"unrecognized arguments|Unsupported quantization method")),
+    (
+        CrashCause.MODEL_INVALID,
+        re.compile(r"Repo id must be in the form|Unrecognized model|no file"),
+    ),
+)
+_FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL})
+_RUNGS = (
+    Rung("max_concurrency", halved("max_concurrency", 1), _FULL),
+    Rung("max_model_len", halved("max_model_len", 512), _FULL),
+)
+
+
+class PyTorchLauncher:
+    """The `pytorch` engine."""
+
+    name: EngineName = "pytorch"
+    version = VERSION
+    routes = frozenset({"/v1/completions", "/v1/chat/completions"})
+    quirks = Quirks()
+    speed = SpeedTraits(
+        bandwidth_share={"16bit": 0.55, "8bit": 0.25, "4bit": 0.30},
+        seconds_per_layer=2.5e-4,
+        seconds_per_token=2.0e-3,
+        compute_share=0.35,
+        batching=True,
+    )
+
+    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
+        """The library with its serving extras, PEFT and bitsandbytes."""
+        return EngineRequirement(
+            engine=self.name,
+            version=VERSION,
+            packages=(f"transformers[serving]=={VERSION}", "accelerate", "peft", "bitsandbytes"),
+            check=("{python}", "-c", "import transformers, torch"),
+        )
+
+    def fit(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        wish: Tuning,
+        pinned: frozenset[str] = frozenset(),
+    ) -> Fit | Rejection:
+        """Weights over all GPUs in turn, then RAM; `wish.quantization` NF4 or INT8 packs them."""
+        return pytorch_fit.fit(model, hardware, wish, pinned)
+
+    def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
+        """The server program of this engine, by module name."""
+        tuning = plan.tuning
+        packed = tuning.quantization if tuning.quantization in {"NF4", "INT8"} else None
+        chosen: tuple[tuple[str, object], ...] = (
+            ("--dtype", tuning.dtype),
+            ("--quantization", packed.lower() if packed else None),
+            ("--max-model-len", tuning.max_model_len),
+            ("--max-num-seqs", tuning.max_concurrency),
+            ("--cpu-offload-bytes", tuning.cpu_offload_bytes or None),
+        )
+        adapters = (word for path in plan.model.adapters for word in ("--adapter", path))
+        argv = (
+            *("{python}", "-m", "engine_launchers.servers.pytorch_server"),
+            *("--model", plan.model.source.removeprefix("hf://")),
+            *("--served-model-name", plan.model.id),
+            *("--host", listen.host, "--port", str(listen.port)),
+            *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
+            *adapters,
+            *tuning.extra_args,
+        )
+        env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if plan.gpus else {}
+        if plan.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in plan.gpus)
+        return LaunchSpec(argv=argv, env=env, listen=listen)
+
+    def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
+        """The first rule that matches, then the exit status."""
+        if exit.oom_killed:
+            return CrashCause.HOST_OOM
+        text = "\n".join(tail)
+        for cause, pattern in _CAUSES:
+            if pattern.search(text):
+                return cause
+        if exit.signal is not None:
+            return CrashCause.WRONG_BUILD if exit.signal == _SIGILL else CrashCause.KILLED
+        if exit.code == 2:
+            return CrashCause.BAD_FLAGS
+        return CrashCause.EXIT_UNREQUESTED if exit.code == 0 else CrashCause.UNKNOWN
+
+    def relax(self, plan: EnginePlan, cause: CrashCause) -> EnginePlan | None:
+        """Fewer requests at a time, then a shorter context."""
+        return first_rung(plan, cause, _RUNGS, lambda smaller: smaller)

@@ -1,0 +1,190 @@
+"""What the transformers library takes, and whether that fits. Pure.
+
+weights = bytes of the artefact; packed while loading: NF4 with double quantization 4.127 bits
+          for every weight of a layer, int8 8 bits, while token table and output stay 16 bit
+cache   = 16 bit, every layer, every token (sliding layers keep their window)
+peak    = logits of one token a sequence in 32 bit, and a layer over the longest prompt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
+from engine_launchers.caches import longest_context, sequence_bytes
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import ModelSpec
+from engine_launchers.relaxing import gib
+
+PACKED_BITS = {"NF4": 4.127, "INT8": 8.0}
+MIN_CONTEXT = 512
+_SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
+_GPU_OVERHEAD = 0.75 * 2**30  # CUDA context, cuBLAS, allocator slack
+_HOST_OVERHEAD = 0.45 * 2**30  # the server's process, measured
+_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of the layers, and of what is never packed: token table, output, norms."""
+
+    layers: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.layers + self.rest
+
+
+def weights(model: ModelSpec, packing: str | None) -> Weights:
+    """Bytes in memory of a 16 or 32 bit artefact, packed or not."""
+    parts = model.weights
+    layers = float(sum(parts.layers)) if parts else model.weight_bytes * 0.9
+    rest = model.weight_bytes - layers
+    if model.quantization == "FP32":
+        layers, rest = layers / 2, rest / 2
+    bits = PACKED_BITS.get(packing or "")
+    return Weights(layers * bits / 16 if bits else layers, rest)
+
+
+def peak(model: ModelSpec, context: int, sequences: int) -> float:
+    """Bytes of activations: prompts are computed one at a time."""
+    logits = 4.0 * model.vocab * sequences
+    layer = context * 2.0 * (2 * model.intermediate + 4 * model.hidden)
+    return logits + layer
+
+
+def fit(
+    model: ModelSpec, hardware: HardwareProfile, wish: Tuning, pinned: frozenset[str]
+) -> Fit | Rejection:
+    """Sized for all GPUs of the profile, with the rest of the layers in RAM."""
+    if model.format != "safetensors":
+        return _no(f"reads safetensors, this is {model.format}; llama_cpp reads it")
+    if model.quantization not in _SIXTEEN:
+        return _no(f"{model.quantization} needs kernels of another engine: vllm")
+    packing = wish.quantization if wish.quantization in PACKED_BITS else None
+    asked = wish.max_model_len
+    if asked and asked > model.context_max and "max_model_len" in pinned:
+        return _no(
+            f"context {asked} was asked for, the model has {model.context_max}",
+            asked, model.context_max, "tokens",
+        )  # fmt: skip
+    wanted = min(asked or model.context_max, model.context_max)
+    held = weights(model, packing)
+    seqs = wish.max_concurrency or 1
+    cards = [max(0.0, gpu.vram_free * _SHARE - _GPU_OVERHEAD) for gpu in hardware.gpus]
+    host = hardware.ram_available * _SHARE - _HOST_OVERHEAD
+    room = sum(cards) if cards else host
+    least = wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted)
+    users = seqs if "max_concurrency" in pinned else 1
+    offload = _offload(model, held, room, host, least, bool(cards), packing)
+    if offload is None:
+        need = held.total + peak(model, least, 1) + sequence_bytes(model, least)
+        what = packing or model.quantization
+        return _no(
+            f"{what} needs {gib(need)}, {gib(max(0.0, room))} may be used", need, room, "bytes"
+        )
+    left = room - (held.total - offload)
+    context = longest_context(model, left - peak(model, wanted, 1), wanted, None, 1, 0, users)
+    if context < wanted:
+        tighter = longest_context(model, left - peak(model, least, 1), wanted, None, 1, 0, users)
+        context = max(context, min(tighter, max(least, wanted // 2)))
+    if context < least:
+        return _no(
+            f"{gib(max(0.0, left))} are left for the cache: {context} tokens, {least} wanted",
+            least, context, "tokens",
+        )  # fmt: skip
+    reasons = [] if context == wanted else [f"context {context}: {wanted} tokens wished"]
+    if offload:
+        reasons.append(f"{gib(offload)} of the layers stay in RAM, which is slow")
+    if "max_concurrency" not in pinned:
+        each = sequence_bytes(model, min(context, 1024)) + 4.0 * model.vocab
+        spare = left - peak(model, context, 1) - sequence_bytes(model, context)
+        seqs = max(1, min(seqs, 1 + int(max(0.0, spare) // max(1.0, each))))
+    old = any(g.compute_capability and g.compute_capability < (8, 0) for g in hardware.gpus)
+    tuning = wish.model_copy(
+        update={
+            "max_model_len": context,
+            "max_concurrency": seqs,
+            "quantization": packing or model.quantization,
+            "dtype": "float16" if old else (wish.dtype or model.dtype),
+            "cpu_offload_bytes": int(offload) or None,
+            "threads": None if cards else wish.threads or hardware.cpu_cores,
+            "gpu_memory_fraction": None,
+            "gpu_layers": None,
+            "tensor_parallel": None,
+            "pipeline_parallel": None,
+            "flash_attention": None,
+        }
+    )
+    estimate = _estimate(model, hardware, held, offload, context, seqs, cards)
+    return Fit(
+        tuning=tuning,
+        gpus=tuple(range(len(hardware.gpus))),
+        estimate=estimate,
+        reasons=tuple(reasons),
+    )
+
+
+def _offload(
+    model: ModelSpec,
+    held: Weights,
+    room: float,
+    host: float,
+    least: int,
+    on_cards: bool,
+    packing: str | None,
+) -> float | None:
+    """Bytes of layers that have to stay in RAM; None where that does not help."""
+    over = held.total + peak(model, least, 1) + sequence_bytes(model, least) - room
+    if over <= 0:
+        return 0.0
+    if not on_cards or packing or over > held.layers or over > host:
+        return None
+    return over
+
+
+def _estimate(
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    held: Weights,
+    offload: float,
+    context: int,
+    seqs: int,
+    cards: list[float],
+) -> tuple[MemoryEstimate, ...]:
+    kv = sequence_bytes(model, context) + (seqs - 1) * sequence_bytes(model, min(context, 1024))
+    top = peak(model, context, seqs)
+    ram = {"capacity": hardware.ram_total, "others": hardware.ram_total - hardware.ram_available}
+    if not cards:
+        return (
+            MemoryEstimate(
+                device="ram", weights=int(held.total), kv=int(kv), activations=int(top),
+                overhead=int(_HOST_OVERHEAD), **ram,
+            ),
+        )  # fmt: skip
+    share = [card / sum(cards) if sum(cards) else 0.0 for card in cards]
+    on_gpu = held.total - offload
+    devices = tuple(
+        MemoryEstimate(
+            device=f"gpu:{gpu.index}",
+            weights=int(on_gpu * part),
+            kv=int(kv * part),
+            activations=int(top if at == 0 else 0),
+            overhead=int(_GPU_OVERHEAD),
+            capacity=gpu.vram_total,
+            others=gpu.vram_total - gpu.vram_free,
+        )
+        for at, (gpu, part) in enumerate(zip(hardware.gpus, share, strict=True))
+    )
+    host = MemoryEstimate(
+        device="ram", weights=int(offload), kv=0, activations=0, overhead=int(_HOST_OVERHEAD), **ram
+    )
+    return (*devices, host)
+
+
+def _no(
+    why: str, need: float | None = None, have: float | None = None, unit: str | None = None
+) -> Rejection:
+    return Rejection(what="pytorch", why=why, need=need, have=have, unit=unit)
