@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine_launchers.model import ModelSpec
 from orchestrator.errors import ConfigError, ModelInvalid
-from orchestrator.models.gguf import model_spec
+from orchestrator.models.gguf_spec import model_spec
 
 DEMO = "demo"
 

@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file into a ModelSpec, trusting nothing in it.
+"""Reads the header of a GGUF file, trusting nothing in it.
 
 Format (ggml's `docs/gguf.md`): magic, version, tensor count, key-value count, the pairs, the tensor
 table, then the data at an aligned offset. Every count and length is checked against the bytes that
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine_launchers.model import ModelSpec
 from orchestrator.errors import ModelInvalid
 
 _MAX_DEPTH = 2
@@ -37,7 +36,7 @@ _BLOCKS = {
 }  # fmt: skip
 
 # general.file_type -> name; llama.h
-_FILE_TYPES = {
+FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
     11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
     17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS",
@@ -46,14 +45,32 @@ _FILE_TYPES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One row of the tensor table: how many elements, how many bytes."""
+
+    name: str
+    elements: int
+    size: int
+
+
 @dataclass
 class Header:
-    """Parsed header: `metadata` by key, tensor element count and bytes in total."""
+    """Parsed header: `metadata` by key, the tensor table in the file's order."""
 
     version: int
     metadata: dict[str, Any] = field(default_factory=dict)
-    params: int = 0
-    weight_bytes: int = 0
+    tensors: list[TensorInfo] = field(default_factory=list)
+
+    @property
+    def params(self) -> int:
+        """Elements of all tensors."""
+        return sum(each.elements for each in self.tensors)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(each.size for each in self.tensors)
 
 
 class _Reader:
@@ -133,10 +150,12 @@ def parse(data: mmap.mmap | bytes, name: str) -> Header:
     align = header.metadata.get("general.alignment", 32)
     if not isinstance(align, int) or not 0 < align <= 1 << 20:
         raise reader.fail(f"alignment {align!r} is not a sensible number")
-    start = math.ceil(reader.at / align) * align
+    start = -(-reader.at // align) * align
     if start + end > len(data):
         missing = start + end - len(data)
         raise reader.fail(f"{missing} bytes of tensor data are missing (truncated download?)")
+    if header.weight_bytes > len(data):
+        raise reader.fail("its tensors overlap: together they are larger than the file")
     return header
 
 
@@ -151,58 +170,6 @@ def _tensor(reader: _Reader, header: Header) -> int:
         raise reader.fail(f"tensor {name[:64]!r} has the unknown type {kind}")
     per_block, block_bytes = _BLOCKS[kind]
     size = -(-elements // per_block) * block_bytes
-    header.params += elements
-    header.weight_bytes += size
+    header.tensors.append(TensorInfo(name, elements, size))
     end: int = offset + size
     return end
-
-
-def model_spec(path: Path, model_id: str) -> ModelSpec:
-    """Describe the GGUF file at `path`. Raises ModelInvalid."""
-    header = read_header(path)
-    meta = header.metadata
-    arch = meta.get("general.architecture")
-    if not isinstance(arch, str):
-        raise ModelInvalid(f"{path}: not a model: the key general.architecture is missing")
-
-    def number(key: str, default: int | None = None) -> int:
-        value = meta.get(f"{arch}.{key}", default)
-        if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
-            value = max(value)
-        if not isinstance(value, int) or value < 0:
-            raise ModelInvalid(f"{path}: not a language model: the key {arch}.{key} is missing")
-        return value
-
-    heads = number("attention.head_count")
-    if heads == 0:
-        raise ModelInvalid(f"{path}: {arch}.attention.head_count is 0")
-    tokens = meta.get("tokenizer.ggml.tokens")
-    tokens = tokens if isinstance(tokens, list) else []
-    kind, experts = meta.get("general.file_type"), meta.get(f"{arch}.expert_count")
-    window = meta.get(f"{arch}.attention.sliding_window")
-    template = meta.get("tokenizer.chat_template")
-    return ModelSpec(
-        id=model_id,
-        source=str(path.resolve()),
-        format="gguf",
-        architecture=arch,
-        params=header.params,
-        layers=number("block_count"),
-        heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
-        head_dim=number("attention.key_length", number("embedding_length") // heads),
-        context_max=number("context_length"),
-        vocab=len(tokens),
-        sliding_window=window if isinstance(window, int) and window > 0 else None,
-        experts=experts if isinstance(experts, int) and experts > 0 else None,
-        quantization=_FILE_TYPES.get(kind, "unknown") if isinstance(kind, int) else "unknown",
-        weight_bytes=header.weight_bytes,
-        chat_template=template if isinstance(template, str) else None,
-        bos_token=_token(meta, tokens, "bos"),
-        eos_token=_token(meta, tokens, "eos"),
-    )
-
-
-def _token(meta: dict[str, Any], tokens: list[Any], which: str) -> str | None:
-    index = meta.get(f"tokenizer.ggml.{which}_token_id")
-    return str(tokens[index]) if isinstance(index, int) and 0 <= index < len(tokens) else None

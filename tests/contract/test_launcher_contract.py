@@ -21,7 +21,7 @@ from engine_launchers.base import (
 )
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
-from orchestrator.models.gguf import model_spec
+from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
 
 TAILS = Path(__file__).parents[1] / "fixtures" / "tails"

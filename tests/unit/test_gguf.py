@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError, ModelInvalid
 from orchestrator.models.catalog import model_name, resolve
-from orchestrator.models.gguf import model_spec, parse, read_header
+from orchestrator.models.gguf import parse, read_header
+from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
 
 DEMO = demo_dir() / "demo.Q4_K_M.gguf"
