@@ -252,9 +252,9 @@ class SpeedTraits(Value):
     `bandwidth_share` is the part of a device's memory bandwidth that decode reaches, by precision
     ("16bit", "8bit", "4bit"); `memory_share` multiplies it by kind of memory ("hbm", "gddr",
     "unified", "ram"; 1 where it is not named). Each layer of each token costs `seconds_per_layer`
-    on top, each token `seconds_per_token`. `compute_share` is the part of the FLOP/s that prefill reaches. `batching`:
-    requests share the weights that are read; `splits_layers`: tensor parallel ranks read at the
-    same time, otherwise several devices take turns.
+    on top, each token `seconds_per_token`. `compute_share` is the part of the FLOP/s that prefill
+    reaches. `batching`: requests share the weights that are read; `splits_layers`: tensor parallel
+    ranks read at the same time, otherwise several devices take turns.
     """
 
     bandwidth_share: dict[str, float]

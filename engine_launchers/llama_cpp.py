@@ -33,7 +33,6 @@ from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 
 VERSION = "0.3.36"
-_ALL_BUT_SOME = 24  # "all layers" is not a number: the first rung below it
 _SIGILL = 4
 _GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
 
@@ -154,6 +153,7 @@ class LlamaCppLauncher:
             *("--model", plan.model.source, "--model_alias", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
             *(w for flag, value in chosen if value is not None for w in (flag, str(value))),
+            *(("--tensor_split", *map(str, tuning.tensor_split)) if tuning.tensor_split else ()),
             *injected,
             *tuning.extra_args,
         )
@@ -187,11 +187,11 @@ class LlamaCppLauncher:
         return first_rung(plan, cause, _RUNGS, _refit)
 
 
-def _fewer_layers(tuning: Tuning) -> int | None:
-    layers = tuning.gpu_layers
+def _fewer_layers(plan: EnginePlan) -> int | None:
+    layers = plan.tuning.gpu_layers
     if not layers:
         return None
-    return layers * 3 // 4 if layers > 0 else _ALL_BUT_SOME
+    return (layers if layers > 0 else plan.model.layers + 1) * 3 // 4
 
 
 _ANY = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL})
@@ -212,6 +212,7 @@ def _refit(plan: EnginePlan) -> EnginePlan:
         context=context,
         gpu_layers=tuning.gpu_layers or 0,
         devices=len(plan.gpus),
+        shares=tuning.tensor_split,
         flash_attention=bool(tuning.flash_attention),
         kv_dtype=tuning.kv_cache_dtype,
     )

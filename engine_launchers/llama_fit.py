@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine_launchers import llama_memory
 from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
-from engine_launchers.llama_memory import Buffers, Run
+from engine_launchers.llama_memory import Run
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import gib
@@ -68,6 +68,7 @@ def fit(
             "batch": min(wish.batch or run.ubatch, run.context),
             "quantization": model.quantization,
             "gpu_layers": run.gpu_layers if hardware.gpus else 0,
+            "tensor_split": run.shares,
             "flash_attention": run.flash_attention or None,
             "tensor_parallel": None,
             "pipeline_parallel": None,
@@ -113,11 +114,6 @@ def estimates(model: ModelSpec, hardware: HardwareProfile, run: Run) -> tuple[Me
     )
 
 
-def run_of(model: ModelSpec, hardware: HardwareProfile, tuning: Tuning) -> Run:
-    """The memory-relevant settings of a tuning on the machine that it was made for."""
-    return _run(_room(model, hardware), tuning, tuning.max_model_len or 0, tuning.gpu_layers or 0)
-
-
 def _room(model: ModelSpec, hardware: HardwareProfile) -> _Room:
     beside = llama_memory.device_overhead(model)
     cards = tuple(max(0.0, gpu.vram_free * _VRAM_SHARE - beside) for gpu in hardware.gpus)
@@ -142,12 +138,8 @@ def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
 def _fits(model: ModelSpec, room: _Room, run: Run) -> bool:
     host, cards = llama_memory.buffers(model, run)
     return host.total <= room.host and all(
-        _held(card) <= limit for card, limit in zip(cards, room.cards, strict=True)
+        card.total <= limit for card, limit in zip(cards, room.cards, strict=True)
     )
-
-
-def _held(card: Buffers) -> float:
-    return card.total
 
 
 def _choose(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from engine_launchers.base import CrashCause, EnginePlan, Tuning
+from engine_launchers.base import CrashCause, EnginePlan
 
 _HELD = 20  # rungs that a ladder may name
 
@@ -19,15 +19,15 @@ class Rung:
     """
 
     field: str
-    lower: Callable[[Tuning], Any]
+    lower: Callable[[EnginePlan], Any]
     causes: frozenset[CrashCause]
 
 
-def halved(field: str, least: int) -> Callable[[Tuning], int | None]:
+def halved(field: str, least: int) -> Callable[[EnginePlan], int | None]:
     """A rung's `lower`: half of the field, while that is not below `least`."""
 
-    def lower(tuning: Tuning) -> int | None:
-        value = getattr(tuning, field)
+    def lower(plan: EnginePlan) -> int | None:
+        value = getattr(plan.tuning, field)
         return value // 2 if value and value // 2 >= least else None
 
     return lower
@@ -46,7 +46,7 @@ def first_rung(
     for rung in rungs:
         if cause not in rung.causes or rung.field in plan.pinned:
             continue
-        value = rung.lower(plan.tuning)
+        value = rung.lower(plan)
         if value is None:
             continue
         before = getattr(plan.tuning, rung.field)

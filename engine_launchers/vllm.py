@@ -169,8 +169,8 @@ _FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM})
 _SMALL_CACHE = frozenset({CrashCause.KV_CACHE_TOO_SMALL})
 
 
-def _less_of_the_card(tuning: Tuning) -> float | None:
-    share = tuning.gpu_memory_fraction
+def _less_of_the_card(plan: EnginePlan) -> float | None:
+    share = plan.tuning.gpu_memory_fraction
     return round(share - 0.05, 2) if share and share > 0.5 else None
 
 
