@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.model import ModelSpec
+from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.value import Value
 
 EngineName = Literal["vllm", "llama_cpp", "pytorch"]
@@ -305,6 +305,7 @@ class Launcher(Protocol):
     name: EngineName
     version: str
     routes: frozenset[str]
+    formats: frozenset[ModelFormat]
     quirks: Quirks
     speed: SpeedTraits
 

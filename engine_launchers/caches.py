@@ -75,7 +75,9 @@ def longest_context(
     sequences: int = 1,
 ) -> int:
     """Tokens, at most `limit`, that each of `sequences` can have in `available` bytes of a rank."""
-    low, high = 0, limit
+    if sequences * sequence_bytes(model, limit, dtype, ranks, step) <= available:
+        return limit
+    low, high = 0, limit - 1
     while low < high:
         middle = (low + high + 1) // 2
         need = sequences * sequence_bytes(model, middle, dtype, ranks, step)

@@ -29,7 +29,7 @@ from engine_launchers.base import (
     Tuning,
 )
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.model import ModelSpec
+from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 
 VERSION = "0.3.36"
@@ -76,6 +76,7 @@ class LlamaCppLauncher:
     name: EngineName = "llama_cpp"
     version = VERSION
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
+    formats: frozenset[ModelFormat] = frozenset({"gguf"})
     quirks = Quirks(
         liveness_path="/docs",
         tokenize_path="/extras/tokenize/count",

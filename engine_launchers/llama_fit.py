@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine_launchers import llama_memory
 from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
-from engine_launchers.llama_memory import Run
+from engine_launchers.llama_memory import Layout, Run
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import gib
@@ -47,11 +47,12 @@ def fit(
         return Rejection(what=name, why=why, need=asked, have=model.context_max, unit="tokens")
     wanted = min(asked or model.context_max, model.context_max)
     room = _room(model, hardware)
-    layers = len(llama_memory.weight_parts(model).layers) + 1
+    layout = Layout.of(model)
+    layers = layout.layers
     least = wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted)
-    chosen = _choose(model, room, wish, wanted, least, layers, pinned)
+    chosen = _choose(layout, room, wish, wanted, least, pinned)
     if chosen is None:
-        return _refusal(name, model, room, wish, least, wanted, pinned)
+        return _refusal(name, layout, room, wish, least, wanted, pinned)
     run, reasons = chosen
     if run.context < wanted:
         reasons.append(f"context {run.context}: more does not fit, {wanted} tokens wished")
@@ -135,29 +136,35 @@ def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
     )
 
 
-def _fits(model: ModelSpec, room: _Room, run: Run) -> bool:
-    host, cards = llama_memory.buffers(model, run)
+def _on_cards(layout: Layout, room: _Room, run: Run) -> bool:
+    _, cards = llama_memory.laid_out(layout, run)
+    return all(card.total <= limit for card, limit in zip(cards, room.cards, strict=True))
+
+
+def _fits(layout: Layout, room: _Room, run: Run) -> bool:
+    host, cards = llama_memory.laid_out(layout, run)
     return host.total <= room.host and all(
         card.total <= limit for card, limit in zip(cards, room.cards, strict=True)
     )
 
 
 def _choose(
-    model: ModelSpec,
+    layout: Layout,
     room: _Room,
     wish: Tuning,
     wanted: int,
     least: int,
-    layers: int,
     pinned: frozenset[str],
 ) -> tuple[Run, list[str]] | None:
     """The best run that fits, with reasons; None where there is none."""
+
+    layers = layout.layers
 
     def at(context: int, gpu_layers: int) -> Run:
         return _run(room, wish, context, gpu_layers)
 
     def longest(gpu_layers: int, least: int) -> Run | None:
-        best = _most(least, wanted, lambda n: _fits(model, room, at(n, gpu_layers)))
+        best = _most(least, wanted, lambda n: _fits(layout, room, at(n, gpu_layers)))
         if best is None:
             return None
         return at(best if best == wanted else max(least, best // _STEP * _STEP), gpu_layers)
@@ -174,25 +181,22 @@ def _choose(
         return whole, []
     context = wanted
     while context >= least:
-        some = _most(0, layers - 1, lambda n, c=context: _fits(model, room, at(c, n)))  # type: ignore[misc]
-        if some is not None:
+        # More layers on the cards leave fewer in RAM: the most that the cards hold decides.
+        some = _most(0, layers - 1, lambda n, c=context: _on_cards(layout, room, at(c, n)))
+        if some is not None and _fits(layout, room, at(context, some)):
             return at(context, some), ["the rest of the layers stays in RAM, which is slower"]
         if context == least:
             break
-        context = max(least, context // 2)
+        context = max(least, context // 4)
     return None
 
 
 def _most(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest number from `low` to `high` that fits, by bisection; None if none does.
-
-    Few layers may fail for the host's memory while more would fit: then the upper end is tried.
-    """
+    """The largest number from `low` to `high` that fits, by bisection; None if none does."""
     if fits(high):
         return high
     if not fits(low):
-        working = next((n for n in range(high - 1, low, -1) if fits(n)), None)
-        return working if high - low <= 256 else None
+        return None
     while low + 1 < high:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -201,7 +205,7 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
 
 def _refusal(
     name: str,
-    model: ModelSpec,
+    layout: Layout,
     room: _Room,
     wish: Tuning,
     least: int,
@@ -209,7 +213,8 @@ def _refusal(
     pinned: frozenset[str],
 ) -> Rejection:
     """The number that rules it out, and what would do."""
-    host, _ = llama_memory.buffers(model, _run(room, wish, least, 0))
+    model = layout.model
+    host, _ = llama_memory.laid_out(layout, _run(room, wish, least, 0))
     if not room.cards:
         need, have, where = host.total, room.host, "of RAM"
     else:
@@ -218,8 +223,7 @@ def _refusal(
     advice = ""
     if "max_model_len" in pinned:
         free = pinned - {"max_model_len"}
-        layers = len(llama_memory.weight_parts(model).layers) + 1
-        found = _choose(model, room, wish, wanted, min(MIN_CONTEXT, wanted), layers, free)
+        found = _choose(layout, room, wish, wanted, min(MIN_CONTEXT, wanted), free)
         if found is not None:
             advice = f"; context {found[0].context} would fit"
     elif "gpu_layers" in pinned:

@@ -153,16 +153,40 @@ def placement(layers: int, run: Run) -> tuple[int, ...]:
     return tuple(where)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A model's layers in order, taken apart once for many runs."""
+
+    model: ModelSpec
+    parts: WeightParts
+    groups: tuple[CacheGroup, ...]
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Layout:
+        """Weights and cache of every layer."""
+        return cls(model, weight_parts(model), layer_groups(model))
+
+    @property
+    def layers(self) -> int:
+        """What `gpu_layers` counts: the repeating layers and the output layer."""
+        return len(self.parts.layers) + 1
+
+
 def buffers(model: ModelSpec, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
     """(host, one per device). Unused devices hold nothing."""
-    parts = weight_parts(model)
+    return laid_out(Layout.of(model), run)
+
+
+def laid_out(layout: Layout, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
+    """(host, one per device) of a model that was taken apart before."""
+    model, parts, groups = layout.model, layout.parts, layout.groups
     where = placement(len(parts.layers), run)
-    groups = layer_groups(model)
+    cached = {group: layer_cache(group, run) for group in model.cache_groups}
     weights = [0.0] * (run.devices + 1)
     kv = [0.0] * (run.devices + 1)
     for layer, size in enumerate(parts.layers):
         weights[where[layer]] += size
-        kv[where[layer]] += layer_cache(groups[layer], run) if layer < len(groups) else 0.0
+        kv[where[layer]] += cached[groups[layer]] if layer < len(groups) else 0.0
     # A tied table is used twice: the host looks tokens up, the device of the output layer owns a
     # copy for the logits.
     weights[-1] += parts.embedding

@@ -27,7 +27,7 @@ from engine_launchers.base import (
     Tuning,
 )
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.model import ModelSpec
+from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 
 VERSION = "5.23.0"
@@ -55,6 +55,7 @@ class PyTorchLauncher:
     name: EngineName = "pytorch"
     version = VERSION
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
+    formats: frozenset[ModelFormat] = frozenset({"safetensors"})
     quirks = Quirks()
     speed = SpeedTraits(
         bandwidth_share={"16bit": 0.55, "8bit": 0.25, "4bit": 0.30},

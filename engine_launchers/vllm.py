@@ -27,7 +27,7 @@ from engine_launchers.base import (
     Tuning,
 )
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.model import ModelSpec
+from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 
 VERSION = "0.32.0"
@@ -84,6 +84,7 @@ class VllmLauncher:
     name: EngineName = "vllm"
     version = VERSION
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
+    formats: frozenset[ModelFormat] = frozenset({"safetensors"})
     quirks = Quirks()
     # An L4 reached 90 % of its bandwidth with 16-bit weights, 84 % with FP8, 68 % with 4 bit.
     speed = SpeedTraits(

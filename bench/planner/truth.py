@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.models.config_json import spec_from_config
-from orchestrator.planning.gpus import GpuTable
-
 from bench.planner.names import Facts, Row
 from engine_launchers.model import ModelSpec
 from orchestrator.errors import EngineRoomError
+from orchestrator.models.config_json import spec_from_config
+from orchestrator.planning.gpus import GpuTable
 
 GIB, MIB = 2**30, 2**20
 

@@ -1,132 +1,219 @@
-"""From hardware, model and wishes to one EnginePlan with its reasons. Pure."""
+"""From hardware, variants and wishes to one EnginePlan with its reasons. Pure.
+
+Candidates (engine x variant x cards) are put to the engines; what fits is ranked by the goal; what
+does not keeps its number. The tier is the wish, the memory model decides.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from engine_launchers.base import EngineName, EnginePlan, Expected, Fit, Launcher, Rejection, Tuning
+from engine_launchers.base import (
+    CrashCause,
+    EngineName,
+    EnginePlan,
+    Expected,
+    Launcher,
+    Rejection,
+)
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
-from engine_launchers.value import Value
+from engine_launchers.relaxing import ladder
 from orchestrator.errors import NoEngineFits
+from orchestrator.planning.candidates import Candidate, Wish, candidates
+from orchestrator.planning.gpus import GpuTable
+from orchestrator.planning.precision import bits, satisfies
+from orchestrator.planning.ranking import Fitting, passed_over, plan_id, preference, ranked
+from orchestrator.planning.speed import expect
 from orchestrator.planning.tiers import Tier, choose_tier
 
-_ENGINES: tuple[EngineName, ...] = ("vllm", "llama_cpp", "pytorch")
+__all__ = ["Wish", "fingerprint", "make_plan"]
+
+_OF_SIZE = frozenset({"bytes", "tokens"})
+_NEXT = 2  # other plans that the ladder names after its rungs
 
 
-class Wish(Value):
-    """What a person set; None means: choose. Whatever is set here is pinned."""
+def fingerprint(wish: Wish, model: ModelSpec, version: str, changed_ns: int) -> str:
+    """Names this wish for this very model file and engine version.
 
-    engine: EngineName | None = None
-    max_model_len: int | None = None
-    threads: int | None = None
-
-    def fingerprint(self, model: ModelSpec, version: str, changed_ns: int) -> str:
-        """Names this wish for this very model file and engine version.
-
-        What the machine had free when a plan was made is no part of it: an engine that runs takes
-        memory that the next plan does not find.
-        """
-        parts = (self.model_dump_json(), model.source, model.weight_bytes, version, changed_ns)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-    def pinned(self) -> frozenset[str]:
-        """Names of the tuning fields that must not be changed."""
-        chosen = {"max_model_len": self.max_model_len, "threads": self.threads}
-        return frozenset(name for name, value in chosen.items() if value is not None)
+    What the machine had free when a plan was made is no part of it: an engine that runs takes
+    memory that the next plan does not find.
+    """
+    parts = (wish.model_dump_json(), model.source, model.weight_bytes, version, changed_ns)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def make_plan(
-    model: ModelSpec,
+    variants: Sequence[ModelSpec],
     hardware: HardwareProfile,
     tiers: tuple[Tier, ...],
     launchers: Mapping[EngineName, Launcher],
     wish: Wish,
+    table: GpuTable | None = None,
 ) -> EnginePlan:
-    """The tier's engine if it can run the model here, else the next one, with every refusal kept.
+    """The best plan for one of `variants` of a model, every refusal kept.
 
     Raises NoEngineFits with all reasons.
     """
     tier = choose_tier(tiers, hardware)
-    reasons = [f"tier {tier.name}: {_describe(hardware)}"]
-    rejected: list[Rejection] = []
-    order = (wish.engine,) if wish.engine else _preference(tier)
-    if wish.engine:
-        reasons.append(f"engine {wish.engine} was asked for")
-    for engine in order:
-        launcher = launchers.get(engine)
-        if launcher is None:
-            rejected.append(Rejection(what=engine, why="this version cannot start it yet"))
-            continue
-        fit = launcher.fit(model, hardware, _tuning(tier, wish, model, len(hardware.gpus)))
-        fit = _keep_pins(engine, fit, wish)
-        if isinstance(fit, Rejection):
-            rejected.append(fit)
-            continue
-        return _plan(model, launcher, tier, fit, wish, reasons, rejected)
-    told = "; ".join(f"{r.what}: {r.why}" for r in rejected)
-    raise NoEngineFits(f"no engine can run {model.id} here: {told}")
+    order = (wish.engine,) if wish.engine else preference(tier)
+    rejected = [
+        Rejection(what=engine, why="this version cannot start it yet")
+        for engine in order
+        if engine not in launchers
+    ]
+    able = {engine: launchers[engine] for engine in order if engine in launchers}
+    rejected += [
+        _without_format(launcher, variants)
+        for launcher in able.values()
+        if not any(m.format in launcher.formats for m in variants)
+    ]
+    unwanted = [m for m in variants if not satisfies(m.quantization, wish.quantization)]
+    rejected += [
+        Rejection(
+            what=m.quantization,
+            why=f"{bits(m.quantization)} bits a weight, quantization {wish.quantization} was asked",
+            need=bits(m.quantization),
+            unit="bits",
+        )
+        for m in unwanted
+    ]
+    fitting: list[Fitting] = []
+    for each in candidates(variants, hardware, able, wish):
+        for candidate in each:
+            found = _ask(candidate, hardware, tier, wish, able[candidate.engine], table)
+            if isinstance(found, Fitting):
+                fitting.append(found)
+                break
+            rejected.append(found)
+            if found.unit in _OF_SIZE:
+                break  # other splits of the same cards hold no more
+    if not fitting:
+        raise NoEngineFits(_sentence(variants, hardware, wish, rejected))
+    wishes = tier.quantizations(hardware)
+    chosen, *others = ranked(fitting, tier, wishes, wish.goal)
+    losers = _one_each(chosen, others)
+    rejected = list(dict.fromkeys(rejected))
+    rejected += [passed_over(item, chosen, tier, wish.goal) for item in losers]
+    return _plan(chosen, losers, launchers[chosen.candidate.engine], tier, wish, hardware, rejected)
 
 
-def _preference(tier: Tier) -> tuple[EngineName, ...]:
-    return (tier.backend, *(engine for engine in _ENGINES if engine != tier.backend))
+def _ask(
+    candidate: Candidate,
+    hardware: HardwareProfile,
+    tier: Tier,
+    wish: Wish,
+    launcher: Launcher,
+    table: GpuTable | None,
+) -> Fitting | Rejection:
+    part = hardware.model_copy(update={"gpus": candidate.gpus})
+    tuning = candidate.tuning(tier, wish)
+    fit = launcher.fit(candidate.model, part, tuning, wish.pinned() - {"quantization"})
+    if isinstance(fit, Rejection):
+        return fit.model_copy(update={"what": _name(candidate)})
+    expected = expect(candidate.model, fit.tuning, fit.estimate, part, table, launcher.speed)
+    return Fitting(candidate, fit, expected, tuning.max_model_len or 0)
 
 
-def _tuning(tier: Tier, wish: Wish, model: ModelSpec, gpus: int) -> Tuning:
-    return Tuning(
-        max_model_len=wish.max_model_len or min(tier.max_context, model.context_max),
-        max_concurrency=tier.max_batch,
-        gpu_memory_fraction=tier.gpu_memory_utilization,
-        gpu_layers=tier.gpu_layers,
-        flash_attention=tier.flash_attention,
-        tensor_parallel=gpus if tier.tensor_parallel == "all" else None,
-        quantization=tier.quantization,
-        threads=wish.threads,
+def _without_format(launcher: Launcher, variants: Sequence[ModelSpec]) -> Rejection:
+    wanted, have = " or ".join(launcher.formats), {m.format for m in variants}
+    return Rejection(
+        what=launcher.name, why=f"reads {wanted}, the model is known as {' and '.join(have)} only"
     )
 
 
-def _keep_pins(engine: EngineName, fit: Fit | Rejection, wish: Wish) -> Fit | Rejection:
-    if isinstance(fit, Rejection) or wish.max_model_len is None:
-        return fit
-    possible = fit.tuning.max_model_len or 0
-    if possible >= wish.max_model_len:
-        return fit
-    why = f"context {wish.max_model_len} was asked for, {possible} is possible"
-    return Rejection(what=engine, why=why)
+def _name(candidate: Candidate) -> str:
+    """Names a candidate that has no plan yet."""
+    precision = candidate.packing or candidate.model.quantization
+    words = [candidate.engine, precision]
+    if candidate.tensor_parallel > 1:
+        words.append(f"tp{candidate.tensor_parallel}")
+    if candidate.pipeline_parallel > 1:
+        words.append(f"pp{candidate.pipeline_parallel}")
+    if candidate.gpus:
+        words.append(f"on {len(candidate.gpus)} GPU" + ("s" if len(candidate.gpus) > 1 else ""))
+    else:
+        words.append("on the CPU")
+    return " ".join(words)
+
+
+def _one_each(chosen: Fitting, others: list[Fitting]) -> list[Fitting]:
+    """The best of every plan id that is not the chosen one's."""
+    seen = {plan_id(chosen)}
+    kept: list[Fitting] = []
+    for item in others:
+        if plan_id(item) not in seen:
+            seen.add(plan_id(item))
+            kept.append(item)
+    return kept
 
 
 def _plan(
-    model: ModelSpec,
+    chosen: Fitting,
+    losers: list[Fitting],
     launcher: Launcher,
     tier: Tier,
-    fit: Fit,
     wish: Wish,
-    reasons: list[str],
+    hardware: HardwareProfile,
     rejected: list[Rejection],
 ) -> EnginePlan:
-    if model.quantization != tier.quantization:
-        reasons.append(f"precision {model.quantization}: what the file holds")
-    expected = Expected()
-    if tier.expected and launcher.name == tier.backend:
-        expected = Expected(
-            tokens_per_second=tier.expected.tokens_per_second,
-            ttft_seconds=(tier.expected.ttft_ms[0] / 1000, tier.expected.ttft_ms[1] / 1000),
-            source="the hosting guide's table for a 7B model; not measured here",
-        )
-    precision = model.quantization.lower().replace("_", "-")
-    return EnginePlan(
-        id=f"{launcher.name.replace('_', '-')}-{precision}-tp1",
+    model, tuning = chosen.candidate.model, chosen.fit.tuning
+    plan = EnginePlan(
+        id=plan_id(chosen),
         engine=launcher.name,
         engine_version=launcher.version,
         tier=tier.name,
         model=model,
-        tuning=fit.tuning,
+        tuning=tuning,
         pinned=wish.pinned(),
-        estimate=fit.estimate,
-        expected=expected,
-        reasons=(*reasons, *fit.reasons),
+        gpus=tuple(gpu.index for gpu in chosen.candidate.gpus),
+        estimate=chosen.fit.estimate,
+        expected=chosen.expected,
+        guide=_guide(tier),
+        reasons=(*_reasons(chosen, tier, wish, hardware), *chosen.fit.reasons),
         rejected=tuple(rejected),
+    )
+    cause = CrashCause.GPU_OOM if plan.gpus else CrashCause.HOST_OOM
+    steps = ladder(plan, launcher.relax, cause)
+    after = tuple(f"then {plan_id(item)}" for item in losers[:_NEXT])
+    return plan.model_copy(update={"ladder": (*steps, *after)})
+
+
+def _reasons(chosen: Fitting, tier: Tier, wish: Wish, hardware: HardwareProfile) -> tuple[str, ...]:
+    told = [f"tier {tier.name}: {_describe(hardware)}"]
+    wished = "/".join(tier.quantizations(hardware))
+    if wish.engine:
+        told.append(f"engine {wish.engine} was asked for")
+    elif chosen.candidate.engine != tier.backend:
+        told.append(f"the tier wishes {tier.backend}, which does not fit: see the rejected plans")
+    if wish.goal:
+        told.append(f"goal {wish.goal}: ranked by it among all plans that fit")
+    have, wanted = bits(chosen.quantization), bits(tier.quantization)
+    if have != wanted and not wish.goal:
+        step = "down" if have < wanted else "up"
+        told.append(f"precision {chosen.quantization}: a step {step} from the tier's {wished}")
+    elif not wish.goal:
+        told.append(f"precision {chosen.quantization}: the tier wishes {wished}")
+    replicas = chosen.fit.tuning.replicas or 1
+    if replicas > 1:
+        told.append(f"{replicas} replicas: one engine needs {len(chosen.candidate.gpus)} GPU")
+    stages = chosen.candidate.pipeline_parallel
+    if stages > 1:
+        told.append(f"pipeline parallel {stages}: tensor parallel over all cards does not divide")
+    return tuple(told)
+
+
+def _guide(tier: Tier) -> Expected | None:
+    """The documents' table for the tier, beside our own figures."""
+    speed = tier.expected
+    if speed is None:
+        return None
+    return Expected(
+        tokens_per_second=speed.tokens_per_second,
+        batch_tokens_per_second=speed.batch_tokens_per_second,
+        ttft_seconds=(speed.ttft_ms[0] / 1000, speed.ttft_ms[1] / 1000),
+        source=f"the hosting guide's table: {speed.model or 'a 7B model'}; not measured here",
     )
 
 
@@ -135,3 +222,34 @@ def _describe(hardware: HardwareProfile) -> str:
         return "no GPU detected"
     names = ", ".join(f"{gpu.name} {gpu.vram_total / 2**30:.0f} GiB" for gpu in hardware.gpus)
     return f"{len(hardware.gpus)} GPU: {names}"
+
+
+def _sentence(
+    variants: Sequence[ModelSpec],
+    hardware: HardwareProfile,
+    wish: Wish,
+    rejected: Sequence[Rejection],
+) -> str:
+    """One sentence for people: the refusals, the nearest of each engine and variant."""
+    model = variants[0].id if variants else "the model"
+    if not variants:
+        return "no variant of the model is known"
+    nearest: dict[str, Rejection] = {}
+    for item in rejected:
+        name = " ".join(item.what.split()[:2])
+        held = nearest.get(name)
+        if held is None or _short(item) < _short(held):
+            nearest[name] = item
+    told = "; ".join(f"{item.what}: {item.why}" for item in nearest.values())
+    parallel = f", tensor parallel {wish.tensor_parallel} of {hardware.gpu_count} GPUs asked"
+    return (
+        f"no engine can run {model} here{parallel if wish.tensor_parallel else ''}: "
+        f"{told or 'no plan can be made of these wishes'}"
+    )
+
+
+def _short(item: Rejection) -> float:
+    """How far a refusal was from fitting, as a share; refusals without numbers come first."""
+    if item.need is None or item.have is None or not item.have:
+        return 0.0 if item.need is None else float("inf")
+    return item.need / item.have

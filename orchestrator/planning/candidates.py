@@ -1,0 +1,161 @@
+"""Every plan worth asking an engine about: variant, cards, and how they work together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from engine_launchers.base import EngineName, Launcher, Tuning
+from engine_launchers.machine import Gpu, HardwareProfile
+from engine_launchers.model import ModelSpec
+from engine_launchers.value import Value
+from orchestrator.planning.precision import WORDS, satisfies
+from orchestrator.planning.tiers import Tier, nominal_gb
+
+_MAX_RANKS = 64
+
+
+class Wish(Value):
+    """What a person set; None means: choose. Whatever is set here is pinned.
+
+    `goal` chooses among plans that fit, None takes the tier's wish. `users` is how many requests
+    with a full context must fit at the same time.
+    """
+
+    engine: EngineName | None = None
+    max_model_len: int | None = None
+    threads: int | None = None
+    quantization: str | None = None
+    tensor_parallel: int | None = None
+    gpu_memory_fraction: float | None = None
+    gpu_layers: int | None = None
+    users: int | None = None
+    goal: str | None = None
+
+    def pinned(self) -> frozenset[str]:
+        """Names of the tuning fields that must not be changed."""
+        fields = ("max_model_len", "threads", "tensor_parallel", "gpu_memory_fraction",
+                  "gpu_layers", "quantization")  # fmt: skip
+        chosen = {name for name in fields if getattr(self, name) is not None}
+        return frozenset(chosen | ({"max_concurrency"} if self.users else set()))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One question to an engine. `gpus` are the cards, in order; none means the processor."""
+
+    engine: EngineName
+    model: ModelSpec
+    gpus: tuple[Gpu, ...] = ()
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    replicas: int = 1
+    packing: str | None = None
+
+    def tuning(self, tier: Tier, wish: Wish) -> Tuning:
+        """The tier's wish for it, with what a person set."""
+        splits = self.engine == "vllm"
+        return Tuning(
+            max_model_len=wish.max_model_len or min(tier.max_context, self.model.context_max),
+            max_concurrency=wish.users or tier.max_batch,
+            gpu_memory_fraction=wish.gpu_memory_fraction or tier.gpu_memory_utilization,
+            gpu_layers=wish.gpu_layers,
+            flash_attention=True if self.gpus else None,
+            tensor_parallel=self.tensor_parallel if splits else None,
+            pipeline_parallel=self.pipeline_parallel if splits else None,
+            replicas=self.replicas if self.replicas > 1 else None,
+            dtype=_dtype(tier, self.model),
+            quantization=self.packing or self.model.quantization,
+            threads=wish.threads,
+        )
+
+
+def _dtype(tier: Tier, model: ModelSpec) -> str | None:
+    """The tier says FP16 or BF16 for 16-bit artefacts; others keep what they were made for."""
+    if model.format != "safetensors" or model.dtype == "float32":
+        return None
+    if model.quantization in {"BF16", "FP16"}:
+        return {"FP16": "float16", "BF16": "bfloat16"}.get(tier.quantization)
+    return None
+
+
+def candidates(
+    variants: Sequence[ModelSpec],
+    hardware: HardwareProfile,
+    launchers: Mapping[EngineName, Launcher],
+    wish: Wish,
+) -> Iterator[tuple[Candidate, ...]]:
+    """All of them, in no particular order, in sets of which the first that fits is enough."""
+    groups = card_groups(hardware)
+    for engine, launcher in launchers.items():
+        for model in variants:
+            if model.format not in launcher.formats:
+                continue
+            for packing in _packings(engine, model, wish):
+                base = Candidate(engine, model, packing=packing)
+                if launcher.speed.splits_layers:
+                    yield from _parallel(base, groups, wish)
+                else:
+                    yield from _spread(base, hardware)
+
+
+def card_groups(hardware: HardwareProfile) -> list[tuple[Gpu, ...]]:
+    """Cards that can work as ranks of one engine: one kind and size; the freest first."""
+    kinds: dict[tuple[str, float], list[Gpu]] = {}
+    for gpu in hardware.gpus:
+        kinds.setdefault((gpu.name, nominal_gb(gpu.vram_total)), []).append(gpu)
+    return [tuple(sorted(kind, key=lambda gpu: -gpu.vram_free)) for kind in kinds.values()]
+
+
+def _packings(engine: EngineName, model: ModelSpec, wish: Wish) -> tuple[str | None, ...]:
+    """How a 16-bit artefact may be packed while it is loaded: the pytorch engine can."""
+    plain = (None,) if satisfies(model.quantization, wish.quantization) else ()
+    if engine != "pytorch" or not satisfies(model.quantization, "none"):
+        return plain
+    wanted = {"4bit": ("NF4",), "8bit": ("INT8",), "none": ()}
+    if wish.quantization in WORDS:
+        return (*plain, *wanted[wish.quantization])
+    return (*plain, "INT8", "NF4")
+
+
+def _parallel(
+    base: Candidate, groups: list[tuple[Gpu, ...]], wish: Wish
+) -> Iterator[tuple[Candidate, ...]]:
+    """Tensor parallel over all cards of a set; where that does not divide, stages of fewer."""
+    if not groups:
+        yield (base,)
+        return
+    for group in groups:
+        for used in _counts(len(group), wish.tensor_parallel):
+            cards = tuple(sorted(group[:used], key=lambda gpu: gpu.index))
+            splits = tuple(
+                replace(base, gpus=cards, tensor_parallel=ranks, pipeline_parallel=used // ranks)
+                for ranks in _divisors(used)
+                if wish.tensor_parallel in (None, ranks)
+            )
+            yield splits
+            copies = len(group) // used
+            if copies > 1 and wish.goal == "throughput":
+                yield tuple(replace(one, replicas=copies) for one in splits)
+
+
+def _counts(cards: int, ranks: int | None) -> list[int]:
+    """How many cards of a group to try: all, and every power of two below."""
+    powers = {1 << n for n in range(cards.bit_length()) if 1 << n <= cards}
+    pinned = {ranks} if ranks is not None and ranks <= cards else set()
+    return sorted(powers | pinned | {cards}, reverse=True)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(min(number, _MAX_RANKS), 0, -1) if number % n == 0]
+
+
+def _spread(base: Candidate, hardware: HardwareProfile) -> Iterator[tuple[Candidate, ...]]:
+    """All cards together, the best one alone, and none at all."""
+    everything = hardware.gpus
+    if len(everything) > 1:
+        yield (replace(base, gpus=everything),)
+    if everything:
+        best = max(everything, key=lambda gpu: (gpu.vram_free, -gpu.index))
+        yield (replace(base, gpus=(best,)),)
+    yield (base,)

@@ -1,0 +1,170 @@
+"""Expected speed by roofline: bytes over bandwidth for decode, FLOPs for prefill. Pure.
+
+Decode reads every weight that a token uses, and the cache, once per token:
+
+    seconds = sum over devices of bytes / (bandwidth x share) + layers x c1 + c2
+
+with the shares and constants of the engine (`SpeedTraits`). Devices of one engine take turns,
+unless its tensor parallel ranks read at the same time. Prefill computes 2 FLOPs per weight and
+token. Batching engines share the weights that are read among all requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine_launchers.base import Expected, MemoryEstimate, SpeedTraits, Tuning
+from engine_launchers.caches import bytes_per_token
+from engine_launchers.machine import Gpu, HardwareProfile
+from engine_launchers.model import ModelSpec
+from orchestrator.planning.gpus import GpuSpec, GpuTable
+from orchestrator.planning.precision import precision
+
+PROMPT = 512  # tokens of the prompt that the time to the first token is given for
+_CONTEXT = 512  # tokens that are cached while decode is timed
+_ASSUMED_RAM = 40e9  # bytes per second where nothing was measured: two channels of DDR4
+_PER_CORE = (("AMX", 200e9), ("AVX-512", 150e9), ("AVX2", 60e9), ("NEON", 40e9))
+_SLOW_CORE = 12e9
+_HBM = ("H100", "H200", "H20", "H800", "A100", "A800", "A30", "V100", "P100", "B200", "B300",
+        "GH200", "GB200", "GB300", "MI")  # fmt: skip
+_SPREAD = 0.2  # published figures of one card and model lie this far apart
+
+
+@dataclass(frozen=True)
+class _Device:
+    """One place where weights lie: what it holds, how fast it reads, how fast it computes."""
+
+    held: float
+    cache: float
+    bandwidth: float
+    flops: float
+
+
+def expect(
+    model: ModelSpec,
+    tuning: Tuning,
+    estimate: tuple[MemoryEstimate, ...],
+    hardware: HardwareProfile,
+    table: GpuTable | None,
+    traits: SpeedTraits,
+) -> Expected:
+    """The roofline of one plan; `hardware` holds just the GPUs that it uses.
+
+    Unknown cards give an Expected without figures that says so.
+    """
+    specs = {f"gpu:{gpu.index}": (gpu, table.of(gpu) if table else None) for gpu in hardware.gpus}
+    unknown = [g.name for g, s in specs.values() if s is None and not g.memory_bandwidth]
+    if unknown:
+        return Expected(source=f"no published figures for {unknown[0]}")
+    kind = precision(tuning.quantization or model.quantization)
+    devices = _devices(model, estimate, hardware, specs, traits, kind)
+    if not devices:
+        return Expected(source="nothing to read")
+    ranks = tuning.tensor_parallel or 1
+    turns = 1 if traits.splits_layers else len(devices)
+    at_once = traits.splits_layers and len(devices) > 1
+    fixed = model.layers * traits.seconds_per_layer + traits.seconds_per_token
+    if ranks > 1:
+        fixed += model.layers * 2 * _hop(hardware)
+    reading = [(d.held + d.cache) / d.bandwidth for d in devices]
+    step = (max(reading) * (len(devices) / ranks if at_once else 1)) if at_once else sum(reading)
+    decode = step + fixed
+    active = model.active_params or model.params
+    # Devices that take turns compute one after the other; ranks compute together.
+    computing = sum(d.flops for d in devices) / turns * traits.compute_share
+    ttft = 2.0 * active * PROMPT / computing + decode
+    rate = 1 / decode
+    assumed = "" if hardware.gpus or hardware.memory_bandwidth else "; RAM at 40 GB/s assumed"
+    return Expected(
+        tokens_per_second=(rate * (1 - _SPREAD), rate * (1 + _SPREAD)),
+        batch_tokens_per_second=_batch(model, tuning, decode, step, computing, traits, devices),
+        ttft_seconds=(ttft * (1 - _SPREAD), ttft * (1 + _SPREAD)),
+        prompt_tokens=PROMPT,
+        source=f"roofline: bytes per token over memory bandwidth{assumed}",
+    )
+
+
+def _devices(
+    model: ModelSpec,
+    estimate: tuple[MemoryEstimate, ...],
+    hardware: HardwareProfile,
+    specs: Mapping[str, tuple[Gpu, GpuSpec | None]],
+    traits: SpeedTraits,
+    kind: str,
+) -> list[_Device]:
+    share = traits.bandwidth_share.get(kind, 0.6)
+    read = _read_share(model)
+    holders = [part for part in estimate if part.weights > 0]
+    if hardware.gpus:  # the token table on the host is looked up, not read
+        table = model.weights.embedding if model.weights else 0
+        holders = [p for p in holders if p.device != "ram" or p.weights > 1.1 * table]
+    whole = sum(part.weights for part in holders) or 1
+    cache = bytes_per_token(model) * _CONTEXT
+    found: list[_Device] = []
+    for part in holders:
+        held = part.weights * read
+        mine = cache * part.weights / whole
+        if part.device == "ram":
+            rate = float(hardware.memory_bandwidth or _ASSUMED_RAM)
+            reach = traits.memory_share.get("ram", 0.9)
+            found.append(_Device(held, mine, rate * reach, _cpu_flops(hardware)))
+            continue
+        gpu, spec = specs[part.device]
+        rate = float(spec.bandwidth if spec else gpu.memory_bandwidth or 1)
+        reach = share * traits.memory_share.get(_memory_kind(gpu, spec), 1.0)
+        flops = (spec.flops("fp16") or spec.flops("fp32")) if spec else None
+        found.append(_Device(held, mine, rate * reach, flops or rate * 50))
+    return found
+
+
+def _read_share(model: ModelSpec) -> float:
+    """The part of the weights that one token reads: routed experts rest, all but a few.
+
+    The token table is not read either, one row of it is.
+    """
+    parts = model.weights
+    if parts is None or parts.total == 0:
+        return (model.active_params or model.params) / model.params
+    read = float(parts.total - (parts.embedding if parts.output else 0))
+    if model.experts and model.experts_used:
+        read -= parts.experts * (1 - model.experts_used / model.experts)
+    return read / parts.total
+
+
+def _batch(
+    model: ModelSpec,
+    tuning: Tuning,
+    decode: float,
+    step: float,
+    computing: float,
+    traits: SpeedTraits,
+    devices: list[_Device],
+) -> float | None:
+    """Tokens per second of all requests that run together, over all replicas."""
+    if not traits.batching:
+        return None
+    seqs = tuning.max_concurrency or 1
+    cached = sum(d.cache / d.bandwidth for d in devices) / (tuning.tensor_parallel or 1)
+    active = model.active_params or model.params
+    reading = decode + cached * (seqs - 1)
+    both = max(reading, 2.0 * active * seqs / computing + decode - step)
+    return seqs / both * (tuning.replicas or 1)
+
+
+def _memory_kind(gpu: Gpu, spec: GpuSpec | None) -> str:
+    if gpu.unified or (spec is not None and spec.unified):
+        return "unified"
+    name = spec.name if spec else gpu.name
+    return "hbm" if name.upper().startswith(_HBM) else "gddr"
+
+
+def _hop(hardware: HardwareProfile) -> float:
+    """Seconds of one all-reduce of a token: launch and latency, more without NVLink."""
+    fast = any(link.kind in {"nvlink", "xgmi"} for link in hardware.links)
+    return 8e-6 if fast else 20e-6
+
+
+def _cpu_flops(hardware: HardwareProfile) -> float:
+    best = next((rate for name, rate in _PER_CORE if name in hardware.isa), _SLOW_CORE)
+    return best * hardware.cpu_cores
