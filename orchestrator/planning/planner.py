@@ -16,11 +16,15 @@ _ENGINES: tuple[EngineName, ...] = ("vllm", "llama_cpp", "pytorch")
 
 
 class Wish(Value):
-    """What a person set; None means: choose. Whatever is set here is pinned."""
+    """What a person set; None means: choose. Whatever is set here is pinned.
+
+    `force_cpu` tells this wish from one with GPUs; the caller gives a machine without them.
+    """
 
     engine: EngineName | None = None
     max_model_len: int | None = None
     threads: int | None = None
+    force_cpu: bool = False
 
     def fingerprint(self, model: ModelSpec, version: str, changed_ns: int) -> str:
         """Names this wish for this very model file and engine version.

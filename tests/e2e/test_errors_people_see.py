@@ -86,7 +86,7 @@ def test_a_missing_compiler(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "env", "expected"),
     [
-        (["--port", "0"], {}, "flag --port"),
+        (["--port", "-1"], {}, "flag --port"),
         (["--port", "70000"], {}, "flag --port"),
         (["--context", "1"], {}, "flag --context"),
         (["--port", "9000", "--admin-port", "9000"], {}, "choose two"),
