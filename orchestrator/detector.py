@@ -12,7 +12,7 @@ from rich.table import Table
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.value import Value
 from orchestrator.hardware import probe
-from orchestrator.planning.tiers import Tier, choose_tier, nominal_gb, parse_tiers
+from orchestrator.planning.tiers import choose_tier, nominal_gb, parse_tiers
 from orchestrator.resources import config_path
 
 _log = logging.getLogger("orchestrator.detector")
@@ -101,21 +101,10 @@ class HardwareDetector:
     def get_recommended_config(self) -> RecommendedConfig:
         """The table's row for the machine as it was last detected; detects if it was not yet."""
         profile = self._detected()
-        tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
-        tier = choose_tier(tiers, profile)
+        config = recommend(profile)
         if self.verbose:
-            _log.debug("tier %s: %s", tier.name, _why(tier, profile))
-        return RecommendedConfig(
-            tier=HardwareTier(tier.name),
-            backend=InferenceBackend(tier.backend),
-            quantization=Quantization(tier.quantization),
-            max_batch=tier.max_batch,
-            max_context=tier.max_context,
-            gpu_memory_utilization=tier.gpu_memory_utilization,
-            flash_attention=tier.flash_attention,
-            gpu_layers=tier.gpu_layers,
-            tensor_parallel=profile.gpu_count if tier.tensor_parallel == "all" else None,
-        )
+            _log.debug("tier %s: %s", config.tier.name, _why(profile))
+        return config
 
     def print_summary(self) -> None:
         """Print the machine and its recommendation as a table, to standard output."""
@@ -132,6 +121,23 @@ class HardwareDetector:
 
     def _detected(self) -> HardwareProfile:
         return self.detect() if self._profile is None else self._profile
+
+
+def recommend(profile: HardwareProfile) -> RecommendedConfig:
+    """The row of `configs/tiers.yaml` for a machine."""
+    tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
+    tier = choose_tier(tiers, profile)
+    return RecommendedConfig(
+        tier=HardwareTier(tier.name),
+        backend=InferenceBackend(tier.backend),
+        quantization=Quantization(tier.quantization),
+        max_batch=tier.max_batch,
+        max_context=tier.max_context,
+        gpu_memory_utilization=tier.gpu_memory_utilization,
+        flash_attention=tier.flash_attention,
+        gpu_layers=tier.gpu_layers,
+        tensor_parallel=profile.gpu_count if tier.tensor_parallel == "all" else None,
+    )
 
 
 def _findings(profile: HardwareProfile) -> tuple[tuple[str, str], ...]:
@@ -165,14 +171,11 @@ def _recommendations(config: RecommendedConfig) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _why(tier: Tier, profile: HardwareProfile) -> str:
+def _why(profile: HardwareProfile) -> str:
     if not profile.gpus:
         return "no GPU detected"
     smallest = min(nominal_gb(gpu.vram_total) for gpu in profile.gpus)
-    wanted = (
-        "" if tier.vram_gb is None else f", it takes {tier.vram_gb[0]:g} to {tier.vram_gb[1]:g}"
-    )
-    return f"{profile.gpu_count} GPUs, the smallest of {smallest:g} GB{wanted}"
+    return f"{profile.gpu_count} GPUs, the smallest of {smallest:g} GB"
 
 
 def _gib(size: int) -> str:

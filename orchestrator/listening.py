@@ -21,8 +21,8 @@ def listen(host: str, port: int, setting: str = "admin_port") -> socket.socket:
 def reserve(host: str, setting: str = "port") -> socket.socket:
     """A socket that is bound to a free port and does not listen; `port_of` tells which.
 
-    While it is open, the kernel gives that port to nobody who asks for any port, and lets a process
-    of the same user bind it by number with SO_REUSEADDR: the gateway does, at every start of it.
+    While it is open, Linux gives that port to nobody who asks for any port, and to whoever names it
+    with SO_REUSEADDR: the gateway does, at every start of it.
     """
     return _bound(host, 0, setting)
 

@@ -51,7 +51,7 @@ class LoadedModel:
         self._child, self._where = child, where
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
         self._client = httpx.Client(timeout=_TIMEOUT, trust_env=False, verify=_no_tls())
-        self._finalizer = weakref.finalize(owner, _end, child, folder, limit_s)
+        self._finalizer = weakref.finalize(owner, _end, child, self._client, folder, limit_s)
 
     @property
     def name(self) -> str:
@@ -61,7 +61,6 @@ class LoadedModel:
     def end(self) -> None:
         """Drain and end the server; returns when it is gone. Idempotent."""
         self._finalizer()
-        self._client.close()
 
     def ask_admin(self, path: str) -> Any:
         """The JSON of one GET of the admin API."""
@@ -116,10 +115,11 @@ class LoadedModel:
         raise UpstreamBroken("the stream ended before its answer was complete")
 
 
-def _end(child: Child, folder: Path, limit_s: float) -> None:
+def _end(child: Child, client: httpx.Client, folder: Path, limit_s: float) -> None:
     """End a server and forget its state. Knows nothing of the engine: that may be collected."""
     owner = child.owned
     child.end(limit_s)
+    client.close()
     if owner:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -103,11 +103,11 @@ async def serve(
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
         listen(settings.host, settings.port, "port").close()
         listen(settings.admin_host, settings.admin_port).close()
-    data = private_folder(settings.data)
     stopping = asyncio.Event()
     on_signals(stopping.set)
     if tied:
         on_parent_gone(stopping.set)
+    data = private_folder(settings.data)
     timeout = httpx.Timeout(settings.probe_timeout_s)
     limits = httpx.Limits(max_keepalive_connections=0)
     async with AsyncExitStack() as stack:

@@ -47,7 +47,7 @@ def test_an_empty_variable_is_unset() -> None:
     ("text", "words"),
     [
         ("prot: 1\n", ["unknown key 'prot'", "did you mean port?"]),
-        ("port: -1\n", ["port", "greater than or equal to 1", "given: 0"]),
+        ("port: -1\n", ["port", "greater than or equal to 0", "given: -1"]),
         ("port: 70000\n", ["port", "65535"]),
         ("port: 1\nport: 2\n", [":2:", "'port' is given twice"]),
         ("drain_s: .nan\n", ["drain_s", "finite"]),
