@@ -218,8 +218,13 @@ class AdaptiveInferenceEngine:
 
     def _load(self, asked: Mapping[str, Any]) -> Settings:
         """The settings that result from `asked` and all the other places. Raises ConfigError."""
-        given = {**self._settings, **asked}
+        given = self._given(asked)
         return load_settings(given, said=lambda name: f"argument {_ARGUMENTS.get(name, name)}")
+
+    def _given(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What this program said itself, the latest last; None is not said."""
+        said = (*self._settings.items(), *asked.items())
+        return {name: value for name, value in said if value is not None}
 
     def _backend(self, backend: InferenceBackend | str | None) -> str | None:
         names = ", ".join(each.value for each in InferenceBackend)
@@ -240,10 +245,15 @@ class AdaptiveInferenceEngine:
 
     def _start(self, settings: Settings, asked: Mapping[str, Any]) -> LoadedModel:
         key = secrets.token_urlsafe(32)
-        given = {k: v for k, v in {**self._settings, **asked}.items() if v is not None}
         chosen = {k: v for k, v in _CHOSEN.items() if k not in settings.model_fields_set}
         ours = {"host": "127.0.0.1", "port": 0, "admin_host": "127.0.0.1", "admin_port": 0}
-        final = {**given, **chosen, **ours, "api_keys": key, "engines_dir": settings.engines}
+        final = {
+            **self._given(asked),
+            **chosen,
+            **ours,
+            "api_keys": key,
+            "engines_dir": settings.engines,
+        }
         final.pop("data_dir", None)
         variables = {PREFIX + name.upper(): str(value) for name, value in final.items()}
         folder = private_folder(settings.data / "library")

@@ -18,13 +18,13 @@ def listen(host: str, port: int, setting: str = "admin_port") -> socket.socket:
     return listener
 
 
-def reserve(host: str, setting: str = "port") -> socket.socket:
-    """A socket that is bound to a free port and does not listen; `port_of` tells which.
+def reserve(host: str, port: int, setting: str = "port") -> socket.socket:
+    """A socket that is bound to a port (0: any free one) and does not listen. Raises PortTaken.
 
     While it is open, Linux gives that port to nobody who asks for any port, and to whoever names it
     with SO_REUSEADDR: the gateway does, at every start of it.
     """
-    return _bound(host, 0, setting)
+    return _bound(host, port, setting)
 
 
 def port_of(bound: socket.socket) -> int:

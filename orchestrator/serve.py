@@ -38,8 +38,10 @@ from orchestrator.supervision.supervisor import Orders, Supervisor
 from orchestrator.supervision.workloads import GatewayWorkload
 
 _log = logging.getLogger("engineroom")
-# For a person's "no GPU": a build for GPUs would open them even to compute without.
-_NO_GPUS = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+# For `force_cpu`: a build for GPUs opens them even to compute without. No device has the number -1.
+_NO_GPUS = dict.fromkeys(
+    ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "-1"
+)
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def _gateway(
 
 
 def _settle_port(settings: Settings, store: Store, stack: AsyncExitStack) -> Settings:
-    """The settings with the gateway's real port; a port 0 is chosen and kept until `stack` ends.
+    """The settings with the gateway's real port, which is kept for it until `stack` ends.
 
     A gateway of ours may hold the port, or the one that it got instead of 0. Raises PortTaken where
     a stranger has it.
@@ -292,10 +294,8 @@ def _settle_port(settings: Settings, store: Store, stack: AsyncExitStack) -> Set
         for row in store.saved()
         if row.record.spec.listen and row.record.child and is_alive(row.record.child)
     }
-    if settings.port == 0:
-        port = ours.get(GatewayWorkload.name)
-        port = port or port_of(stack.enter_context(reserve(settings.host)))
-        return settings.model_copy(update={"port": port})
-    if settings.port not in ours.values():
-        listen(settings.host, settings.port, "port").close()
-    return settings
+    port = settings.port or ours.get(GatewayWorkload.name, 0)
+    if port not in ours.values():
+        listen(settings.host, port, "port").close()
+        port = port_of(stack.enter_context(reserve(settings.host, port)))
+    return settings.model_copy(update={"port": port})

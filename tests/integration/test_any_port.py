@@ -17,7 +17,7 @@ RoomMaker = Callable[..., Room]
 
 
 def test_a_reserved_port_is_given_to_nobody_but_who_asks_for_it() -> None:
-    with reserve("127.0.0.1") as held:
+    with reserve("127.0.0.1", 0) as held:
         port = port_of(held)
         with pytest.raises(OSError, match="in use"), socket.socket() as stranger:
             stranger.bind(("127.0.0.1", port))

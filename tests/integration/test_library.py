@@ -73,10 +73,11 @@ def make_engine(tmp_path: Path) -> Iterator[EngineMaker]:
 
 def test_one_life(make_engine: EngineMaker, tmp_path: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "orchestrator.adaptive")
-    engine = make_engine("--tps", "200")
-    plan = engine.load_model("demo", context=512, threads=1)
+    engine = make_engine("--tps", "200", context=512)
+    plan = engine.load_model("demo", threads=1, force_cpu=True)
     assert (plan.model.id, plan.tuning.max_model_len, plan.tuning.threads) == ("demo", 512, 1)
     assert engine.plan == plan
+    assert psutil.Process(row(tmp_path)["pid"]).environ()["CUDA_VISIBLE_DEVICES"] == "-1"
     assert engine.model == "demo"
     assert engine.hardware.cpu_cores >= 1
     steps = [r.getMessage() for r in caplog.records if r.name == "orchestrator.adaptive"]

@@ -15,6 +15,7 @@ import yaml
 
 import orchestrator
 import orchestrator.startup
+from engine_launchers import load_launcher
 from engine_launchers.base import EnginePlan
 from engine_launchers.machine import Gpu, HardwareProfile
 from orchestrator import (
@@ -163,7 +164,11 @@ def test_what_needs_a_model_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_backend_that_cannot_be_started_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_backend_that_cannot_be_started_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = {"llama_cpp": load_launcher("llama_cpp")}  # whatever this version has by now
+    monkeypatch.setattr("orchestrator.adaptive.LAUNCHERS", only)
     engine = AdaptiveInferenceEngine(auto_detect=False, data_dir=tmp_path)
     with pytest.raises(ConfigError, match="auto_detect=False: give load_model a backend"):
         engine.load_model("demo")
