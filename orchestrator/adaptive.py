@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import secrets
-import shutil
 import sys
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, Self
 from engine_launchers import LAUNCHERS
 from engine_launchers.base import EnginePlan
 from engine_launchers.machine import HardwareProfile
-from orchestrator.child import Child, private_folder
+from orchestrator.child import Child, private_folder, remove_folder
 from orchestrator.detector import HardwareDetector, InferenceBackend
 from orchestrator.errors import ConfigError, EngineMissing, LaunchFailed, UnknownModel
 from orchestrator.loaded import GenerationResult, LoadedModel, request_body
@@ -268,7 +267,7 @@ class AdaptiveInferenceEngine:
             if child is not None:
                 child.end(limit)
             if not isinstance(error, LaunchFailed):  # that one names a log in it
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
             raise
         return LoadedModel(self, child, where, key, folder, limit)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, EngineRoomError, LaunchFailed, from_envelope
+from orchestrator.settings import load_settings
 
 _KEPT_S = 86_400.0  # the folder of a server that died is kept so long, for its logs
 _log = logging.getLogger("orchestrator.adaptive")
@@ -44,10 +45,16 @@ def private_folder(base: Path) -> Path:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in base.iterdir():
             if _is_dead(old):
-                shutil.rmtree(old, ignore_errors=True)
+                remove_folder(old)
         return Path(tempfile.mkdtemp(dir=base))
     except OSError as error:
         raise ConfigError(f"{base}: cannot be used: {error.strerror}; set data_dir") from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a private folder, and the sockets that a killed server left elsewhere."""
+    shutil.rmtree(load_settings({"data_dir": str(folder)}, {}).run, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_dead(folder: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import ssl
 import weakref
 from collections.abc import AsyncGenerator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.child import Child, Endpoints
+from orchestrator.child import Child, Endpoints, remove_folder
 from orchestrator.errors import BadRequest, EngineRoomError, UpstreamBroken, from_envelope
 from orchestrator.gateway.sse import SseReader
 
@@ -121,7 +120,7 @@ def _end(child: Child, client: httpx.Client, folder: Path, limit_s: float) -> No
     child.end(limit_s)
     client.close()
     if owner:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _no_tls() -> ssl.SSLContext:

@@ -292,6 +292,8 @@ def test_a_killed_server_is_told_and_its_engine_ends(
     engine = make_engine(lease_s=1.5)
     engine.load_model("demo")
     (folder,) = folders(tmp_path)
+    sockets = load_settings({"data_dir": str(folder)}, {}).run
+    assert sockets.exists()
     os.kill(int((folder / "supervisor.lock").read_text()), signal.SIGKILL)
     with pytest.raises(LaunchFailed, match="ended with code -9 while it was asked"):
         assert engine.plan
@@ -301,4 +303,6 @@ def test_a_killed_server_is_told_and_its_engine_ends(
     with pytest.raises(EngineRoomError, match="in the middle of a stream"):
         asyncio.run(anext(engine.generate_stream("Hi")))
     assert engine.load_model("demo")
+    assert not folder.exists()
+    assert not sockets.exists()
     assert engine.generate("Hi", 1).text == "w0"
