@@ -38,6 +38,8 @@ later. The message is for people: what was wrong, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 
 class EngineRoomError(Exception):
     """Root of the tree, and a fault of ours; `str(error)` is one clear sentence."""
@@ -237,3 +239,26 @@ class ShuttingDown(RequestError):
     """The gateway process ended before the answer was complete."""
 
     http_status, code, kind, retryable = 503, "shutting_down", "server_error", True
+
+
+def from_envelope(error: Mapping[str, object]) -> EngineRoomError:
+    """The exception behind an error object that came over the wire; its class follows `code`.
+
+    A code that this version does not know becomes an EngineRoomError that carries it.
+    """
+    code = str(error.get("code") or EngineRoomError.code)
+    cls = next((each for each in _tree(EngineRoomError) if each.code == code), EngineRoomError)
+    made = cls(str(error.get("message") or "the server gave no reason"))
+    param = error.get("param")
+    made.param = None if param is None else str(param)
+    made.code = code
+    made.retryable = bool(error.get("retryable", made.retryable))
+    return made
+
+
+def _tree(root: type[EngineRoomError]) -> Iterator[type[EngineRoomError]]:
+    """A class and what is derived from it in this file: other modules' own reuse our codes."""
+    yield root
+    for each in root.__subclasses__():
+        if each.__module__ == __name__:
+            yield from _tree(each)

@@ -8,8 +8,6 @@ import json
 import logging
 import os
 import shutil
-import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
@@ -24,8 +22,10 @@ from engine_launchers.base import Listen
 from orchestrator import __version__
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.control import GatewayConfig
-from orchestrator.errors import ConfigError, LaunchFailed, PortTaken
+from orchestrator.endings import on_parent_gone, on_signals
+from orchestrator.errors import ConfigError, LaunchFailed
 from orchestrator.keys import key_policy
+from orchestrator.listening import listen, port_of, reserve
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
 from orchestrator.startup import Decision
@@ -38,7 +38,10 @@ from orchestrator.supervision.supervisor import Orders, Supervisor
 from orchestrator.supervision.workloads import GatewayWorkload
 
 _log = logging.getLogger("engineroom")
-_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# For `force_cpu`: a build for GPUs opens them even to compute without. No device has the number -1.
+_NO_GPUS = dict.fromkeys(
+    ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "-1"
+)
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,26 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-async def serve(settings: Settings, decision: Decision, audience: Audience) -> None:
+async def serve(
+    settings: Settings, decision: Decision, audience: Audience, tied: bool = False
+) -> None:
     """Run until SIGTERM or SIGINT, or until the admin API asks for the end.
 
-    Raises EngineRoomError with one sentence where the start fails; nothing is left running then.
+    `tied` also ends it when standard input closes: with the program that started it. A port 0
+    becomes a free port, which the audience and the other commands are told. Raises EngineRoomError
+    with one sentence where the start fails; nothing is left running then.
     """
     began = asyncio.get_running_loop().time()
     keys = key_policy(settings)
     os.umask(0o077)
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
-        _listen(settings.host, settings.port, "port").close()
-        _listen(settings.admin_host, settings.admin_port).close()
+        listen(settings.host, settings.port, "port").close()
+        listen(settings.admin_host, settings.admin_port).close()
+    stopping = asyncio.Event()
+    on_signals(stopping.set)
+    if tied:
+        on_parent_gone(stopping.set)
     data = private_folder(settings.data)
-    stopping = _stop_on_signals()
     timeout = httpx.Timeout(settings.probe_timeout_s)
     limits = httpx.Limits(max_keepalive_connections=0)
     async with AsyncExitStack() as stack:
@@ -109,8 +119,9 @@ async def serve(settings: Settings, decision: Decision, audience: Audience) -> N
             httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
         )
         store = stack.enter_context(closing(Store(data / "state.db")))
-        _check_port(settings, store)
-        admin_socket = stack.enter_context(_listen(settings.admin_host, settings.admin_port))
+        settings = _settle_port(settings, store, stack)
+        admin_socket = stack.enter_context(listen(settings.admin_host, settings.admin_port))
+        settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
         run = private_folder(settings.run)
         stack.callback(_remove_if_empty, run)
         supervisor = Supervisor(
@@ -153,7 +164,7 @@ async def _run(
             audience.ready(addresses, loop.time() - began)
         await asked
     finally:
-        _hurry_on_signals(supervisor)
+        on_signals(supervisor.hurry)
         await supervisor.stop()
         (settings.data / "endpoints.json").unlink(missing_ok=True)
 
@@ -241,7 +252,8 @@ def _runtime(settings: Settings, data: Path, run: Path) -> ProcessRuntime:
         log_max_bytes=settings.log_max_bytes,
         log_files=settings.log_files,
     )
-    return ProcessRuntime(options, os.environ)
+    hidden = _NO_GPUS if settings.force_cpu else {}
+    return ProcessRuntime(options, {**os.environ, **hidden})
 
 
 def _gateway(
@@ -271,39 +283,19 @@ def _gateway(
     return GatewayWorkload(sys.executable, path, listen, client)
 
 
-def _check_port(settings: Settings, store: Store) -> None:
-    """Raise PortTaken where a stranger has the gateway's port; a gateway of ours may hold it."""
+def _settle_port(settings: Settings, store: Store, stack: AsyncExitStack) -> Settings:
+    """The settings with the gateway's real port, which is kept for it until `stack` ends.
+
+    A gateway of ours may hold the port, or the one that it got instead of 0. Raises PortTaken where
+    a stranger has it.
+    """
     ours = {
-        row.record.spec.listen.port
+        row.name: row.record.spec.listen.port
         for row in store.saved()
         if row.record.spec.listen and row.record.child and is_alive(row.record.child)
     }
-    if settings.port not in ours:
-        _listen(settings.host, settings.port, "port").close()
-
-
-def _listen(host: str, port: int, setting: str = "admin_port") -> socket.socket:
-    """A listening socket. Raises PortTaken."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise PortTaken(
-            f"cannot listen on {host}:{port} ({error.strerror}): free it, or set another {setting}"
-        ) from error
-    return listener
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
-    for number in _ENDINGS:
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    return stopping
-
-
-def _hurry_on_signals(supervisor: Supervisor) -> None:
-    for number in _ENDINGS:
-        asyncio.get_running_loop().add_signal_handler(number, supervisor.hurry)
+    port = settings.port or ours.get(GatewayWorkload.name, 0)
+    if port not in ours.values():
+        listen(settings.host, port, "port").close()
+        port = port_of(stack.enter_context(reserve(settings.host, port)))
+    return settings.model_copy(update={"port": port})

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,7 +47,7 @@ def _lower(value: object) -> object:
 
 Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_lower)]
 Backend = Annotated[Literal["vllm", "llama_cpp", "pytorch"], BeforeValidator(_lower)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     force_backend: Backend | None = Field(
         None, description="vllm, llama_cpp or pytorch instead of the tier's choice."
     )
+    force_cpu: bool = Field(False, description="Use no GPU, whatever the machine has.")
     tensor_parallel_size: int | None = Field(
         None, ge=1, le=1024, description="GPUs per engine (vLLM only; not supported yet above 1)."
     )
@@ -85,7 +86,7 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="Address of the gateway.")
-    port: Port = Field(8001, description="Port of the gateway.")
+    port: Port = Field(8001, description="Port of the gateway; 0 takes any free one.")
     allow_anonymous: bool = Field(
         False, description="Allow a non-loopback gateway without API keys."
     )
@@ -96,7 +97,7 @@ class Settings(BaseSettings):
         None, description="File with one API key a line; readable by its owner only."
     )
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
-    admin_port: Port = Field(8002, description="Port of the admin API.")
+    admin_port: Port = Field(8002, description="Port of the admin API; 0 takes any free one.")
     data_dir: Path | None = Field(
         None, description="State and logs; unset takes ~/.local/share/engineroom."
     )
@@ -204,14 +205,20 @@ class _EnvironmentSource(PydanticBaseSettingsSource):
         return values
 
 
+def _as_flag(field: str) -> str:
+    return f"flag --{field.replace('_', '-')}"
+
+
 def load_settings(
     flags: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
     file: Path | None = None,
+    said: Callable[[str], str] = _as_flag,
 ) -> Settings:
     """Merge the four places and validate.
 
-    `flags` holds field names with None for "not given". `file` falls back to `$ENGINEROOM_CONFIG`.
+    `flags` holds field names with None for "not given", `said` what to call one of them in an error
+    message. `file` falls back to `$ENGINEROOM_CONFIG`.
     Raises ConfigError: one sentence that names the key and where it was set.
     """
     environment = os.environ if env is None else env
@@ -230,7 +237,7 @@ def load_settings(
 
     def place(field: str) -> str:
         if field in from_flags:
-            return f"flag --{field.replace('_', '-')}"
+            return said(field)
         if field in from_env:
             return f"environment variable {source.names[field]}"
         return f"{chosen}: {field}" if field in from_file else field

@@ -39,7 +39,7 @@ def all_launchers() -> dict[EngineName, Launcher]:
 def refuse_unsupported(settings: Settings, launchers: Mapping[EngineName, Launcher]) -> None:
     """Raise ConfigError for a setting that would otherwise be ignored."""
     able = ", ".join(launchers)
-    if settings.port == settings.admin_port:
+    if settings.port == settings.admin_port != 0:
         raise ConfigError(f"port and admin_port are both {settings.port}: choose two")
     if settings.force_backend and settings.force_backend not in launchers:
         raise ConfigError(
@@ -69,10 +69,13 @@ def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None =
     model = resolve(settings.model, demo_dir(), settings.quantization)
     tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
     hardware = _with_ours(probe(), settings)
+    if settings.force_cpu:
+        hardware = _without_gpus(hardware)
     wish = Wish(
         engine=settings.force_backend,
         max_model_len=settings.context,
         threads=settings.threads,
+        force_cpu=settings.force_cpu,
     )
     plan = make_plan(model, hardware, tiers, able, wish)
     changed = Path(model.source).stat().st_mtime_ns
@@ -84,3 +87,12 @@ def _with_ours(hardware: HardwareProfile, settings: Settings) -> HardwareProfile
     ours = resident_bytes(settings.data / "instances")
     available = min(hardware.ram_total, hardware.ram_available + ours)
     return hardware.model_copy(update={"ram_available": available})
+
+
+def _without_gpus(hardware: HardwareProfile) -> HardwareProfile:
+    """The machine as one that has no GPU, with a note that says so."""
+    if not hardware.gpus:
+        return hardware
+    note = f"force_cpu: {hardware.gpu_count} GPUs are not used"
+    notes = (*hardware.notes, note)
+    return hardware.model_copy(update={"gpus": (), "links": (), "notes": notes})

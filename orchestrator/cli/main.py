@@ -49,6 +49,7 @@ Context = Annotated[int | None, typer.Option(help="Tokens per sequence; pins the
 Threads = Annotated[int | None, typer.Option(help="Engine threads; pins the plan.")]
 Quantization = Annotated[str | None, typer.Option(help="4bit, 8bit or none.")]
 Backend = Annotated[str | None, typer.Option(help="vllm, llama_cpp or pytorch.")]
+ForceCpu = Annotated[bool | None, typer.Option("--force-cpu", help="Use no GPU.")]
 Drain = Annotated[float | None, typer.Option(help="Seconds for requests in flight.")]
 
 
@@ -87,6 +88,7 @@ def plan(
     threads: Threads = None,
     quantization: Quantization = None,
     force_backend: Backend = None,
+    force_cpu: ForceCpu = None,
     data_dir: DataDir = None,
     config: Config = None,
     as_json: Json = False,
@@ -99,6 +101,7 @@ def plan(
             "threads": threads,
             "quantization": quantization,
             "force_backend": force_backend,
+            "force_cpu": force_cpu,
             "data_dir": data_dir,
         },
         file=config,
@@ -118,6 +121,7 @@ def plan(
 
 @app.command()
 def serve(
+    call: typer.Context,
     model: Model = None,
     host: Annotated[str | None, typer.Option(help="Address of the gateway [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the gateway [8001].")] = None,
@@ -127,6 +131,7 @@ def serve(
     threads: Threads = None,
     quantization: Quantization = None,
     force_backend: Backend = None,
+    force_cpu: ForceCpu = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.")] = None,
     drain_s: Drain = None,
     allow_anonymous: Annotated[
@@ -135,6 +140,9 @@ def serve(
     data_dir: DataDir = None,
     config: Config = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
+    tied: Annotated[
+        bool, typer.Option("--tied", help="End when standard input closes; tell each step.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start everything for one model and serve it until Ctrl-C or SIGTERM."""
@@ -142,10 +150,10 @@ def serve(
     settings = load_settings(flags, file=config)
     configure(settings.log_level)
     notes = Console(stderr=True)
-    screen = Screen(_out(), notes, as_json)
-    decision = decide(settings)
+    screen = Screen(_out(), notes, as_json, steps=tied)
+    decision = decide(settings, call.obj)  # the launchers of a caller who brings their own
     screen.begin(decision.plan)
-    asyncio.run(serve_forever(settings, decision, screen))
+    asyncio.run(serve_forever(settings, decision, screen, tied))
 
 
 @app.command()

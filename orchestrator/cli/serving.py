@@ -16,10 +16,14 @@ QUESTION = "What products do you recommend?"
 
 
 class Screen:
-    """Tells a person, on standard error and output, or a program, as one JSON line."""
+    """Tells a person, on standard error and output, or a program: one JSON line when it is ready.
 
-    def __init__(self, out: Console, notes: Console, as_json: bool) -> None:
+    With `steps` a program is told what happens before, too, in lines `{"step": text, "seconds"}`.
+    """
+
+    def __init__(self, out: Console, notes: Console, as_json: bool, steps: bool = False) -> None:
         self._out, self._notes, self._json = out, notes, as_json
+        self._steps = steps and as_json
         self._said_at = -_QUIET_STEP_S
         self._in_place = False
 
@@ -28,7 +32,9 @@ class Screen:
         need = gib(sum(part.total for part in plan.estimate))
         self._notes.print(f"[bold]Engine Room[/bold] {__version__}")
         line = f"{plan.model.id} on {plan.engine} {plan.engine_version}, tier {plan.tier}, "
-        self._notes.print(line + f"context {plan.tuning.max_model_len}, about {need} of memory")
+        line += f"context {plan.tuning.max_model_len}, about {need} of memory"
+        self._notes.print(line)
+        self._step(line, 0)
 
     def installing(self, line: str, seconds: float) -> None:
         """One line that is rewritten on a terminal, a line every ten seconds elsewhere."""
@@ -41,19 +47,23 @@ class Screen:
         elif seconds - self._said_at >= _QUIET_STEP_S:
             self._said_at = seconds
             print_plain(self._notes, text[:200])
+            self._step(text[:200], seconds)
+
+    def _step(self, text: str, seconds: float) -> None:
+        if self._steps:
+            self._tell({"step": text, "seconds": round(seconds, 3)})
+
+    def _tell(self, value: dict[str, object]) -> None:
+        self._out.file.write(json.dumps(value) + "\n")
+        self._out.file.flush()
 
     def ready(self, addresses: Addresses, seconds: float) -> None:
         """Where it listens, and a line to paste."""
         if self._in_place:
             self._notes.file.write("\n")
         if self._json:
-            told = {
-                **addresses.__dict__,
-                "start_seconds": round(seconds, 3),
-                "version": __version__,
-            }
-            self._out.file.write(json.dumps(told) + "\n")
-            self._out.file.flush()
+            took = round(seconds, 3)
+            self._tell({**addresses.__dict__, "start_seconds": took, "version": __version__})
             return
         body = json.dumps({"prompt": QUESTION})
         print_plain(

@@ -19,7 +19,8 @@ class Wish(Value):
     """What a person set; None means: choose. Whatever is set here is pinned.
 
     `goal` chooses among plans that fit, None takes the tier's wish. `users` is how many requests
-    with a full context must fit at the same time.
+    with a full context must fit at the same time. `force_cpu` tells this wish from one with GPUs;
+    the caller gives a machine without them.
     """
 
     engine: EngineName | None = None
@@ -31,6 +32,7 @@ class Wish(Value):
     gpu_layers: int | None = None
     users: int | None = None
     goal: str | None = None
+    force_cpu: bool = False
 
     def pinned(self) -> frozenset[str]:
         """Names of the tuning fields that must not be changed."""

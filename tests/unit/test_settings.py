@@ -47,7 +47,7 @@ def test_an_empty_variable_is_unset() -> None:
     ("text", "words"),
     [
         ("prot: 1\n", ["unknown key 'prot'", "did you mean port?"]),
-        ("port: 0\n", ["port", "greater than or equal to 1", "given: 0"]),
+        ("port: -1\n", ["port", "greater than or equal to 0", "given: -1"]),
         ("port: 70000\n", ["port", "65535"]),
         ("port: 1\nport: 2\n", [":2:", "'port' is given twice"]),
         ("drain_s: .nan\n", ["drain_s", "finite"]),
@@ -85,7 +85,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "env", "words"),
     [
-        ({"port": 0}, {}, "flag --port"),
+        ({"port": -1}, {}, "flag --port"),
         ({}, {"PORT": "x"}, "environment variable PORT"),
         ({}, {"ENGINEROOM_PORTT": "1"}, "did you mean ENGINEROOM_PORT?"),
     ],

@@ -1,0 +1,49 @@
+"""Ports of this machine: listen on one, or keep a free one for a process that is still to come."""
+
+from __future__ import annotations
+
+import socket
+
+from orchestrator.errors import PortTaken
+
+
+def listen(host: str, port: int, setting: str = "admin_port") -> socket.socket:
+    """A listening socket; port 0 takes any free one. Raises PortTaken naming `setting`."""
+    listener = _bound(host, port, setting)
+    try:
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise _taken(host, port, setting, error) from error
+    return listener
+
+
+def reserve(host: str, port: int, setting: str = "port") -> socket.socket:
+    """A socket that is bound to a port (0: any free one) and does not listen. Raises PortTaken.
+
+    While it is open, Linux gives that port to nobody who asks for any port, and to whoever names it
+    with SO_REUSEADDR: the gateway does, at every start of it.
+    """
+    return _bound(host, port, setting)
+
+
+def port_of(bound: socket.socket) -> int:
+    """The port that a socket is bound to."""
+    return int(bound.getsockname()[1])
+
+
+def _bound(host: str, port: int, setting: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise _taken(host, port, setting, error) from error
+    return made
+
+
+def _taken(host: str, port: int, setting: str, error: OSError) -> PortTaken:
+    return PortTaken(
+        f"cannot listen on {host}:{port} ({error.strerror}): free it, or set another {setting}"
+    )
