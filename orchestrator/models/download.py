@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
 from orchestrator.errors import PullFailed
 
-_CHUNK = 1 << 20
 _TRIES = 5
+_PAUSE_S = 1.0
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
 Report = Callable[[int], None]
@@ -43,13 +45,14 @@ def fetch(url: str, goal: Path, size: int, sha256: str, token: str | None, repor
             tries = _TRIES if have > before else tries - 1
             before = have
             try:
-                _go_on(client, url, file.fileno(), have, size, report)
+                _go_on(client, url, file, have, size, report)
             except httpx.TransportError as error:
                 if tries <= 0:
                     raise PullFailed(
                         f"{url}: broke off at {have} of {size} bytes ({type(error).__name__}); "
                         "run it again: it goes on there"
                     ) from error
+                time.sleep(_PAUSE_S * (_TRIES - tries))  # none while bytes still come
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
@@ -61,23 +64,25 @@ def fetch(url: str, goal: Path, size: int, sha256: str, token: str | None, repor
     part.replace(goal)
 
 
-def _go_on(client: httpx.Client, url: str, out: int, have: int, size: int, report: Report) -> None:
+def _go_on(
+    client: httpx.Client, url: str, out: BinaryIO, have: int, size: int, report: Report
+) -> None:
     headers = {"Range": f"bytes={have}-"} if have else {}
     with client.stream("GET", url, headers=headers) as answer:
         if answer.status_code == 200 and have:  # the server knows no ranges: from the beginning
-            os.ftruncate(out, 0)
+            out.truncate(0)
             have = 0
         elif answer.status_code not in (200, 206):
             hint = ": check HF_TOKEN" if answer.status_code in (401, 403) else ""
             raise PullFailed(f"{url}: the server answered {answer.status_code}{hint}")
         report(have)
-        for chunk in answer.iter_bytes(_CHUNK):
+        for chunk in answer.iter_raw():
             have += len(chunk)
             if have > size:
-                os.ftruncate(out, 0)
+                out.truncate(0)
                 raise PullFailed(f"{url}: more than the {size} bytes that it should have")
             try:
-                os.write(out, chunk)
+                out.write(chunk)
             except OSError as error:
                 raise PullFailed(f"{url}: cannot be written: {error.strerror}") from error
             report(have)

@@ -35,6 +35,12 @@ class Listing:
     commit: str
     files: tuple[RemoteFile, ...]
 
+    @property
+    def weights(self) -> tuple[RemoteFile, ...]:
+        """The safetensors of the model itself: not a second copy in its maker's own layout."""
+        top = [f for f in self.files if f.name.endswith(".safetensors") and "/" not in f.name]
+        return tuple(f for f in top if f.name.startswith("model")) or tuple(top)
+
 
 @dataclass(frozen=True)
 class Hub:
@@ -141,10 +147,14 @@ class Hub:
             status = error.response.status_code if error.response is not None else "an error"
             hint = ": check HF_TOKEN" if status in (401, 403) else "; try again later"
             raise PullFailed(f"{repository}: {self.endpoint} answered {status}{hint}") from error
-        except (httpx.HTTPError, OSError, errors.LocalEntryNotFoundError) as error:
+        except (httpx.HTTPError, errors.LocalEntryNotFoundError) as error:
             raise PullFailed(
                 f"{repository}: {self.endpoint} cannot be reached; check the network or "
                 "HF_ENDPOINT, or give a local path"
+            ) from error
+        except OSError as error:
+            raise PullFailed(
+                f"{repository}: {error.filename or self.cache}: {error.strerror or error}"
             ) from error
 
 

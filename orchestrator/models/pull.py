@@ -107,12 +107,10 @@ def _wanted(listing: Listing, file: str | None) -> list[RemoteFile]:
             )
         raise ModelInvalid(f"{listing.repository}: not a language model: it has no config.json")
     top = [each for name, each in every.items() if "/" not in name]
-    weights = [each for each in top if each.name.endswith(".safetensors")]
-    if not weights:
+    if not listing.weights:
         raise ModelInvalid(f"{listing.repository}: it has no safetensors; name another variant")
-    whole = [each for each in weights if each.name.startswith("model")]
     words = [each for each in top if each.name.endswith(_WORDS) and each.size < 1 << 28]
-    return [*sorted(words, key=lambda each: each.name), *(whole or weights)]
+    return [*sorted(words, key=lambda each: each.name), *listing.weights]
 
 
 def _no_file(listing: Listing, name: str) -> str:

@@ -18,7 +18,7 @@ from orchestrator.errors import ConfigError, ModelInvalid, PullFailed
 from orchestrator.models.catalog import Artefact, Catalog, Match
 from orchestrator.models.config_json import spec_from_config
 from orchestrator.models.folder import folder_spec
-from orchestrator.models.gguf_spec import model_spec
+from orchestrator.models.gguf_spec import model_spec, part_names
 from orchestrator.models.hub import Hub
 from orchestrator.models.names import choose, model_name, near, satisfies
 from orchestrator.models.safetensors import read_json
@@ -26,7 +26,9 @@ from orchestrator.resources import config_path
 
 DEMO = "demo"
 _DEMO_FILES = {"Q4_K_M": "demo.Q4_K_M.gguf", "F16": "demo.F16.gguf"}
-_ADDRESS = re.compile(r"(?:hf://)?(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.gguf))?")
+_ADDRESS = re.compile(
+    r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>\w[\w./-]*\.gguf))?"
+)
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ def _from_catalog(shelf: Catalog, match: Match, quantization: str | None, hub: H
 def _placed(shelf: Catalog, artefact: Artefact, hub: Hub) -> ModelSpec:
     """The artefact as it lies here, else as the catalog knows it."""
     if artefact.file:
-        file = hub.local_file(artefact.source, artefact.file)
-        return model_spec(file, artefact.model) if file else shelf.spec(artefact)
+        files = [hub.local_file(artefact.source, name) for name in part_names(artefact.file)]
+        first = files[0] if all(files) else None
+        return model_spec(first, artefact.model) if first else shelf.spec(artefact)
     folder = hub.local_folder(artefact.source)
     if folder is None:
         return shelf.spec(artefact)
@@ -151,8 +154,7 @@ def _described(repository: str, model_id: str, hub: Hub) -> ModelSpec:
         hint = f": name a file, e.g. {repository}/{ggufs[0]}" if ggufs else ""
         raise ModelInvalid(f"{repository}: it has no config.json{hint}")
     config = read_json(hub.small_file(listing, "config.json"))
-    weights = [each for each in listing.files if each.name.endswith(".safetensors")]
-    size = sum(each.size for each in weights if "/" not in each.name)
+    size = sum(each.size for each in listing.weights)
     if not size:
         raise ModelInvalid(f"{repository}: it has no safetensors; name a model that has")
     spec = spec_from_config(
