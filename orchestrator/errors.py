@@ -7,6 +7,7 @@
       ModelInvalid                   422  model_invalid             65
       NoEngineFits                   507  no_engine_fits            69
       EngineMissing                  503  engine_missing            69
+      PullFailed                     503  pull_failed               69
       AlreadyRunning                 409  already_running           75
       PortTaken                      409  port_taken                75
       LaunchFailed                   503  launch_failed             70
@@ -91,6 +92,12 @@ class EngineMissing(EngineRoomError):
     """An engine cannot be installed or started for want of something on this machine."""
 
     http_status, code, exit_code = 503, "engine_missing", 69
+
+
+class PullFailed(EngineRoomError):
+    """A model could not be fetched: no hub, no access, no space, or not what was promised."""
+
+    http_status, code, exit_code = 503, "pull_failed", 69
 
 
 class AlreadyRunning(EngineRoomError):

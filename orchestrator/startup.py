@@ -11,9 +11,10 @@ import yaml
 from engine_launchers import LAUNCHERS, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
-from orchestrator.errors import ConfigError
+from engine_launchers.model import ModelSpec
+from orchestrator.errors import ConfigError, ModelInvalid
 from orchestrator.hardware import probe
-from orchestrator.models.catalog import resolve
+from orchestrator.models.resolve import Resolved, resolve
 from orchestrator.planning.planner import Wish, make_plan
 from orchestrator.planning.tiers import parse_tiers
 from orchestrator.resources import config_path, demo_dir
@@ -66,7 +67,7 @@ def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None =
     """Probe, read the model, plan. Raises ConfigError, ModelInvalid or NoEngineFits."""
     able = all_launchers() if launchers is None else launchers
     refuse_unsupported(settings, able)
-    model = resolve(settings.model, demo_dir(), settings.quantization)
+    model = _servable(resolve(settings.model, demo_dir(), settings.quantization))
     tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
     hardware = _with_ours(probe(), settings)
     if settings.force_cpu:
@@ -80,6 +81,22 @@ def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None =
     plan = make_plan(model, hardware, tiers, able, wish)
     changed = Path(model.source).stat().st_mtime_ns
     return Decision(hardware, plan, wish.fingerprint(model, plan.engine_version, changed), able)
+
+
+def _servable(resolved: Resolved) -> ModelSpec:
+    """The first GGUF variant that lies on this machine: this version serves no other."""
+    ggufs = [each for each in resolved.variants if each.format == "gguf"]
+    for each in ggufs:
+        if not each.source.startswith("hf://"):
+            return each
+    if ggufs:
+        address = ggufs[0].source.removeprefix("hf://")
+        raise ModelInvalid(
+            f"{resolved.name}: not on this machine yet: run `engineroom pull {address}` first"
+        )
+    raise ModelInvalid(
+        f"{resolved.name}: a folder of safetensors; this version serves GGUF files only: give one"
+    )
 
 
 def _with_ours(hardware: HardwareProfile, settings: Settings) -> HardwareProfile:

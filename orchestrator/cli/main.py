@@ -18,6 +18,7 @@ from engine_launchers.base import Listen
 from orchestrator import __version__
 from orchestrator.cli import show
 from orchestrator.cli.client import Server, ask, checked, find_server
+from orchestrator.cli.pull import pull_command
 from orchestrator.cli.serving import Screen
 from orchestrator.errors import ControlUnavailable, EngineRoomError
 from orchestrator.hardware import probe as probe_hardware
@@ -307,6 +308,9 @@ def _deltas(answer: httpx.Response) -> Iterator[str]:
             sys.stdout.write(text)
             sys.stdout.flush()
             yield text
+
+
+app.command(name="pull")(pull_command)
 
 
 def guarded(main: Callable[[], None]) -> None:

@@ -66,19 +66,19 @@ def block(facts: Facts, kind: str, index: int) -> tuple[Tensor, ...]:
     single = bool(facts.values.get("hybrid_override_pattern"))
     found = [norm(facts, hidden) for _ in range(1 if single else norms)]
     if kind in ("full", "sliding"):
-        found += _latent(facts) if facts.latent else _attention(facts, kind, index)
+        found += _latent(facts) if facts.latent else _attention(facts, kind)
     elif kind == "linear":
         found += _delta(facts)
     elif kind == "mamba":
         found += _mamba2(facts)
     elif kind == "mamba1":
         found += _mamba1(facts)
-    if kind == "moe" or (not single and _has_experts(facts, index)):
+    if kind == "moe" or (not single and has_experts(facts, index)):
         found += _experts(facts)
         if facts.is_a("gemma4"):  # a dense MLP beside the experts, with norms of its own
             found += [*_mlp(facts, facts.need(INTERMEDIATE)), *[vector(hidden, "norm")] * 3]
     elif kind == "mlp" or not single:
-        found += _mlp(facts, _width(facts, index))
+        found += _mlp(facts, mlp_width(facts, index))
     per_layer = facts.number("hidden_size_per_layer_input")
     if per_layer:
         found += [
@@ -89,10 +89,12 @@ def block(facts: Facts, kind: str, index: int) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def _has_experts(facts: Facts, index: int) -> bool:
+def has_experts(facts: Facts, index: int) -> bool:
+    """Whether layer `index` routes among experts."""
     if not facts.experts or index < facts.number("first_k_dense_replace"):
         return False
-    if index in (facts.values.get("mlp_only_layers") or ()):
+    dense = facts.values.get("mlp_only_layers")
+    if isinstance(dense, list) and index in dense:
         return False
     if facts.is_a("jamba"):
         return index % (facts.number("expert_layer_period") or 1) == facts.number(
@@ -102,7 +104,8 @@ def _has_experts(facts: Facts, index: int) -> bool:
     return (index + 1) % (step or 1) == 0
 
 
-def _width(facts: Facts, index: int) -> int:
+def mlp_width(facts: Facts, index: int) -> int:
+    """Inner width of the dense MLP of layer `index`."""
     dense = facts.number("intermediate_size_mlp") if facts.is_a("llama4") else 0
     width = dense or facts.number(INTERMEDIATE) or facts.number("moe_intermediate_size")
     shared = facts.number("num_kv_shared_layers")
@@ -111,7 +114,7 @@ def _width(facts: Facts, index: int) -> int:
     return width
 
 
-def _attention(facts: Facts, kind: str, index: int) -> list[Tensor]:
+def _attention(facts: Facts, kind: str) -> list[Tensor]:
     hidden, heads, kv_heads, dim = facts.hidden, facts.heads, facts.kv_heads, facts.head_dim
     wide = kind == "full" and facts.number("global_head_dim") > 0
     if wide:

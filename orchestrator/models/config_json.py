@@ -33,6 +33,9 @@ _METHODS = (
     ("mixed_precision", "NVFP4"),
 )
 
+# Families of which llama.cpp keeps a window; of the others it keeps every token.
+_WINDOWED = ("gemma2", "gemma3", "gemma4", "gptoss", "cohere2", "exaone4", "llama4", "smallthinker")
+
 # What a repository's name says where its config has no quantization_config of its own.
 _BY_SUFFIX = r"(?:^|[-_./])(awq|gptq|fp8|nvfp4|mxfp4|bnb-4bit|nf4|int8|w8a8|w4a16)(?:$|[-_./])"
 _SUFFIX_NAMES = {"bnb-4bit": "NF4", "w8a8": "INT8", "w4a16": "GPTQ"}
@@ -76,7 +79,9 @@ def spec_from_config(
     counted = _count(config, weight_bytes, model_id)
     parts = _parts(facts, counted, precision, format, weight_bytes, model_id)
     total = weight_bytes if weight_bytes is not None else parts.total if parts else 0
-    groups = cache_groups(facts, dtype)
+    if format == "gguf" and not facts.is_a(*_WINDOWED):
+        facts.values["use_sliding_window"] = False
+    groups = cache_groups(facts, "float32" if format == "gguf" else dtype)
     slides = any(group.kind == "sliding" for group in groups)
     tower = facts.mapping("vision_config")
     try:
@@ -166,8 +171,9 @@ def context(facts: Facts) -> int:
     scaling = facts.mapping("rope_scaling")
     original = scaling.get("original_max_position_embeddings")
     factor = scaling.get("factor")
-    if isinstance(original, int) and isinstance(factor, int | float) and given <= original:
-        return int(min(original * factor, 1 << 30))
+    stretched = isinstance(original, int) and 0 < original < 1 << 30 and given <= original
+    if stretched and isinstance(factor, int | float) and 1 <= factor <= 1 << 20:
+        return min(int(original * factor), 1 << 30)
     return given or 2048
 
 

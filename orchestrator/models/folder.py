@@ -30,7 +30,7 @@ def folder_spec(folder: Path, model_id: str, name: str | None = None) -> ModelSp
     spec = spec_from_config(
         config_of(folder),
         model_id=name or model_id,
-        source=str(folder.resolve()),
+        source=str(folder.absolute()),
         weight_bytes=sum(size for _, size in tensors),
     )
     parts = parts_of(tensors, spec.layers)

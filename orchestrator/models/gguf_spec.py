@@ -24,19 +24,24 @@ _FULL_EVERY = {
 _STATE_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
 
 
+def part_names(name: str) -> tuple[str, ...]:
+    """The names of all files of the model that `name` is a part of. Raises ModelInvalid."""
+    found = _PART.fullmatch(name)
+    if found is None:
+        return (name,)
+    count = int(found["count"])
+    if not 1 <= count <= _MAX_PARTS or not 1 <= int(found["number"]) <= count:
+        raise ModelInvalid(f"{name}: a part's name says number {int(found['number'])} of {count}")
+    return tuple(f"{found['stem']}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1))
+
+
 def part_paths(path: Path) -> tuple[Path, ...]:
     """All files of the model that `path` is a part of, the first one first.
 
     Raises ModelInvalid naming a part that is missing.
     """
-    found = _PART.fullmatch(path.name)
-    if found is None:
-        return (path,)
-    count = int(found["count"])
-    if not 1 <= count <= _MAX_PARTS or not 1 <= int(found["number"]) <= count:
-        raise ModelInvalid(f"{path}: a part's name says number {int(found['number'])} of {count}")
-    names = [f"{found['stem']}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)]
-    for name in names:
+    names = part_names(path.name)
+    for name in names[1:] if path.name == names[0] else names:
         if not (path.parent / name).is_file():
             raise ModelInvalid(f"{path}: the part {name} is missing; put it beside this one")
     return tuple(path.parent / name for name in names)
@@ -106,7 +111,7 @@ class _Reader:
         windows = [group.window for group in groups if group.window]
         return ModelSpec(
             id=model_id,
-            source=str(self.path.resolve()),
+            source=str(self.path.absolute()),
             format="gguf",
             architecture=self.arch,
             params=self.header.params,

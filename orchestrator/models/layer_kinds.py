@@ -66,7 +66,7 @@ def _by_interval(facts: Facts, layers: int) -> list[str]:
         return ["full" if i % period == offset else "mamba1" for i in range(layers)]
     counts = facts.mapping("layer_types_count")
     if counts:
-        full = int(counts.get("full_attention", 0))
+        full = Facts(counts).number("full_attention")
         other = "linear" if "linear_attention" in counts else "sliding"
         every = layers // full if full else layers + 1
         return ["full" if (i + 1) % every == 0 else other for i in range(layers)]

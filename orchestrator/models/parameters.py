@@ -104,7 +104,7 @@ def count(config: Mapping[str, Any]) -> ParameterCount:
     return ParameterCount(
         table=tuple(table),
         head=tuple(head),
-        blocks=tuple(blocks.block(facts, kind, i) for i, kind in enumerate(kinds(facts))),
+        blocks=_blocks(facts),
         rest=(*rest, *blocks.vision(config.get("vision_config"), hidden)),
         family=facts.family,
         heads=facts.heads,
@@ -112,3 +112,15 @@ def count(config: Mapping[str, Any]) -> ParameterCount:
         expert_count=facts.experts,
         experts_used=facts.experts_used,
     )
+
+
+def _blocks(facts: Facts) -> tuple[tuple[Tensor, ...], ...]:
+    """All blocks; those that are alike are one object, which is what makes a count cheap."""
+    made: dict[tuple[str, bool, int], tuple[Tensor, ...]] = {}
+    found = []
+    for index, kind in enumerate(kinds(facts)):
+        shape = (kind, blocks.has_experts(facts, index), blocks.mlp_width(facts, index))
+        if shape not in made:
+            made[shape] = blocks.block(facts, kind, index)
+        found.append(made[shape])
+    return tuple(found)

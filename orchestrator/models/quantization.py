@@ -80,6 +80,8 @@ def weight_parts(
     """
     sized = _sizer(count, quantization, format, config or {})
     head = () if tied else count.head
+    # llama.cpp keeps a vision tower in a file of its own
+    rest = [each for each in count.rest if format != "gguf" or not each.role.startswith("vision")]
     layers = tuple(_sum(sized, block, i) for i, block in enumerate(count.blocks))
     experts = sum(
         sized(each, i) for i, block in enumerate(count.blocks) for each in block if each.expert
@@ -88,7 +90,7 @@ def weight_parts(
         embedding=_sum(sized, count.table, 0),
         output=_sum(sized, head, 0),
         layers=layers,
-        other=_sum(sized, count.rest, 0),
+        other=_sum(sized, rest, 0),
         experts=experts,
     )
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError, ModelInvalid
-from orchestrator.models.catalog import model_name, resolve
 from orchestrator.models.gguf import parse, read_header
 from orchestrator.models.gguf_spec import model_spec
+from orchestrator.models.names import model_name
+from orchestrator.models.resolve import resolve
 from orchestrator.resources import demo_dir
 
 DEMO = demo_dir() / "demo.Q4_K_M.gguf"
@@ -82,11 +83,15 @@ def test_a_header_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    assert resolve("demo", demo_dir(), None).quantization == "Q4_K_M"
-    assert resolve("demo", demo_dir(), "none").quantization == "F16"
-    assert resolve(str(DEMO), demo_dir(), "4bit").id == "demo.Q4_K_M"
-    assert model_name(Path("/a/My model (v2).gguf")) == "My-model-v2"
-    with pytest.raises(ConfigError, match="demo model comes as"):
+    both = resolve("demo", demo_dir(), None)
+    assert [each.quantization for each in both.variants] == ["Q4_K_M", "F16"]
+    assert not both.pinned
+    assert [s.quantization for s in resolve("demo", demo_dir(), "none").variants] == ["F16"]
+    own = resolve(str(DEMO), demo_dir(), "4bit")
+    assert (own.name, own.pinned, len(own.variants)) == ("demo.Q4_K_M", True, 1)
+    assert model_name("My model (v2).gguf") == "My-model-v2"
+    assert model_name("big-00001-of-00003.gguf") == "big"
+    with pytest.raises(ConfigError, match="demo comes as Q4_K_M, F16 only"):
         resolve("demo", demo_dir(), "8bit")
     with pytest.raises(ConfigError, match="is Q4_K_M"):
         resolve(str(DEMO), demo_dir(), "none")

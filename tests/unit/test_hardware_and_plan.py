@@ -14,7 +14,7 @@ from engine_launchers.model import ModelSpec
 from orchestrator.errors import ConfigError, NoEngineFits
 from orchestrator.hardware import cpu, probe
 from orchestrator.hardware.cgroup import cgroup_limits, parse_membership
-from orchestrator.models.catalog import resolve
+from orchestrator.models.resolve import resolve
 from orchestrator.planning.planner import Wish, make_plan
 from orchestrator.planning.tiers import choose_tier, nominal_gb, parse_tiers
 from orchestrator.resources import config_path, demo_dir
@@ -173,7 +173,7 @@ def test_a_context_that_does_not_fit_is_halved_with_a_reason_unless_it_is_pinned
 
 def test_pins_are_kept() -> None:
     plan = make_plan(
-        resolve("demo", demo_dir(), None), machine(), TIERS, LAUNCHERS,
+        resolve("demo", demo_dir(), None).variants[0], machine(), TIERS, LAUNCHERS,
         Wish(max_model_len=1000, threads=3),
     )  # fmt: skip
     assert plan.pinned == {"max_model_len", "threads"}

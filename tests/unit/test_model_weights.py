@@ -242,13 +242,29 @@ def test_rescaled_parts_add_up_to_the_byte(model: dict[str, Any], size: int, tow
     assert rescale(weight_parts(count(model), "BF16"), size, towers).total == size
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    st.sampled_from(sorted(DEEPSEEK)),
-    st.one_of(st.none(), st.integers(-5, 10_000), st.text(max_size=5), st.lists(st.integers())),
+WILD = {
+    "layer_types": ["sliding_attention"], "layer_types_count": {"full_attention": 3},
+    "mlp_only_layers": [1], "rope_scaling": {"factor": 2.0}, "sliding_window": 64,
+    "vision_config": {"hidden_size": 8, "num_hidden_layers": 2}, "quantization_config": {},
+    "hybrid_override_pattern": "M*-E", "architectures": ["JambaForCausalLM"], "text_config": {},
+    "attn_type_list": [0, 1], "torch_dtype": "float16", "sliding_window_indices": "[1, 0]",
+    "attn_layer_period": 3, "full_attention_interval": 2, "max_window_layers": 1,
+}  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*sorted(WILD), "factor", "bits"]), inner, max_size=3)
+    ),
+    max_leaves=6,
 )
-def test_any_config_is_read_or_refused(key: str, value: object) -> None:
-    try:
-        spec_from_config({**DEEPSEEK, key: value}, model_id="x", source="hf://a/x")
-    except ModelInvalid:
-        return
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted({*DEEPSEEK, *WILD})), JSON, min_size=1, max_size=4))
+def test_any_config_is_read_or_refused(changes: dict[str, Any]) -> None:
+    for base in (DEEPSEEK, {**QWEN3_30B, **WILD}):
+        try:
+            spec_from_config({**base, **changes}, model_id="x", source="hf://a/x")
+        except ModelInvalid:
+            continue
