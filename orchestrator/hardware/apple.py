@@ -51,17 +51,13 @@ def parse(values: dict[str, str], displays: str, ram: tuple[int, int]) -> Cards:
     Its memory is what Metal recommends as working set, which is what macOS lets a GPU wire.
     """
     brand = values.get("machdep.cpu.brand_string", "")
-    total = number(values.get("hw.memsize")) or ram[0]
-    try:
-        found = json.loads(displays or "{}").get("SPDisplaysDataType", [])
-        names = [(str(item["sppci_model"]), item.get("sppci_cores")) for item in found]
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return Cards(notes=("system_profiler's list of displays could not be understood",))
+    listed = _listed(displays)
+    notes = () if listed is not None else ("system_profiler's list of GPUs could not be read",)
     if not brand.startswith("Apple"):
-        notes = tuple(f"{name}: GPUs of Intel Macs are not used" for name, _ in names)
-        return Cards(notes=notes)
-    window = working_set(total, number(values.get("iogpu.wired_limit_mb")) or 0)
-    count = next((cores for name, cores in names if name.startswith("Apple") and cores), None)
+        unused = tuple(f"{name}: GPUs of Intel Macs are not used" for name in listed or {})
+        return Cards(notes=notes + unused if brand else ("sysctl did not name the processor",))
+    window = working_set(ram[0], number(values.get("iogpu.wired_limit_mb")) or 0)
+    version = values.get("kern.osproductversion")
     gpu = Gpu(
         index=0,
         uuid="apple-0",
@@ -69,13 +65,20 @@ def parse(values: dict[str, str], displays: str, ram: tuple[int, int]) -> Cards:
         vendor="apple",
         vram_total=window,
         vram_free=min(window, ram[1]),
-        driver=f"macOS {values['kern.osproductversion']}"
-        if "kern.osproductversion" in values
-        else None,
+        driver=f"macOS {version}" if version else None,
         unified=True,
-        cores=number(count),
+        cores=number((listed or {}).get(brand)),
     )
-    return Cards((gpu,))
+    return Cards((gpu,), (), notes)
+
+
+def _listed(displays: str) -> dict[str, str] | None:
+    """The GPUs that `system_profiler` lists and their cores ("" for other makers'), or None."""
+    try:
+        found = json.loads(displays)["SPDisplaysDataType"]
+        return {str(item["sppci_model"]): str(item.get("sppci_cores", "")) for item in found}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def working_set(ram: int, wired_limit_mb: int) -> int:

@@ -71,9 +71,14 @@ def _limit(text: str | None) -> int | None:
     return None if value is None or value < 0 or value >= _UNLIMITED else value
 
 
+def _cpus(quota: int | None, period: int | None) -> float | None:
+    """Processors' worth of time, from microseconds per period; "max" and -1 are no limit."""
+    return quota / period if quota and period else None
+
+
 def _v2(files: Files, group: str) -> Limits:
     quota, _, period = (files.read(f"{group}/cpu.max") or "").partition(" ")
-    cpus = int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+    cpus = _cpus(_limit(quota), _limit(period))
     # Above memory.high the kernel stalls the group to reclaim: as good as a limit for an engine.
     limits = (_limit(files.read(f"{group}/{name}")) for name in ("memory.max", "memory.high"))
     limit = _least(limits)
@@ -85,7 +90,7 @@ def _v2(files: Files, group: str) -> Limits:
 def _v1_cpu(files: Files, group: str) -> Limits:
     quota = _limit(files.read(f"{group}/cpu.cfs_quota_us"))
     period = _limit(files.read(f"{group}/cpu.cfs_period_us"))
-    return Limits(cpus=quota / period if quota and period else None)
+    return Limits(cpus=_cpus(quota, period))
 
 
 def _v1_memory(files: Files, group: str) -> Limits:

@@ -76,9 +76,9 @@ def pairs(text: str | None, separator: str | None = None) -> dict[str, str]:
     """Lines of "key value" as a mapping; lines without a value are left out."""
     found: dict[str, str] = {}
     for line in (text or "").splitlines():
-        key, *rest = line.split(separator, 1)
-        if rest:
-            found[key.strip()] = rest[0].strip()
+        parts = line.split(separator, 1)
+        if len(parts) == 2:
+            found[parts[0].strip()] = parts[1].strip()
     return found
 
 

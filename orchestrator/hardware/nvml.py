@@ -19,6 +19,7 @@ PCI = "/sys/bus/pci/devices"
 # 40 one NUMA node, 50 across sockets
 _SWITCHES, _HOST_BRIDGE = 20, 30
 _P2P_OK = 0
+_LIBRARY_NOT_FOUND, _MISMATCH = 12, 18  # NVML_ERROR_*
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,22 @@ def parse(document: dict[str, Any], ram: tuple[int, int]) -> Cards:
     `nvml_child.py` prints gives a note, as a broken driver does.
     """
     if document.get("error"):
-        return Cards(notes=(_broken(str(document["error"])),))
+        return Cards(notes=(_broken(str(document["error"]), document.get("code")),))
     try:
         return _cards(document, ram)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return Cards(notes=(f"NVIDIA driver's answer could not be understood: {error!r}",))
 
 
-def _broken(error: str) -> str:
-    cure = "restart the machine or reload the driver" if "mismatch" in error.lower() else (
-        "check it with nvidia-smi"
-    )  # fmt: skip
-    return f"NVIDIA driver does not answer: {error}; {cure}"
+def _broken(error: str, code: int | None) -> str:
+    if code == _LIBRARY_NOT_FOUND:
+        return (
+            "NVIDIA device files are here, but no driver library (libnvidia-ml.so.1): "
+            "start the container with the NVIDIA runtime, or install the driver"
+        )
+    mismatch = code == _MISMATCH
+    cure = "restart the machine or reload the driver" if mismatch else "check it with nvidia-smi"
+    return f"NVIDIA driver does not answer: {error.rstrip('.')}; {cure}"
 
 
 def _cards(document: dict[str, Any], ram: tuple[int, int]) -> Cards:

@@ -37,12 +37,11 @@ def facts() -> dict[str, Any]:
     """The whole document. An error of the driver as such is its only key, `error`."""
     try:
         pynvml.nvmlInit()
-    except _FAULTS as error:
-        return {"error": str(error), "code": getattr(error, "value", None)}
-    try:
         count = pynvml.nvmlDeviceGetCount()
     except _FAULTS as error:
-        return {"error": str(error), "code": getattr(error, "value", None)}
+        code = getattr(error, "value", None)
+        # the library's own words are those that nvidia-smi prints and people search for
+        return {"error": ask(pynvml.nvmlErrorString, code) or str(error), "code": code}
     handles = {index: ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)}
     known = {index: handle for index, handle in handles.items() if handle is not None}
     return {
