@@ -30,35 +30,45 @@ _EACH_MOST, _EACH_LEAST = 128 * _MIB, 16 * _MIB
 _THREADS_MOST = 64
 _PASSES_LEAST = 4
 _BUDGET_S = 0.3
+_UNDISTURBED = 0.9  # share of the cores' time that the best pass must have had
 _METHOD = 1  # of the cache file; a change of the kernel makes old figures void
 _FILE = "memory-bandwidth.json"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """`rate` in bytes per second, or None with the reason in `note`."""
+    """`rate` in bytes per second, or None with the reason in `note`.
+
+    `quiet` says that other work did not take the cores away during the best pass.
+    """
 
     rate: int | None = None
     note: str | None = None
+    quiet: bool = True
 
 
 @dataclass
 class _Clock:
-    """Notes when all threads have arrived; enough passes or enough time ends the run."""
+    """Notes when all threads have arrived; enough passes and enough time end the run."""
 
-    ticks: list[float] = field(default_factory=list)
+    walls: list[float] = field(default_factory=list)
+    cpus: list[float] = field(default_factory=list)
 
     def tick(self) -> None:
-        self.ticks.append(time.perf_counter())
+        self.walls.append(time.perf_counter())
+        self.cpus.append(time.process_time())
 
     @property
     def done(self) -> bool:
-        spent = self.ticks[-1] - self.ticks[0]
-        return len(self.ticks) > _PASSES_LEAST and spent > _BUDGET_S
+        return len(self.walls) > _PASSES_LEAST and self.walls[-1] - self.walls[0] > _BUDGET_S
 
     @property
-    def best(self) -> float:
-        return min(b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False))
+    def best(self) -> tuple[float, float]:
+        """Seconds of the fastest pass, and processors' time spent in it."""
+        last = range(1, len(self.walls))
+        return min(
+            (self.walls[i] - self.walls[i - 1], self.cpus[i] - self.cpus[i - 1]) for i in last
+        )
 
 
 def buffer_size(threads: int, available: int) -> int | None:
@@ -93,7 +103,8 @@ def measure(cores: int, available: int) -> Measured:
         worker.start()
     for worker in workers:
         worker.join()
-    return Measured(rate=int(threads * size / clock.best))
+    wall, spent = clock.best
+    return Measured(rate=int(threads * size / wall), quiet=spent >= _UNDISTURBED * threads * wall)
 
 
 def _read(buffer: mmap.mmap, size: int, barrier: threading.Barrier, clock: _Clock) -> None:
@@ -124,29 +135,36 @@ def boot_id() -> str:
 def cached(folder: Path, boot: str, cores: int, available: int) -> Measured:
     """The figure of this boot for this many cores, from `folder` or measured and kept there.
 
-    A damaged or outdated file is measured again. A folder that cannot be written is a note.
+    One taken while other work held the cores is too low: it is kept, but measured again the next
+    time, and the better one stays. A damaged or outdated file is measured again. A folder that
+    cannot be written is a note.
     """
     path, key = folder / _FILE, {"method": _METHOD, "boot": boot, "cores": cores}
     kept = _kept(path, key)
-    if kept is not None:
-        return Measured(rate=kept)
+    if kept is not None and kept.quiet:
+        return kept
     found = measure(cores, available)
     if found.rate is None:
-        return found
+        return found if kept is None else kept
+    if kept is not None and kept.rate is not None and kept.rate > found.rate:
+        found = Measured(kept.rate, quiet=found.quiet)
     try:
-        _keep(path, {**key, "bytes_per_second": found.rate})
+        _keep(path, {**key, "bytes_per_second": found.rate, "quiet": found.quiet})
     except OSError as error:
-        return Measured(found.rate, f"memory bandwidth not kept in {path}: {error.strerror}")
+        note = f"memory bandwidth not kept in {path}: {error.strerror}"
+        return Measured(found.rate, note, found.quiet)
     return found
 
 
-def _kept(path: Path, key: dict[str, object]) -> int | None:
+def _kept(path: Path, key: dict[str, object]) -> Measured | None:
     try:
         document = json.loads(path.read_text())
-        rate = document.pop("bytes_per_second")
+        rate, quiet = document.pop("bytes_per_second"), document.pop("quiet")
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
-    return rate if document == key and isinstance(rate, int) and rate > 0 else None
+    if document != key or not isinstance(rate, int) or rate <= 0:
+        return None
+    return Measured(rate, quiet=quiet is True)
 
 
 def _keep(path: Path, document: dict[str, object]) -> None:
