@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +108,8 @@ def _cards(facts: Facts, values: dict[str, str], ram: tuple[int, int]) -> Cards:
     env = dict(facts.env)
     if not isinstance(facts.nvml, str):  # there it is meant for the NVIDIA cards
         env.pop("CUDA_VISIBLE_DEVICES", None)
-    radeon = visible.rocm(amd.parse(facts.files, ram), env)
-    arc = intel.parse(facts.files)
+    radeon = visible.rocm(_sound("AMD", lambda: amd.parse(facts.files, ram)), env)
+    arc = _sound("Intel", lambda: intel.parse(facts.files))
     found = [cards for cards in (nvidia, radeon, arc) if cards.gpus]
     notes = (*nvidia.notes, *radeon.notes, *arc.notes)
     if len(found) > 1:
@@ -119,3 +119,12 @@ def _cards(facts: Facts, values: dict[str, str], ram: tuple[int, int]) -> Cards:
         tuple(link for cards in found for link in cards.links),
         notes,
     )
+
+
+def _sound(vendor: str, parse: Callable[[], Cards]) -> Cards:
+    """The cards, or a note where sysfs states what cannot be, such as negative memory."""
+    try:
+        return parse()
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        return Cards(notes=(f"{vendor} GPUs: sysfs could not be understood: {first}",))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.hardware import amd, apple, cpu, intel
 from orchestrator.hardware.cgroup import ROOT, cgroup_limits, parse_membership
+from orchestrator.hardware.facts import assemble
 from orchestrator.hardware.files import Disk, Files, Recorded, cpu_list, number, pairs
+from tests.machines import facts
 
 GIB = 2**30
 
@@ -164,6 +167,16 @@ def test_an_amd_card_that_this_container_may_not_use_is_left_out() -> None:
     files[f"{node}/gpu_id"] = "77"
     (note,) = amd.parse(Recorded(files), (GIB, GIB)).notes
     assert note == "AMD GPU gfx90a: its memory could not be read from sysfs"
+
+
+def test_impossible_figures_of_sysfs_are_a_note() -> None:
+    recorded = facts("desktop-rx7900xt")
+    assert isinstance(recorded.files, Recorded)
+    path = "/sys/class/drm/renderD128/device/mem_info_vram_total"
+    files = Recorded({**recorded.files.texts, path: "-5"})
+    profile = assemble(replace(recorded, files=files))
+    assert profile.gpus == ()
+    assert any("AMD GPUs: sysfs could not be understood" in note for note in profile.notes)
 
 
 def card(**files: str) -> Recorded:
