@@ -124,7 +124,11 @@ def processes(handle: Any) -> list[dict[str, Any]]:
 
 
 def name(pid: int) -> str | None:
-    """The program's name, None where it is another user's or another container's."""
+    """The program's name, None where it is another user's.
+
+    In a container with process numbers of its own the driver still counts the host's: then a name
+    is usually missing, and can be that of another process with the same number.
+    """
     try:
         return str(psutil.Process(pid).name())
     except psutil.Error:
