@@ -26,9 +26,14 @@ class Gpu(Value):
     `compute_capability` is NVIDIA's (major, minor), None for other vendors. `memory_bandwidth` is
     in bytes per second, None where the driver does not tell. `runtime_version` is the newest CUDA
     (or ROCm) that the driver can run. `link` describes the way to the host, such as
-    "PCIe 4.0 x16". `unified` says that its memory is the machine's RAM. `processes` are all that
-    hold its memory now. A MIG slice is a Gpu of its own, with `mig` set and the card's uuid in
+    "PCIe 4.0 x16". `unified` says that its memory is the machine's RAM. `architecture` is AMD's
+    target, such as "gfx942"; `cores` counts Apple's GPU cores. `processes` are all that hold its
+    memory now. A MIG slice is a Gpu of its own, with `mig` set and the card's uuid in
     `parent_uuid`.
+
+    `index` is the driver's own, per vendor and in PCI order, even where a variable such as
+    CUDA_VISIBLE_DEVICES hides or reorders GPUs: the order of `HardwareProfile.gpus` is then the
+    one in which an engine numbers them from 0. Slices are numbered on after the cards.
     """
 
     index: int
@@ -45,6 +50,8 @@ class Gpu(Value):
     mig: bool = False
     parent_uuid: str | None = None
     unified: bool = False
+    architecture: str | None = None
+    cores: int | None = None
     processes: tuple[GpuProcess, ...] = ()
 
 

@@ -1,8 +1,6 @@
-"""Probe parsers on recorded texts, tiers on the documents' table, plans with their reasons."""
+"""The probe of this machine, tiers on the documents' table, plans with their reasons."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,8 +10,7 @@ from engine_launchers.base import EngineName, Launcher
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
 from orchestrator.errors import ConfigError, NoEngineFits
-from orchestrator.hardware import cpu, probe
-from orchestrator.hardware.cgroup import cgroup_limits, parse_membership
+from orchestrator.hardware import probe
 from orchestrator.models.resolve import resolve
 from orchestrator.planning.planner import Wish, make_plan
 from orchestrator.planning.tiers import choose_tier, nominal_gb, parse_tiers
@@ -24,71 +21,6 @@ from orchestrator.startup import decide, refuse_unsupported
 GIB, MIB = 2**30, 2**20
 TIERS = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
 LAUNCHERS: dict[EngineName, Launcher] = {"llama_cpp": load_launcher("llama_cpp")}
-
-
-def cpuinfo(pairs: list[tuple[int, int, int]], flags: str = "avx avx2 avx512f") -> str:
-    """(processor, socket, core) triples as /proc/cpuinfo shows them."""
-    block = "processor\t: {}\nphysical id\t: {}\ncore id\t\t: {}\nflags\t\t: fpu {}\n"
-    return "\n".join(block.format(*triple, flags) for triple in pairs)
-
-
-def test_hyperthreads_are_not_cores_and_affinity_counts() -> None:
-    text = cpuinfo([(0, 0, 0), (1, 0, 1), (2, 0, 0), (3, 0, 1), (4, 1, 0), (5, 1, 0)])
-    assert cpu.physical_cores(text, frozenset(range(6))) == 3
-    assert cpu.physical_cores(text, frozenset({0, 2})) == 1
-    assert cpu.physical_cores("", frozenset({0, 1, 2})) == 3
-    arm = "processor\t: 0\nFeatures\t: fp asimd\n\nprocessor\t: 1\nFeatures\t: fp asimd\n"
-    assert cpu.physical_cores(arm, frozenset({0, 1})) == 2
-    assert cpu.instruction_sets(arm) == ("NEON",)
-    assert cpu.instruction_sets(text) == ("AVX", "AVX2", "AVX-512")
-
-
-def tree(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    return root
-
-
-def test_the_tightest_limit_of_the_whole_chain_counts_v2(tmp_path: Path) -> None:
-    root = tree(
-        tmp_path,
-        {
-            "pod/memory.max": str(4 * GIB),
-            "pod/memory.current": str(3 * GIB),
-            "pod/memory.stat": f"anon 5\ninactive_file {2 * GIB}",
-            "pod/cpu.max": "150000 100000",
-            "pod/box/memory.max": "max",
-            "pod/box/cpu.max": "max 100000",
-        },
-    )
-    limits = cgroup_limits(root, "0::/pod/box\n")
-    assert (limits.cpus, limits.memory_limit, limits.memory_free) == (1.5, 4 * GIB, 3 * GIB)
-
-
-def test_limits_v1(tmp_path: Path) -> None:
-    root = tree(
-        tmp_path,
-        {
-            "cpu/a/cpu.cfs_quota_us": "200000",
-            "cpu/a/cpu.cfs_period_us": "100000",
-            "cpu/a/b/cpu.cfs_quota_us": "-1",
-            "cpu/a/b/cpu.cfs_period_us": "100000",
-            "memory/a/memory.limit_in_bytes": str(2 * GIB),
-            "memory/a/memory.usage_in_bytes": str(GIB),
-            "memory/memory.limit_in_bytes": "9223372036854771712",
-        },
-    )
-    text = "4:memory:/a\n3:cpu,cpuacct:/a/b\n"
-    assert parse_membership(text) == {"memory": "/a", "cpu": "/a/b", "cpuacct": "/a/b"}
-    limits = cgroup_limits(root, text)
-    assert (limits.cpus, limits.memory_limit, limits.memory_free) == (2.0, 2 * GIB, GIB)
-
-
-def test_no_groups_no_limits(tmp_path: Path) -> None:
-    limits = cgroup_limits(tmp_path, "0::/\n")
-    assert (limits.cpus, limits.memory_limit, limits.memory_free) == (None, None, None)
 
 
 def test_this_machine_is_probed() -> None:
