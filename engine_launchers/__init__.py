@@ -6,13 +6,20 @@ from importlib import import_module
 
 from engine_launchers.base import EngineName, Launcher
 
-LAUNCHERS: dict[EngineName, str] = {
+ENGINES: dict[EngineName, str] = {
+    "vllm": "engine_launchers.vllm:VllmLauncher",
     "llama_cpp": "engine_launchers.llama_cpp:LlamaCppLauncher",
+    "pytorch": "engine_launchers.pytorch:PyTorchLauncher",
+}
+
+# Those that this version can install and start; the others are planned for only.
+LAUNCHERS: dict[EngineName, str] = {
+    name: ENGINES[name] for name in ENGINES if name in {"llama_cpp"}
 }
 
 
 def load_launcher(name: EngineName) -> Launcher:
-    """Return the launcher called `name`; KeyError where this version has none."""
-    module, _, cls = LAUNCHERS[name].partition(":")
+    """Return the launcher called `name`; KeyError where there is none."""
+    module, _, cls = ENGINES[name].partition(":")
     launcher: Launcher = getattr(import_module(module), cls)()
     return launcher

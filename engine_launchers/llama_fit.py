@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from engine_launchers import llama_memory
 from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
@@ -136,8 +137,8 @@ def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
     )
 
 
-def _on_cards(layout: Layout, room: _Room, run: Run) -> bool:
-    _, cards = llama_memory.laid_out(layout, run)
+def _on_cards(layout: Layout, room: _Room, wish: Tuning, context: int, gpu_layers: int) -> bool:
+    _, cards = llama_memory.laid_out(layout, _run(room, wish, context, gpu_layers))
     return all(card.total <= limit for card, limit in zip(cards, room.cards, strict=True))
 
 
@@ -182,7 +183,8 @@ def _choose(
     context = wanted
     while context >= least:
         # More layers on the cards leave fewer in RAM: the most that the cards hold decides.
-        some = _most(0, layers - 1, lambda n, c=context: _on_cards(layout, room, at(c, n)))
+        hold = partial(_on_cards, layout, room, wish, context)
+        some = _most(0, layers - 1, hold)
         if some is not None and _fits(layout, room, at(context, some)):
             return at(context, some), ["the rest of the layers stays in RAM, which is slower"]
         if context == least:

@@ -47,6 +47,7 @@ def _lower(value: object) -> object:
 
 Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_lower)]
 Backend = Annotated[Literal["vllm", "llama_cpp", "pytorch"], BeforeValidator(_lower)]
+Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeValidator(_lower)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -80,6 +81,19 @@ class Settings(BaseSettings):
     )
     context: int | None = Field(
         None, ge=64, le=16_777_216, description="Tokens per sequence; unset takes the tier's."
+    )
+    users: int | None = Field(
+        None, ge=1, le=65_536, description="Requests with a full context that must fit at once."
+    )
+    goal: Goal | None = Field(
+        None,
+        description="throughput, latency, quality or memory; unset follows the hardware tier.",
+    )
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="Share of a card that vLLM may take; unset: what is free."
+    )
+    gpu_layers: int | None = Field(
+        None, ge=0, le=10_000, description="Layers on the GPU (llama.cpp); unset: what fits."
     )
     threads: int | None = Field(
         None, ge=1, le=4096, description="Engine threads; unset takes the usable physical cores."

@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from engine_launchers import LAUNCHERS, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
+from orchestrator.advice import wish_of, without_gpus
 from orchestrator.errors import ConfigError, ModelInvalid
 from orchestrator.hardware import probe
 from orchestrator.models.resolve import Resolved, resolve
-from orchestrator.planning.planner import Wish, make_plan
-from orchestrator.planning.tiers import parse_tiers
-from orchestrator.resources import config_path, demo_dir
+from orchestrator.planning.planner import fingerprint, make_plan
+from orchestrator.resources import demo_dir
 from orchestrator.runtimes.process import resident_bytes
 from orchestrator.settings import Settings
+from orchestrator.tables import load_gpus, load_tiers
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ def refuse_unsupported(settings: Settings, launchers: Mapping[EngineName, Launch
             f"TENSOR_PARALLEL_SIZE={settings.tensor_parallel_size}: {able} runs on one device; "
             "unset it or set 1"
         )
+    for name in ("gpu_layers", "gpu_memory_utilization"):
+        if getattr(settings, name) not in (None, 0):
+            raise ConfigError(f"{name}: this version serves from the processor only; unset it")
+    if settings.users not in (None, 1):
+        raise ConfigError(f"users={settings.users}: {able} answers one request at a time; unset it")
     if settings.enable_compile:
         raise ConfigError(
             "ENABLE_COMPILE=1: torch.compile belongs to the pytorch engine, which this version "
@@ -67,28 +71,29 @@ def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None =
     """Probe, read the model, plan. Raises ConfigError, ModelInvalid or NoEngineFits."""
     able = all_launchers() if launchers is None else launchers
     refuse_unsupported(settings, able)
-    model = _servable(resolve(settings.model, demo_dir(), settings.quantization))
-    tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
-    hardware = _with_ours(probe(), settings)
-    if settings.force_cpu:
-        hardware = _without_gpus(hardware)
-    wish = Wish(
-        engine=settings.force_backend,
-        max_model_len=settings.context,
-        threads=settings.threads,
-        force_cpu=settings.force_cpu,
-    )
-    plan = make_plan(model, hardware, tiers, able, wish)
-    changed = Path(model.source).stat().st_mtime_ns
-    return Decision(hardware, plan, wish.fingerprint(model, plan.engine_version, changed), able)
+    models = _servable(resolve(settings.model, demo_dir(), settings.quantization))
+    hardware = machine(settings)
+    why = "force_cpu" if settings.force_cpu else "this version builds llama.cpp for processors"
+    hardware = without_gpus(_with_ours(hardware, settings), why)
+    # The artefact was chosen by the wish already; what it holds is not asked again.
+    wish = wish_of(settings).model_copy(update={"tensor_parallel": None})
+    plan = make_plan(models, hardware, load_tiers(), able, wish, load_gpus())
+    changed = Path(plan.model.source).stat().st_mtime_ns
+    name = fingerprint(wish, plan.model, plan.engine_version, changed)
+    return Decision(hardware, plan, name, able)
 
 
-def _servable(resolved: Resolved) -> ModelSpec:
-    """The first GGUF variant that lies on this machine: this version serves no other."""
+def machine(settings: Settings) -> HardwareProfile:
+    """This machine, with its memory bandwidth: measured once a boot, kept in the data directory."""
+    return probe(bandwidth_cache=settings.data / "cache")
+
+
+def _servable(resolved: Resolved) -> tuple[ModelSpec, ...]:
+    """The GGUF variants that lie on this machine: this version serves no others."""
     ggufs = [each for each in resolved.variants if each.format == "gguf"]
-    for each in ggufs:
-        if not each.source.startswith("hf://"):
-            return each
+    here = tuple(each for each in ggufs if not each.source.startswith("hf://"))
+    if here:
+        return here
     if ggufs:
         address = ggufs[0].source.removeprefix("hf://")
         raise ModelInvalid(
@@ -104,12 +109,3 @@ def _with_ours(hardware: HardwareProfile, settings: Settings) -> HardwareProfile
     ours = resident_bytes(settings.data / "instances")
     available = min(hardware.ram_total, hardware.ram_available + ours)
     return hardware.model_copy(update={"ram_available": available})
-
-
-def _without_gpus(hardware: HardwareProfile) -> HardwareProfile:
-    """The machine as one that has no GPU, with a note that says so."""
-    if not hardware.gpus:
-        return hardware
-    note = f"force_cpu: {hardware.gpu_count} GPUs are not used"
-    notes = (*hardware.notes, note)
-    return hardware.model_copy(update={"gpus": (), "links": (), "notes": notes})

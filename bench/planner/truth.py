@@ -39,7 +39,7 @@ def config_of(facts: Row) -> dict[str, Any]:
     experts = facts.get("experts")
     if isinstance(experts, Mapping):
         names = {"shared": "n_shared_experts"}
-        config.update({names.get(k, k): v for k, v in experts.items() if v is not None})
+        config.update({str(names.get(k, k)): v for k, v in experts.items() if v is not None})
     if facts.get("architecture"):
         config["architectures"] = [facts["architecture"]]
     padded = config.get("litgpt_padded_vocab_size")

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
 from rich.console import Console
 
-from engine_launchers.base import Listen
 from orchestrator import __version__
 from orchestrator.cli import show
 from orchestrator.cli.client import Server, ask, checked, find_server
+from orchestrator.cli.options import (
+    Backend,
+    Config,
+    Context,
+    DataDir,
+    Drain,
+    ForceCpu,
+    Json,
+    Model,
+    Quantization,
+    Threads,
+    out,
+    print_json,
+)
+from orchestrator.cli.planning import plan, probe
 from orchestrator.cli.pull import pull_command
 from orchestrator.cli.serving import Screen
 from orchestrator.errors import ControlUnavailable, EngineRoomError
-from orchestrator.hardware import probe as probe_hardware
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import decide
-from orchestrator.supervision.environments import Environments
 
 app = typer.Typer(
     name="engineroom",
@@ -36,30 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-_EXAMPLE_PORT = 8100  # `plan` has to show one; a launch takes any free port
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="State and logs [~/.local/share/engineroom].", show_default=False),
-]
-Config = Annotated[Path | None, typer.Option(help="A YAML file of settings.")]
-Model = Annotated[str | None, typer.Argument(help="`demo`, or the path of a GGUF file.")]
-Context = Annotated[int | None, typer.Option(help="Tokens per sequence; pins the plan.")]
-Threads = Annotated[int | None, typer.Option(help="Engine threads; pins the plan.")]
-Quantization = Annotated[str | None, typer.Option(help="4bit, 8bit or none.")]
-Backend = Annotated[str | None, typer.Option(help="vllm, llama_cpp or pytorch.")]
-ForceCpu = Annotated[bool | None, typer.Option("--force-cpu", help="Use no GPU.")]
-Drain = Annotated[float | None, typer.Option(help="Seconds for requests in flight.")]
-
-
-def _out() -> Console:
-    return Console()
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 @app.callback(invoke_without_command=True)
@@ -72,52 +58,8 @@ def root(
         raise typer.Exit
 
 
-@app.command()
-def probe(as_json: Json = False) -> None:
-    """Show what this machine offers: GPUs, cores, memory, limits."""
-    profile = probe_hardware()
-    if as_json:
-        _print_json(profile.model_dump(mode="json"))
-    else:
-        show.hardware(_out(), profile)
-
-
-@app.command()
-def plan(
-    model: Model = None,
-    context: Context = None,
-    threads: Threads = None,
-    quantization: Quantization = None,
-    force_backend: Backend = None,
-    force_cpu: ForceCpu = None,
-    data_dir: DataDir = None,
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
-    """Say what would run here, why, with how much memory, and by which command."""
-    settings = load_settings(
-        {
-            "model": model,
-            "context": context,
-            "threads": threads,
-            "quantization": quantization,
-            "force_backend": force_backend,
-            "force_cpu": force_cpu,
-            "data_dir": data_dir,
-        },
-        file=config,
-    )
-    decision = decide(settings)
-    chosen = decision.plan
-    launcher = decision.launchers[chosen.engine]
-    need = launcher.requirement(decision.hardware)
-    python = Environments(settings.engines, os.environ).python(need)
-    spec = launcher.command(chosen, Listen(port=_EXAMPLE_PORT)).with_python(python)
-    if as_json:
-        command = {"argv": list(spec.argv), "injected": list(spec.injected)}
-        _print_json({**chosen.model_dump(mode="json"), "command": command})
-    else:
-        show.plan(_out(), chosen, spec)
+app.command()(probe)
+app.command()(plan)
 
 
 @app.command()
@@ -151,7 +93,7 @@ def serve(
     settings = load_settings(flags, file=config)
     configure(settings.log_level)
     notes = Console(stderr=True)
-    screen = Screen(_out(), notes, as_json, steps=tied)
+    screen = Screen(out(), notes, as_json, steps=tied)
     decision = decide(settings, call.obj)  # the launchers of a caller who brings their own
     screen.begin(decision.plan)
     asyncio.run(serve_forever(settings, decision, screen, tied))
@@ -162,9 +104,9 @@ def ps(data_dir: DataDir = None, as_json: Json = False) -> None:
     """List engines and gateways of the running server."""
     rows = ask(find_server(data_dir), "GET", "/admin/engines")["engines"]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        show.engines(_out(), rows)
+        show.engines(out(), rows)
 
 
 @app.command()
@@ -190,7 +132,7 @@ def logs(
                 checked(answer)
             for line in answer.iter_lines():
                 if as_json:
-                    _print_json({"engine": name, "line": line})
+                    print_json({"engine": name, "line": line})
                 else:
                     sys.stdout.write(line + "\n")
                 sys.stdout.flush()
@@ -227,14 +169,14 @@ def stop(
         return
     body = None if drain_s is None else {"drain_s": drain_s}
     answer = ask(server, "POST", "/admin/shutdown", body)
-    _print_json(answer) if as_json else sys.stdout.write("the server drains and ends\n")
+    print_json(answer) if as_json else sys.stdout.write("the server drains and ends\n")
 
 
 def _order(server: Server, model: str, what: str, drain_s: float | None, as_json: bool) -> None:
     body = None if drain_s is None else {"drain_s": drain_s}
     answer = ask(server, "POST", f"/admin/models/{model}/{what}", body)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         sys.stdout.write(f"{what} of {model} is under way; `engineroom ps` shows it\n")
 
@@ -282,7 +224,7 @@ def _say(client: httpx.Client, body: dict[str, Any], as_json: bool) -> dict[str,
     try:
         if as_json:
             value = checked(client.post(path, json=body))
-            _print_json(value)
+            print_json(value)
             return {"role": "assistant", "content": value["choices"][0]["message"]["content"] or ""}
         with client.stream("POST", path, json=body) as answer:
             if answer.is_error:
@@ -319,7 +261,7 @@ def guarded(main: Callable[[], None]) -> None:
         main()
     except EngineRoomError as error:
         if "--json" in sys.argv:
-            _print_json(error.envelope())
+            print_json(error.envelope())
         sys.stderr.write(f"engineroom: {error.message}\n")
         sys.exit(error.exit_code)
     except OSError as error:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from engine_launchers.base import EnginePlan, LaunchSpec
 from engine_launchers.machine import HardwareProfile
 
 
@@ -17,7 +15,8 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def _pairs() -> Table:
+def pairs() -> Table:
+    """A table of names and values, without lines."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -26,7 +25,7 @@ def _pairs() -> Table:
 
 def hardware(console: Console, profile: HardwareProfile) -> None:
     """The machine."""
-    table = _pairs()
+    table = pairs()
     table.add_row("platform", profile.platform)
     table.add_row("cores", f"{profile.cpu_cores} physical, usable")
     table.add_row("isa", " ".join(profile.isa) or "unknown")
@@ -39,32 +38,6 @@ def hardware(console: Console, profile: HardwareProfile) -> None:
     for note in profile.notes:
         table.add_row("note", f"[dim]{note}[/dim]")
     console.print(table)
-
-
-def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec) -> None:
-    """The plan with its reasons, what was refused, and the exact command."""
-    tuning = chosen.tuning
-    table = _pairs()
-    table.add_row("plan", chosen.id)
-    table.add_row("tier", chosen.tier)
-    table.add_row("engine", f"{chosen.engine} {chosen.engine_version}")
-    model = chosen.model
-    table.add_row("model", f"{model.id}: {model.params / 1e6:,.1f} M weights, {model.quantization}")
-    table.add_row("context", f"{tuning.max_model_len} tokens")
-    table.add_row("threads", str(tuning.threads))
-    for part in chosen.estimate:
-        parts = f"weights {gib(part.weights)}, KV {gib(part.kv)}, compute {gib(part.activations)}"
-        table.add_row(part.device, f"{gib(part.total)}: {parts}, overhead {gib(part.overhead)}")
-    if chosen.expected.tokens_per_second:
-        low, high = chosen.expected.tokens_per_second
-        table.add_row("expected", f"{low:g}-{high:g} tokens/s ({chosen.expected.source})")
-    for reason in chosen.reasons:
-        table.add_row("because", reason)
-    for refused in chosen.rejected:
-        table.add_row("rejected", f"{refused.what}: {refused.why}")
-    console.print(table)
-    console.print("[bold]command[/bold] (the port is chosen at launch)")
-    print_plain(console, "  " + shlex.join(spec.argv))
 
 
 _COLUMNS = ("ID", "STATE", "PID", "UP", "RESTARTS", "RUN", "WAIT", "MODEL", "ENGINE", "URL")

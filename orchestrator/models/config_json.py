@@ -171,8 +171,9 @@ def context(facts: Facts) -> int:
     scaling = facts.mapping("rope_scaling")
     original = scaling.get("original_max_position_embeddings")
     factor = scaling.get("factor")
-    stretched = isinstance(original, int) and 0 < original < 1 << 30 and given <= original
-    if stretched and isinstance(factor, int | float) and 1 <= factor <= 1 << 20:
+    if not isinstance(factor, int | float) or not 1 <= factor <= 1 << 20:
+        return given or 2048
+    if isinstance(original, int) and max(given, 1) <= original < 1 << 30:
         return min(int(original * factor), 1 << 30)
     return given or 2048
 

@@ -38,8 +38,14 @@ class FakeLauncher(LlamaCppLauncher):
     def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
         return EngineRequirement(engine=self.name, version=self.version, packages=(), check=())
 
-    def fit(self, model: ModelSpec, hardware: HardwareProfile, wish: Tuning) -> Fit | Rejection:
-        fit = super().fit(model, hardware, wish)
+    def fit(
+        self,
+        model: ModelSpec,
+        hardware: HardwareProfile,
+        wish: Tuning,
+        pinned: frozenset[str] = frozenset(),
+    ) -> Fit | Rejection:
+        fit = super().fit(model, hardware, wish, pinned)
         if isinstance(fit, Rejection) or self.serial:
             return fit
         tuning = fit.tuning.model_copy(update={"max_concurrency": 16})

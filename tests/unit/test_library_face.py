@@ -234,7 +234,7 @@ def test_errors_come_back_as_the_classes_they_were() -> None:
 
 def test_force_cpu_plans_a_machine_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     roomy = machine(24).model_copy(update={"ram_total": 64 * GIB, "ram_available": 64 * GIB})
-    monkeypatch.setattr(orchestrator.startup, "probe", lambda: roomy)
+    monkeypatch.setattr(orchestrator.startup, "probe", lambda **_: roomy)
     plain, cpu = (decide(load_settings({"force_cpu": on}, {})) for on in (False, True))
     assert (plain.plan.tier, cpu.plan.tier) == ("PROSUMER", "CPU_ONLY")
     assert "force_cpu: 1 GPUs are not used" in cpu.hardware.notes

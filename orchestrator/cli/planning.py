@@ -1,0 +1,152 @@
+"""`engineroom probe` and `engineroom plan`: look, and say what would run. Nothing is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from engine_launchers.base import EnginePlan, LaunchSpec, Listen
+from engine_launchers.machine import HardwareProfile
+from orchestrator.advice import Advisor
+from orchestrator.cli import show, show_plan
+from orchestrator.cli.options import (
+    Backend,
+    Config,
+    Context,
+    DataDir,
+    ForceCpu,
+    Goal,
+    Json,
+    Model,
+    Quantization,
+    Threads,
+    out,
+    print_json,
+)
+from orchestrator.errors import ConfigError
+from orchestrator.models.resolve import resolve
+from orchestrator.planning.hypothetical import machine as imagine
+from orchestrator.resources import demo_dir
+from orchestrator.settings import Settings, load_settings
+from orchestrator.startup import machine
+from orchestrator.supervision.environments import Environments
+from orchestrator.tables import load_gpus
+
+_EXAMPLE_PORT = 8100  # `plan` has to show one; a launch takes any free port
+
+
+def probe(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show what this machine offers: GPUs, cores, memory, limits."""
+    profile = machine(load_settings({"data_dir": data_dir}))
+    if as_json:
+        print_json(profile.model_dump(mode="json"))
+    else:
+        show.hardware(out(), profile)
+
+
+def plan(
+    model: Model = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help='For another machine: "RTX 4090:2"; repeatable.')
+    ] = None,
+    vram_gb: Annotated[float | None, typer.Option(help="Memory of its GPUs, GB each.")] = None,
+    ram_gb: Annotated[float | None, typer.Option(help="Its RAM, GB.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="Its physical cores.")] = None,
+    hardware: Annotated[
+        Path | None, typer.Option(help="Another machine, as `probe --json` printed it.")
+    ] = None,
+    goal: Goal = None,
+    context: Context = None,
+    users: Annotated[
+        int | None, typer.Option(help="Requests with a full context that must fit at once.")
+    ] = None,
+    threads: Threads = None,
+    quantization: Quantization = None,
+    force_backend: Backend = None,
+    force_cpu: ForceCpu = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="GPUs per engine; pins the plan.")
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="Share of a card for vLLM; pins the plan.")
+    ] = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option(help="Layers on the GPU for llama.cpp; pins the plan.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Rank the catalog: what can this machine run?")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Every rejected plan, and what is tried next.")
+    ] = False,
+    data_dir: DataDir = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Say what would run, why, with how much memory, how fast, and by which command.
+
+    A dry run for this machine, or for any other.
+    """
+    flags = {key: value for key, value in locals().items() if key in Settings.model_fields}
+    settings = load_settings(flags, file=config)
+    if everything and model is not None:
+        raise typer.BadParameter("give a model or --all, not both")
+    advisor = Advisor(_machine(settings, gpu or [], vram_gb, ram_gb, cpus, hardware), settings)
+    if everything:
+        lines = advisor.everything()
+        if as_json:
+            print_json([show_plan.line_as_json(line) for line in lines])
+        else:
+            show_plan.ranking(out(), advisor.hardware, lines)
+        return
+    resolved = resolve(settings.model, demo_dir())
+    chosen = advisor.plan_for(resolved)
+    spec = _command(advisor, settings, chosen)
+    if as_json:
+        command = {"argv": list(spec.argv), "env": spec.env, "injected": list(spec.injected)}
+        print_json({**chosen.model_dump(mode="json"), "command": command})
+    else:
+        show_plan.plan(out(), chosen, spec, explain)
+
+
+def _machine(
+    settings: Settings,
+    gpus: list[str],
+    vram_gb: float | None,
+    ram_gb: float | None,
+    cpus: int | None,
+    file: Path | None,
+) -> HardwareProfile:
+    """This machine, one from a file, or one that is only imagined."""
+    base = _read(file) if file else None
+    if not gpus and vram_gb is None:
+        base = base or machine(settings)
+        if ram_gb is None and cpus is None:
+            return base
+    return imagine(load_gpus(), gpus=gpus, vram_gb=vram_gb, ram_gb=ram_gb, cpus=cpus, base=base)
+
+
+def _read(file: Path) -> HardwareProfile:
+    try:
+        return HardwareProfile.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"--hardware {file}: {error.strerror}") from error
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ConfigError(
+            f"--hardware {file}: {place}: {first['msg'].lower()}; give what "
+            "`engineroom probe --json` prints"
+        ) from error
+
+
+def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> LaunchSpec:
+    """The command line, with the interpreter of the engine's environment on this machine."""
+    launcher = advisor.launchers[chosen.engine]
+    need = launcher.requirement(advisor.hardware)
+    python = Environments(settings.engines, os.environ).python(need)
+    return launcher.command(chosen, Listen(port=_EXAMPLE_PORT)).with_python(python)
