@@ -100,7 +100,8 @@ class EnginePlan(Value):
     """One decision: which engine runs which model how, and why.
 
     `pinned` names the fields of `tuning` that a person set: they are never changed by `relax`.
-    `gpus` are indices of the machine's GPUs. `guide` is what the requirement documents promise for
+    `gpus` are indices of the machine's GPUs, `visible` the variables that keep the engine to them.
+    `guide` is what the requirement documents promise for
     the tier. `ladder` says what is tried next when memory runs out all the same, in order. `rung`
     counts how often the plan was relaxed after a failure.
     """
@@ -113,6 +114,7 @@ class EnginePlan(Value):
     tuning: Tuning
     pinned: frozenset[str] = frozenset()
     gpus: tuple[int, ...] = ()
+    visible: dict[str, str] = Field(default_factory=dict)
     runtime: Literal["process"] = "process"
     estimate: tuple[MemoryEstimate, ...] = ()
     expected: Expected = Expected()

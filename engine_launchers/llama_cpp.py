@@ -158,10 +158,7 @@ class LlamaCppLauncher:
             *injected,
             *tuning.extra_args,
         )
-        env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if plan.gpus else {}
-        if plan.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in plan.gpus)
-        return LaunchSpec(argv=argv, env=env, listen=listen, injected=injected)
+        return LaunchSpec(argv=argv, env=plan.visible, listen=listen, injected=injected)
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The first rule that matches, then the exit status.

@@ -85,17 +85,18 @@ def weight_parts(model: ModelSpec) -> WeightParts:
     )
 
 
-def layer_groups(model: ModelSpec) -> tuple[CacheGroup, ...]:
-    """One cache group per layer, kinds spread evenly, as models interleave them."""
-    groups = [group for group in model.cache_groups if group.layers]
+def layer_groups(groups: Sequence[CacheGroup]) -> tuple[int, ...]:
+    """Position in `groups` of each layer's group, spread evenly, as models interleave them."""
+    if len(groups) == 1:
+        return (0,) * groups[0].layers
     taken = [0] * len(groups)
-    order: list[CacheGroup] = []
+    order: list[int] = []
     total = sum(group.layers for group in groups)
     for at in range(1, total + 1):
         behind = [group.layers * at / total - done for group, done in zip(groups, taken)]  # noqa: B905
         next_one = max(range(len(groups)), key=lambda i: behind[i])
         taken[next_one] += 1
-        order.append(groups[next_one])
+        order.append(next_one)
     return tuple(order)
 
 
@@ -160,11 +161,13 @@ class Layout:
     model: ModelSpec
     parts: WeightParts
     groups: tuple[CacheGroup, ...]
+    of_layer: tuple[int, ...]
 
     @classmethod
     def of(cls, model: ModelSpec) -> Layout:
         """Weights and cache of every layer."""
-        return cls(model, weight_parts(model), layer_groups(model))
+        groups = tuple(group for group in model.cache_groups if group.layers)
+        return cls(model, weight_parts(model), groups, layer_groups(groups))
 
     @property
     def layers(self) -> int:
@@ -179,14 +182,14 @@ def buffers(model: ModelSpec, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
 
 def laid_out(layout: Layout, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
     """(host, one per device) of a model that was taken apart before."""
-    model, parts, groups = layout.model, layout.parts, layout.groups
+    model, parts, of_layer = layout.model, layout.parts, layout.of_layer
     where = placement(len(parts.layers), run)
-    cached = {group: layer_cache(group, run) for group in model.cache_groups}
+    cached = [layer_cache(group, run) for group in layout.groups]
     weights = [0.0] * (run.devices + 1)
     kv = [0.0] * (run.devices + 1)
     for layer, size in enumerate(parts.layers):
         weights[where[layer]] += size
-        kv[where[layer]] += cached[groups[layer]] if layer < len(groups) else 0.0
+        kv[where[layer]] += cached[of_layer[layer]] if layer < len(of_layer) else 0.0
     # A tied table is used twice: the host looks tokens up, the device of the output layer owns a
     # copy for the logits.
     weights[-1] += parts.embedding
@@ -223,9 +226,3 @@ def _host_compute(model: ModelSpec, run: Run, pipelined: bool) -> float:
     bytes_of_mask = 2 if run.flash_attention else _F32
     once = step * (hidden * _F32 + context * bytes_of_mask)
     return once * (3 if pipelined else 1)
-
-
-def equal_shares(free: Sequence[int]) -> tuple[float, ...]:
-    """Shares in proportion to what each card has free."""
-    total = sum(free)
-    return tuple(each / total for each in free) if total else ()

@@ -105,10 +105,7 @@ class PyTorchLauncher:
             *adapters,
             *tuning.extra_args,
         )
-        env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if plan.gpus else {}
-        if plan.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in plan.gpus)
-        return LaunchSpec(argv=argv, env=env, listen=listen)
+        return LaunchSpec(argv=argv, env=plan.visible, listen=listen)
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The first rule that matches, then the exit status."""

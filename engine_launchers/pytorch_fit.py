@@ -40,6 +40,8 @@ class Weights:
 def weights(model: ModelSpec, packing: str | None) -> Weights:
     """Bytes in memory of a 16 or 32 bit artefact, packed or not."""
     parts = model.weights
+    if model.quantization == "NF4":
+        return Weights(0.0, float(model.weight_bytes))  # packed already, nothing to offload
     layers = float(sum(parts.layers)) if parts else model.weight_bytes * 0.9
     rest = model.weight_bytes - layers
     if model.quantization == "FP32":
@@ -61,7 +63,7 @@ def fit(
     """Sized for all GPUs of the profile, with the rest of the layers in RAM."""
     if model.format != "safetensors":
         return _no(f"reads safetensors, this is {model.format}; llama_cpp reads it")
-    if model.quantization not in _SIXTEEN:
+    if model.quantization not in _SIXTEEN and model.quantization != "NF4":
         return _no(f"{model.quantization} needs kernels of another engine: vllm")
     packing = wish.quantization if wish.quantization in PACKED_BITS else None
     asked = wish.max_model_len

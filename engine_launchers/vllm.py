@@ -138,10 +138,7 @@ class VllmLauncher:
             *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
             *tuning.extra_args,
         )
-        env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
-        if plan.gpus:
-            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in plan.gpus)
+        env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0", **plan.visible}
         return LaunchSpec(argv=argv, env=env, listen=listen)
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:

@@ -17,6 +17,7 @@ MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the
 _GROUP = 128  # columns of one AWQ or GPTQ scale: a rank's share must be whole groups
 _TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
 _CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
+_AMD = ("gfx90a", "gfx942", "gfx950", "gfx110", "gfx115", "gfx120")
 _SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
 _QUANTIZATIONS = {  # artefact -> lowest compute capability
     "AWQ": (7, 5), "GPTQ": (7, 5), "INT8": (7, 5), "INT4": (7, 5), "FP8": (8, 9),
@@ -52,6 +53,9 @@ def _machine(model: ModelSpec, hardware: HardwareProfile) -> Rejection | None:
     for gpu in hardware.gpus:
         if gpu.vendor in {"apple", "intel"}:
             return _no(f"does not drive {gpu.name}; llama_cpp does")
+        arch = gpu.architecture
+        if gpu.vendor == "amd" and arch and not arch.startswith(_AMD):
+            return _no(f"does not drive {gpu.name} ({arch}); llama_cpp does")
         have = gpu.compute_capability
         if gpu.vendor != "nvidia" or have is None:
             continue

@@ -103,9 +103,10 @@ def candidates(
 
 def card_groups(hardware: HardwareProfile) -> list[tuple[Gpu, ...]]:
     """Cards that can work as ranks of one engine: one kind and size; the freest first."""
-    kinds: dict[tuple[str, float], list[Gpu]] = {}
+    kinds: dict[tuple[str, float, str], list[Gpu]] = {}
     for gpu in hardware.gpus:
-        kinds.setdefault((gpu.name, nominal_gb(gpu.vram_total)), []).append(gpu)
+        alone = gpu.uuid if gpu.mig else ""  # a process sees one MIG slice at a time
+        kinds.setdefault((gpu.name, nominal_gb(gpu.vram_total), alone), []).append(gpu)
     return [tuple(sorted(kind, key=lambda gpu: -gpu.vram_free)) for kind in kinds.values()]
 
 
@@ -154,10 +155,10 @@ def _divisors(number: int) -> list[int]:
 
 def _spread(base: Candidate, hardware: HardwareProfile) -> Iterator[tuple[Candidate, ...]]:
     """All cards together, the best one alone, and none at all."""
-    everything = hardware.gpus
+    everything = () if any(gpu.mig for gpu in hardware.gpus) else hardware.gpus
     if len(everything) > 1:
         yield (replace(base, gpus=everything),)
-    if everything:
-        best = max(everything, key=lambda gpu: (gpu.vram_free, -gpu.index))
+    if hardware.gpus:
+        best = max(hardware.gpus, key=lambda gpu: (gpu.vram_free, -gpu.index))
         yield (replace(base, gpus=(best,)),)
     yield (base,)

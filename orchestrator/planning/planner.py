@@ -17,12 +17,12 @@ from engine_launchers.base import (
     Launcher,
     Rejection,
 )
-from engine_launchers.machine import HardwareProfile
+from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import ladder
 from orchestrator.errors import NoEngineFits
 from orchestrator.planning.candidates import Candidate, Wish, candidates
-from orchestrator.planning.gpus import GpuTable
+from orchestrator.planning.gpus import GpuSpec, GpuTable
 from orchestrator.planning.precision import bits, satisfies
 from orchestrator.planning.ranking import Fitting, passed_over, plan_id, preference, ranked
 from orchestrator.planning.speed import expect
@@ -79,10 +79,11 @@ def make_plan(
         )
         for m in unwanted
     ]
+    known = {gpu.uuid: table.of(gpu) if table else None for gpu in hardware.gpus}
     fitting: list[Fitting] = []
     for each in candidates(variants, hardware, able, wish):
         for candidate in each:
-            found = _ask(candidate, hardware, tier, wish, able[candidate.engine], table)
+            found = _ask(candidate, hardware, tier, wish, able[candidate.engine], known)
             if isinstance(found, Fitting):
                 fitting.append(found)
                 break
@@ -91,12 +92,21 @@ def make_plan(
                 break  # other splits of the same cards hold no more
     if not fitting:
         raise NoEngineFits(_sentence(variants, hardware, wish, rejected))
-    wishes = tier.quantizations(hardware)
+    wishes = _wishes(tier, hardware, variants[0])
     chosen, *others = ranked(fitting, tier, wishes, wish.goal)
     losers = _one_each(chosen, others)
     rejected = list(dict.fromkeys(rejected))
     rejected += [passed_over(item, chosen, tier, wish.goal) for item in losers]
-    return _plan(chosen, losers, launchers[chosen.candidate.engine], tier, wish, hardware, rejected)
+    return _plan(
+        chosen,
+        losers,
+        launchers[chosen.candidate.engine],
+        tier,
+        wish,
+        hardware,
+        rejected,
+        wishes[0],
+    )
 
 
 def _ask(
@@ -105,14 +115,14 @@ def _ask(
     tier: Tier,
     wish: Wish,
     launcher: Launcher,
-    table: GpuTable | None,
+    known: Mapping[str, GpuSpec | None],
 ) -> Fitting | Rejection:
     part = hardware.model_copy(update={"gpus": candidate.gpus})
     tuning = candidate.tuning(tier, wish)
     fit = launcher.fit(candidate.model, part, tuning, wish.pinned() - {"quantization"})
     if isinstance(fit, Rejection):
         return fit.model_copy(update={"what": _name(candidate)})
-    expected = expect(candidate.model, fit.tuning, fit.estimate, part, table, launcher.speed)
+    expected = expect(candidate.model, fit.tuning, fit.estimate, part, known, launcher.speed)
     return Fitting(candidate, fit, expected, tuning.max_model_len or 0)
 
 
@@ -157,6 +167,7 @@ def _plan(
     wish: Wish,
     hardware: HardwareProfile,
     rejected: list[Rejection],
+    own: str,
 ) -> EnginePlan:
     model, tuning = chosen.candidate.model, chosen.fit.tuning
     plan = EnginePlan(
@@ -168,10 +179,11 @@ def _plan(
         tuning=tuning,
         pinned=wish.pinned(),
         gpus=tuple(gpu.index for gpu in chosen.candidate.gpus),
+        visible=_visible(chosen.candidate.gpus),
         estimate=chosen.fit.estimate,
         expected=chosen.expected,
         guide=_guide(tier),
-        reasons=(*_reasons(chosen, tier, wish, hardware), *chosen.fit.reasons),
+        reasons=(*_reasons(chosen, tier, wish, hardware, own), *chosen.fit.reasons),
         rejected=tuple(rejected),
     )
     cause = CrashCause.GPU_OOM if plan.gpus else CrashCause.HOST_OOM
@@ -180,7 +192,9 @@ def _plan(
     return plan.model_copy(update={"ladder": (*steps, *after)})
 
 
-def _reasons(chosen: Fitting, tier: Tier, wish: Wish, hardware: HardwareProfile) -> tuple[str, ...]:
+def _reasons(
+    chosen: Fitting, tier: Tier, wish: Wish, hardware: HardwareProfile, own: str
+) -> tuple[str, ...]:
     told = [f"tier {tier.name}: {_describe(hardware)}"]
     wished = "/".join(tier.quantizations(hardware))
     if wish.engine:
@@ -190,7 +204,9 @@ def _reasons(chosen: Fitting, tier: Tier, wish: Wish, hardware: HardwareProfile)
     if wish.goal:
         told.append(f"goal {wish.goal}: ranked by it among all plans that fit")
     have, wanted = bits(chosen.quantization), bits(tier.quantization)
-    if have != wanted and not wish.goal:
+    if chosen.quantization == own and have < wanted and not wish.goal:
+        told.append(f"precision {own}: the model's own, more bits would add nothing")
+    elif have != wanted and not wish.goal:
         step = "down" if have < wanted else "up"
         told.append(f"precision {chosen.quantization}: a step {step} from the tier's {wished}")
     elif not wish.goal:
@@ -202,6 +218,29 @@ def _reasons(chosen: Fitting, tier: Tier, wish: Wish, hardware: HardwareProfile)
     if stages > 1:
         told.append(f"pipeline parallel {stages}: tensor parallel over all cards does not divide")
     return tuple(told)
+
+
+def _wishes(tier: Tier, hardware: HardwareProfile, original: ModelSpec) -> tuple[str, ...]:
+    """The precisions to be near to: the tier's, or a model's own where it was made in fewer bits.
+
+    The first variant is the original: what was trained in MXFP4 or FP8 gains nothing from 16 bits.
+    """
+    wished = tier.quantizations(hardware)
+    own = original.quantization
+    coarse = original.format == "safetensors" and bits(own) < min(bits(w) for w in wished)
+    return (own, *wished) if coarse else wished
+
+
+def _visible(gpus: Sequence[Gpu]) -> dict[str, str]:
+    """The variable that restricts an engine to its cards; uuids where the driver gives them."""
+    if not gpus or gpus[0].vendor in {"apple", "intel"}:
+        return {}
+    if gpus[0].vendor == "amd":
+        return {"HIP_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)}
+    named = all(gpu.uuid.startswith(("GPU-", "MIG-")) for gpu in gpus)
+    order = {} if named else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    cards = ",".join(gpu.uuid if named else str(gpu.index) for gpu in gpus)
+    return {**order, "CUDA_VISIBLE_DEVICES": cards}
 
 
 def _guide(tier: Tier) -> Expected | None:

@@ -18,7 +18,7 @@ from engine_launchers.base import Expected, MemoryEstimate, SpeedTraits, Tuning
 from engine_launchers.caches import bytes_per_token
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
-from orchestrator.planning.gpus import GpuSpec, GpuTable
+from orchestrator.planning.gpus import GpuSpec
 from orchestrator.planning.precision import precision
 
 PROMPT = 512  # tokens of the prompt that the time to the first token is given for
@@ -46,14 +46,16 @@ def expect(
     tuning: Tuning,
     estimate: tuple[MemoryEstimate, ...],
     hardware: HardwareProfile,
-    table: GpuTable | None,
+    known: Mapping[str, GpuSpec | None],
     traits: SpeedTraits,
 ) -> Expected:
-    """The roofline of one plan; `hardware` holds just the GPUs that it uses.
+    """The roofline of one plan.
+
+    `hardware` holds just the GPUs that it uses, `known` the published figures by uuid.
 
     Unknown cards give an Expected without figures that says so.
     """
-    specs = {f"gpu:{gpu.index}": (gpu, table.of(gpu) if table else None) for gpu in hardware.gpus}
+    specs = {f"gpu:{gpu.index}": (gpu, known.get(gpu.uuid)) for gpu in hardware.gpus}
     unknown = [g.name for g, s in specs.values() if s is None and not g.memory_bandwidth]
     if unknown:
         return Expected(source=f"no published figures for {unknown[0]}")

@@ -236,6 +236,9 @@ def test_force_cpu_plans_a_machine_without_gpus(monkeypatch: pytest.MonkeyPatch)
     roomy = machine(24).model_copy(update={"ram_total": 64 * GIB, "ram_available": 64 * GIB})
     monkeypatch.setattr(orchestrator.startup, "probe", lambda **_: roomy)
     plain, cpu = (decide(load_settings({"force_cpu": on}, {})) for on in (False, True))
-    assert (plain.plan.tier, cpu.plan.tier) == ("PROSUMER", "CPU_ONLY")
+    assert plain.hardware.notes == (
+        "this version builds llama.cpp for processors: 1 GPUs are not used",
+    )
+    assert (plain.plan.gpus, cpu.plan.gpus, cpu.plan.tier) == ((), (), "CPU_ONLY")
     assert "force_cpu: 1 GPUs are not used" in cpu.hardware.notes
     assert plain.fingerprint != cpu.fingerprint
