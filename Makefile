@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check bench docs clean
+.PHONY: serve test test-fast check bench bench-planner docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 
@@ -24,6 +24,11 @@ check: ## style, types, floors
 bench: ## start-up and first-token times of the served demo model
 	@sh tools/setup.sh serve
 	@.venv/bin/python bench/first_token.py
+
+bench-planner: ## the memory model against published figures; ROWS= MODELS= GPUS= files, JSON=1
+	@sh tools/setup.sh test
+	@.venv/bin/python -m bench.planner $(if $(ROWS),--rows $(ROWS)) $(if $(MODELS),--models $(MODELS)) \
+	  $(if $(GPUS),--gpus $(GPUS)) $(if $(JSON),--json) $(if $(DETAIL),--detail)
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve

@@ -215,7 +215,8 @@ def device_overhead(model: ModelSpec) -> float:
     """Bytes beside the buffers of a card: the context, and one matrix unpacked for cuBLAS."""
     if model.weight_bytes >= 1.5 * model.params:
         return float(CUDA_CONTEXT)
-    return CUDA_CONTEXT + 2.0 * model.intermediate * (model.hidden + 2 * UBATCH)
+    wide, hidden = model.intermediate, model.hidden
+    return CUDA_CONTEXT + 2.0 * wide * hidden + UBATCH * (6.0 * wide + 2.0 * hidden)
 
 
 def _host_compute(model: ModelSpec, run: Run, pipelined: bool) -> float:

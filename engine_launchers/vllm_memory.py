@@ -27,11 +27,15 @@ CAPABILITY = (7, 5)  # the oldest NVIDIA generation that it is used on
 # (a table in vLLM's pull request 32558, one 0.27.1 log) give 12 and 14.
 _SAMPLER_SORTING, _SAMPLER_TODAY = 39, 14
 _GRAPHS_INSIDE_SINCE = (0, 21)
-_GRAPHS = 0.5 * GIB  # 0.04 .. 1.15 GiB in recent logs, 0.13 .. 0.72 in V0
+# CUDA graphs: 0.04 .. 1.15 GiB in recent logs. Before 0.16 they grew with the layers: 0.4 GiB for
+# 32 layers on one card; 2.4 for 60 and 3.3 for 80 layers over several.
+_GRAPHS = 0.5 * GIB
+_GRAPHS_PER_LAYER = (0.0125 * GIB, 0.04 * GIB)
 _VISION_ENCODER = 2.6 * GIB  # 2.5 .. 2.7 GiB of profile for vision models of 7B to 72B
 CONTEXT = 0.6 * GIB  # a CUDA context on an idle card: total minus free at start
 _LORA_BUFFERS = 0.2 * GIB
 _BLOCK = 16
+_MXFP4_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,9 @@ def rank_weights(model: ModelSpec, run: Run) -> float:
     table and the last one the output layer.
     """
     parts = model.weights
+    padded = _padding(model)
     if run.pipeline_parallel == 1 or parts is None or not parts.layers:
-        whole = model.weight_bytes / run.pipeline_parallel
+        whole = (model.weight_bytes + padded) / run.pipeline_parallel
         return whole / run.tensor_parallel
     per_stage = math.ceil(len(parts.layers) / run.pipeline_parallel)
     stages = [
@@ -119,7 +124,15 @@ def rank_weights(model: ModelSpec, run: Run) -> float:
     ]
     stages[0] += parts.embedding
     stages[-1] += parts.other + (parts.output or parts.embedding)
-    return max(stages) / run.tensor_parallel
+    return (max(stages) + padded / run.pipeline_parallel) / run.tensor_parallel
+
+
+def _padding(model: ModelSpec) -> float:
+    """Bytes by which MXFP4 experts grow: their width is filled up to a multiple of 256."""
+    if model.quantization != "MXFP4" or model.weights is None or not model.intermediate:
+        return 0.0
+    wide = math.ceil(model.intermediate / _MXFP4_WIDTH) * _MXFP4_WIDTH
+    return model.weights.experts * (wide / model.intermediate - 1)
 
 
 def activation_peak(model: ModelSpec, run: Run, total: float, a100: bool = False) -> float:
@@ -127,6 +140,8 @@ def activation_peak(model: ModelSpec, run: Run, total: float, a100: bool = False
     seqs, step = defaults(run, total, a100)
     per_row = _SAMPLER_SORTING if run.version < (0, 16) else _SAMPLER_TODAY
     sampler = per_row * seqs * model.vocab
+    if run.v1 and run.version < (0, 8):
+        sampler = 0  # the first releases of that core warmed the sampler up later
     if not run.v1 and (0, 6) <= run.version < (0, 7) and (run.max_model_len or 0) > 32768:
         sampler = 0  # 0.6 did not profile the sampler with chunked prompts
     width = model.intermediate / run.tensor_parallel
@@ -167,7 +182,7 @@ def budget(
     held += _LORA_BUFFERS if run.lora and weights is None else 0.0
     peak = activation_peak(model, run, total, a100)
     rest = non_torch(run)
-    graphs = 0.0 if run.eager else _GRAPHS
+    graphs = 0.0 if run.eager else _graphs(model, run)
     inside = graphs if run.version >= _GRAPHS_INSIDE_SINCE else 0.0
     outside = CONTEXT + graphs - inside
     return Budget(
@@ -180,6 +195,12 @@ def budget(
         kv=requested - held - peak - rest - inside,
         outside=outside,
     )
+
+
+def _graphs(model: ModelSpec, run: Run) -> float:
+    if run.version >= (0, 16):
+        return _GRAPHS
+    return model.layers * _GRAPHS_PER_LAYER[run.tensor_parallel > 1]
 
 
 @dataclass(frozen=True)
@@ -240,3 +261,29 @@ def request_bytes(model: ModelSpec, run: Run, tokens: int, step: int = 2048) -> 
     ranks = run.tensor_parallel
     whole = sequence_bytes(model, tokens, run.kv_cache_dtype, ranks, step, windows=run.v1)
     return whole / run.pipeline_parallel
+
+
+def refusal(
+    model: ModelSpec, run: Run, kv: float, total: float | None = None, a100: bool = False
+) -> str:
+    """Why a run with `kv` bytes of cache on its tightest rank cannot start; empty where it can.
+
+    `total` is torch's size of the card, None where it is not known.
+    """
+    context = run.max_model_len or model.context_max
+    seqs, step = defaults(run, total or 0, a100)
+    need = request_bytes(model, run, context, step)
+    if kv < need:
+        return (
+            f"one request of {context} tokens needs {need / GIB:.2f} GiB, {kv / GIB:.2f} are left"
+        )
+    pool = state_pool(model, run)
+    if pool is not None and seqs > pool.blocks(kv):
+        return f"{seqs} sequences, {pool.blocks(kv)} state blocks"
+    if total is None:
+        return ""
+    outside = budget(model, run, total, a100=a100).outside
+    share = run.utilization or default_utilization(run.version)
+    if total * (1 - share) < outside - CONTEXT / 2:
+        return f"a share of {share} leaves less than the {outside / GIB:.2f} GiB that lie beside it"
+    return ""

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from orchestrator.planning.gpus import parse_gpus
 from rich.console import Console
 from rich.table import Table
 
 from bench.planner import truth
 from bench.planner.measure import Judged, judge
 from bench.planner.names import Facts
+from orchestrator.models.resolve import load_catalog
+from orchestrator.planning.gpus import parse_gpus
 from orchestrator.resources import config_path
 
 DATA = Path(__file__).with_name("data")
@@ -166,7 +167,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--detail", action="store_true", help="one line per row")
     given = parser.parse_args()
-    facts = Facts(truth.read_jsonl(given.models))
+    catalog = load_catalog()
+    known = {name: catalog.variants(name) for name in catalog.names()}
+    facts = Facts(truth.read_jsonl(given.models), known)
     table = parse_gpus(yaml.safe_load(config_path("gpus.yaml").read_text()))
     cards = truth.Cards(truth.read_jsonl(given.gpus), table)
     judged = [each for row in truth.read_jsonl(given.rows) if (each := judge(row, facts, cards))]

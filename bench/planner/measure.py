@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from bench.planner import truth
 from bench.planner.baselines import APPLIES, RULES, Claim, Situation
 from bench.planner.names import Facts, Row
 from engine_launchers import llama_memory, vllm_memory
+from engine_launchers.base import MemoryEstimate, Tuning
+from engine_launchers.llama_cpp import LlamaCppLauncher
+from engine_launchers.machine import Gpu, HardwareProfile
+from engine_launchers.model import ModelSpec
+from orchestrator.planning.speed import expect
 
 GIB, MIB = 2**30, 2**20
 
@@ -79,8 +83,7 @@ def _vllm(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
         out.refused, out.why = True, "free memory at the start is less than the share asked for"
     known = truth.subject(row, facts)
     if known is None:
-        out.why = out.why or "model or precision not known"
-        return out
+        return _by_need(out, row, truth.shape(row, facts), run)
     card = cards.spec(row)
     if card and card.compute_capability and card.compute_capability < vllm_memory.CAPABILITY:
         out.refused, out.why = True, "compute capability below 7.5"
@@ -93,6 +96,7 @@ def _vllm(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
             sized = vllm_memory.rank_weights(known.sized, run)
             out.errors["weights_bytes_pct"] = abs(sized / GIB - weights) / weights * 100
     model = known.sized or known.from_config
+    run = replace(run, max_model_len=run.max_model_len or model.context_max)
     if total is not None:
         budget = vllm_memory.budget(model, run, total, a100=a100)
         _vllm_figures(out, row, model, run, total, a100)
@@ -103,7 +107,7 @@ def _vllm(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
         out.why = out.why or "card not known"
         return out
     if out.refused is None:
-        out.why = _vllm_refusal(model, run, kv, total, a100)
+        out.why = vllm_memory.refusal(model, run, kv, total, a100)
         out.refused = bool(out.why)
     context = run.max_model_len or model.context_max
     cards_used = run.tensor_parallel * run.pipeline_parallel
@@ -115,10 +119,20 @@ def _vllm(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
     return out
 
 
+def _by_need(out: Judged, row: Row, model: ModelSpec | None, run: vllm_memory.Run) -> Judged:
+    """Where the precision is not stated, the shape still says what a request needs."""
+    kv = row["observed"].get("kv_cache_gib")
+    if out.refused is None and model is not None and kv:
+        out.why = vllm_memory.refusal(model, run, kv * GIB)
+        out.refused = bool(out.why)
+    out.why = out.why or "model or precision not known"
+    return out
+
+
 def _vllm_figures(
     out: Judged,
     row: Row,
-    model: Any,
+    model: ModelSpec,
     run: vllm_memory.Run,
     total: float,
     a100: bool,
@@ -144,26 +158,6 @@ def _vllm_figures(
         out.total = weights + peak + rest
         out.errors["total_gib"] = abs(ours - out.total)
         out.errors["total_pct"] = abs(ours - out.total) / out.total * 100
-
-
-def _vllm_refusal(
-    model: Any, run: vllm_memory.Run, kv: float, total: float | None, a100: bool
-) -> str:
-    """Why this run cannot start; empty where it can."""
-    context = run.max_model_len or model.context_max
-    seqs, step = vllm_memory.defaults(run, total or 0, a100)
-    need = vllm_memory.request_bytes(model, run, context, step)
-    if kv < need:
-        return (
-            f"one request of {context} tokens needs {need / GIB:.2f} GiB, {kv / GIB:.2f} are left"
-        )
-    pool = vllm_memory.state_pool(model, run)
-    if pool is not None and seqs > pool.blocks(kv):
-        return f"{seqs} sequences, {pool.blocks(kv)} blocks"
-    share = run.utilization or vllm_memory.default_utilization(run.version)
-    if total is not None and run.v1 and total * share > total - vllm_memory.CONTEXT * 0.5:
-        return f"a share of {share} leaves no room for the CUDA context"
-    return ""
 
 
 def _torch_total(row: Row, cards: truth.Cards) -> float | None:
@@ -199,12 +193,15 @@ def _llama(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
     )
     host, gpus = llama_memory.buffers(model, run)
     _llama_figures(out, row, host, gpus)
+    _llama_speed(out, row, model, run, (*gpus, host), cards)
     held = max((g.total for g in gpus), default=host.total)
     limit = cards.stated_free(row)
     reported = cards.reported(row) if devices else None
     if limit is None and reported is not None:
         limit = llama_memory.visible_total(reported)
-    if limit is not None:
+    if limit is not None and row["n_gpu_layers"] is None and devices and held > limit:
+        out.why = "does not fit whole; how many layers were offloaded is not stated"
+    elif limit is not None:
         beside = llama_memory.device_overhead(model) if devices else llama_memory.HOST_OVERHEAD
         need = held + beside
         out.refused = need > limit
@@ -243,6 +240,41 @@ def _llama_figures(
         out.total = whole / 1024
         out.errors["total_pct"] = abs(ours - whole) / whole * 100
         out.errors["total_gib"] = abs(ours - whole) / 1024
+
+
+def _llama_speed(
+    out: Judged,
+    row: Row,
+    model: ModelSpec,
+    run: llama_memory.Run,
+    held: tuple[llama_memory.Buffers, ...],
+    cards: truth.Cards,
+) -> None:
+    """Error of the expected decode rate, for cards whose figures are published."""
+    seen, spec = row["observed"].get("tokens_per_s"), cards.spec(row)
+    if not seen or spec is None or not run.devices or run.gpu_layers >= 0:
+        return
+    size = int(spec.memory_gb * GIB)
+    gpus = tuple(
+        Gpu(index=i, uuid=str(i), name=spec.name, vendor=spec.vendor, vram_total=size,
+            vram_free=size, unified=spec.unified)
+        for i in range(run.devices)
+    )  # fmt: skip
+    machine = HardwareProfile(
+        gpus=gpus, ram_total=2**40, ram_available=2**40, cpu_cores=8, platform="linux-x86_64"
+    )
+    estimate = tuple(
+        MemoryEstimate(
+            device=f"gpu:{i}" if i < run.devices else "ram",
+            weights=int(part.weights), kv=int(part.kv), activations=0, overhead=0,
+        )
+        for i, part in enumerate(held)
+    )  # fmt: skip
+    traits = LlamaCppLauncher.speed
+    known = {gpu.uuid: spec for gpu in gpus}
+    rate = expect(model, Tuning(), estimate, machine, known, traits).tokens_per_second
+    if rate:
+        out.errors["tokens_per_s_pct"] = abs(sum(rate) / 2 - seen) / seen * 100
 
 
 def _sum(buffers: dict[str, float] | None, on_device: bool) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from engine_launchers.model import ModelSpec
 
 Row = Mapping[str, Any]
 
@@ -43,8 +45,9 @@ def key(name: str) -> str:
 class Facts:
     """Model shapes by name; entries of one model, and of one shape, complete each other."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], catalog: Mapping[str, Sequence[ModelSpec]]) -> None:
         listed = list(rows)
+        self._catalog = {key(name): specs for name, specs in catalog.items()}
         self._exact = {row["id"].lower(): row for row in listed}
         self._merged: dict[str, dict[str, Any]] = {}
         for row in listed:
@@ -65,6 +68,13 @@ class Facts:
         for field in ("safetensors_total_bytes", "quantization_config"):
             own.setdefault(field, None)  # of this artefact, or of none
         return {**merged, **own, "extra": merged.get("extra", {})}
+
+    def listed(self, name: str, quantization: str) -> ModelSpec | None:
+        """The artefact of our own catalog, for a model that the facts do not have."""
+        same = {"FP16": "BF16", "F16": "FP16"}
+        wanted = {quantization, same.get(quantization, quantization)}
+        specs = self._catalog.get(key(name), ())
+        return next((spec for spec in specs if spec.quantization in wanted), None)
 
     def _base(self, wanted: str) -> dict[str, Any] | None:
         """The model that a fine-tune was made of: all its words stand in the wanted name."""

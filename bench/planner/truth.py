@@ -77,8 +77,11 @@ def subject(row: Row, facts: Facts) -> Subject | None:
     """The model that a row ran, None where shape or precision are not known."""
     known = facts.find(row["model"])
     precision = quantization(row)
-    if known is None or precision is None:
+    if precision is None:
         return None
+    if known is None:
+        found = facts.listed(row["model"], precision)
+        return Subject(found, None) if found else None
     is_gguf = not row["engine"].startswith(("vllm", "aphrodite"))
     config = config_of(known)
     size = known.get("safetensors_total_bytes")
@@ -98,6 +101,23 @@ def subject(row: Row, facts: Facts) -> Subject | None:
     if sized and sized.weight_bytes > 1.5 * plain.weight_bytes:
         sized = None  # the repository holds its weights twice
     return Subject(plain, sized)
+
+
+def shape(row: Row, facts: Facts) -> ModelSpec | None:
+    """The row's model where only its shape is known."""
+    known = facts.find(row["model"])
+    if known is None:
+        return None
+    config = config_of(known)
+    config.pop("quantization_config", None)
+    size = known.get("safetensors_total_bytes") or 1
+    try:
+        return spec_from_config(
+            config, model_id=row["model"], source="/published", quantization="BF16",
+            weight_bytes=size,
+        )  # fmt: skip
+    except EngineRoomError:
+        return None
 
 
 def version(row: Row) -> tuple[tuple[int, int], bool]:

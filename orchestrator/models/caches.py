@@ -44,6 +44,8 @@ def _attention(facts: Facts, kind: str, layers: int) -> CacheGroup:
         latent = facts.number("kv_lora_rank") + facts.number("qk_rope_head_dim")
         return CacheGroup(layers=layers, kind="latent", latent_dim=latent)
     heads, dim = facts.kv_heads, facts.head_dim
+    if facts.architecture.startswith("DeepseekV4"):  # one vector is key and value at once
+        return CacheGroup(layers=layers, kind="latent", latent_dim=heads * dim)
     if kind == "full":
         dim = facts.number("global_head_dim") or dim
         heads = facts.number("num_global_key_value_heads") or heads

@@ -135,6 +135,10 @@ def _configured(scheme: Scheme, name: str, config: Mapping[str, Any]) -> Scheme:
         value = config.get(key)
         if isinstance(value, list):
             listed += [str(each)[:256] for each in value[:4096]]
+    if name == "NVFP4" and not listed:
+        # Published NVFP4 checkpoints whose size is known (Qwen3.8-27B, Gemma-4-31B) keep their
+        # self-attention in 16 bit, though the config that was seen of them does not say so.
+        listed = ["self_attn"]
     return Scheme(scheme.bits, scheme.group, scheme.group_bits, scheme.experts_only, tuple(listed))
 
 
