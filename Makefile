@@ -26,7 +26,7 @@ bench: ## start-up and first-token times of the served demo model
 	@.venv/bin/python bench/first_token.py
 
 bench-planner: ## the memory model against published figures; ROWS= MODELS= GPUS= files, JSON=1
-	@sh tools/setup.sh test
+	@sh tools/setup.sh test >&2
 	@.venv/bin/python -m bench.planner $(if $(ROWS),--rows $(ROWS)) $(if $(MODELS),--models $(MODELS)) \
 	  $(if $(GPUS),--gpus $(GPUS)) $(if $(JSON),--json) $(if $(DETAIL),--detail)
 
