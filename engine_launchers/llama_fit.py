@@ -47,6 +47,10 @@ def fit(
         why = f"context {asked} was asked for, the model has {model.context_max}"
         return Rejection(what=name, why=why, need=asked, have=model.context_max, unit="tokens")
     wanted = min(asked or model.context_max, model.context_max)
+    used = _usable(model, hardware)
+    if hardware.gpus and not used:
+        return _no_card(name, model, hardware)
+    hardware = hardware.model_copy(update={"gpus": tuple(hardware.gpus[at] for at in used)})
     room = _room(model, hardware)
     layout = Layout.of(model)
     layers = layout.layers
@@ -58,7 +62,7 @@ def fit(
     if run.context < wanted:
         reasons.append(f"context {run.context}: more does not fit, {wanted} tokens wished")
     if hardware.gpus:
-        on_card = layers if run.gpu_layers < 0 else run.gpu_layers
+        on_card = layers if run.gpu_layers < 0 else min(run.gpu_layers, layers)
         reasons.append(f"{on_card} of {layers} layers on the GPU: computed from what is free")
     threads = wish.threads or hardware.cpu_cores
     reasons.append(f"threads {threads}: usable physical cores are {hardware.cpu_cores}")
@@ -80,7 +84,7 @@ def fit(
     )
     return Fit(
         tuning=tuning,
-        gpus=tuple(range(len(hardware.gpus))),
+        gpus=used,
         estimate=estimates(model, hardware, run),
         reasons=tuple(reasons),
     )
@@ -114,6 +118,19 @@ def estimates(model: ModelSpec, hardware: HardwareProfile, run: Run) -> tuple[Me
         ),
         ram,
     )
+
+
+def _usable(model: ModelSpec, hardware: HardwareProfile) -> tuple[int, ...]:
+    """Positions of the cards that have room beside what the engine takes of each."""
+    beside = llama_memory.device_overhead(model)
+    return tuple(at for at, gpu in enumerate(hardware.gpus) if gpu.vram_free * _VRAM_SHARE > beside)
+
+
+def _no_card(name: str, model: ModelSpec, hardware: HardwareProfile) -> Rejection:
+    freest = max(hardware.gpus, key=lambda gpu: gpu.vram_free)
+    need, have = llama_memory.device_overhead(model), freest.vram_free * _VRAM_SHARE
+    why = f"takes {gib(need)} of a GPU before any layer, {gib(have)} of {freest.name} may be used"
+    return Rejection(what=name, why=why, need=need, have=have, unit="bytes")
 
 
 def _room(model: ModelSpec, hardware: HardwareProfile) -> _Room:
@@ -174,8 +191,7 @@ def _choose(
         found = longest(0, least)
         return None if found is None else (found, [])
     if "gpu_layers" in pinned and wish.gpu_layers is not None:
-        held = -1 if wish.gpu_layers >= layers else wish.gpu_layers
-        found = longest(held, least)
+        found = longest(wish.gpu_layers, least)
         return None if found is None else (found, [f"{wish.gpu_layers} layers were asked for"])
     whole = longest(-1, max(least, min(_GOOD_CONTEXT, wanted)))
     if whole is not None:

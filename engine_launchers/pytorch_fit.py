@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
-from engine_launchers.caches import longest_context, sequence_bytes
-from engine_launchers.machine import HardwareProfile
+from engine_launchers.caches import sequence_bytes
+from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import gib
 
@@ -75,23 +75,36 @@ def fit(
     wanted = min(asked or model.context_max, model.context_max)
     held = weights(model, packing)
     seqs = wish.max_concurrency or 1
-    cards = [max(0.0, gpu.vram_free * _SHARE - _GPU_OVERHEAD) for gpu in hardware.gpus]
+    used = tuple(at for at, gpu in enumerate(hardware.gpus) if _card(gpu) > 0)
+    if hardware.gpus and not used:
+        freest = max(hardware.gpus, key=lambda gpu: gpu.vram_free)
+        return _no(
+            f"takes {gib(_GPU_OVERHEAD)} of a GPU before any weight, {gib(freest.vram_free)} of "
+            f"{freest.name} are free",
+            _GPU_OVERHEAD, freest.vram_free, "bytes",
+        )  # fmt: skip
+    hardware = hardware.model_copy(update={"gpus": tuple(hardware.gpus[at] for at in used)})
+    cards = [_card(gpu) for gpu in hardware.gpus]
     host = hardware.ram_available * _SHARE - _HOST_OVERHEAD
+    if host < 0:
+        return _no(
+            f"its process takes {gib(_HOST_OVERHEAD)} of RAM, {gib(hardware.ram_available)} are "
+            "available",
+            _HOST_OVERHEAD, hardware.ram_available, "bytes",
+        )  # fmt: skip
     room = sum(cards) if cards else host
     least = wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted)
     users = seqs if "max_concurrency" in pinned else 1
-    offload = _offload(model, held, room, host, least, bool(cards), packing)
+    places = max(1, len(cards))  # a prompt passes through every card
+    offload = _offload(model, held, room, host, least, users, len(cards), packing)
     if offload is None:
-        need = held.total + peak(model, least, 1) + sequence_bytes(model, least)
+        need = held.total + _working(model, least, users, places)
         what = packing or model.quantization
         return _no(
             f"{what} needs {gib(need)}, {gib(max(0.0, room))} may be used", need, room, "bytes"
         )
     left = room - (held.total - offload)
-    context = longest_context(model, left - peak(model, wanted, 1), wanted, None, 1, 0, users)
-    if context < wanted:
-        tighter = longest_context(model, left - peak(model, least, 1), wanted, None, 1, 0, users)
-        context = max(context, min(tighter, max(least, wanted // 2)))
+    context = _longest(model, left, wanted, users, places)
     if context < least:
         return _no(
             f"{gib(max(0.0, left))} are left for the cache: {context} tokens, {least} wanted",
@@ -101,8 +114,8 @@ def fit(
     if offload:
         reasons.append(f"{gib(offload)} of the layers stay in RAM, which is slow")
     if "max_concurrency" not in pinned:
-        each = sequence_bytes(model, min(context, 1024)) + 4.0 * model.vocab
-        spare = left - peak(model, context, 1) - sequence_bytes(model, context)
+        each = sequence_bytes(model, min(context, 1024)) + 4.0 * model.vocab * places
+        spare = left - _working(model, context, 1, places)
         seqs = max(1, min(seqs, 1 + int(max(0.0, spare) // max(1.0, each))))
     old = any(g.compute_capability and g.compute_capability < (8, 0) for g in hardware.gpus)
     tuning = wish.model_copy(
@@ -120,13 +133,35 @@ def fit(
             "flash_attention": None,
         }
     )
-    estimate = _estimate(model, hardware, held, offload, context, seqs, cards)
+    estimate = _estimate(model, hardware, held, offload, context, (seqs, users), cards)
     return Fit(
         tuning=tuning,
-        gpus=tuple(range(len(hardware.gpus))),
+        gpus=used,
         estimate=estimate,
         reasons=tuple(reasons),
     )
+
+
+def _card(gpu: Gpu) -> float:
+    """Bytes of a card for weights, cache and activations."""
+    return gpu.vram_free * _SHARE - _GPU_OVERHEAD
+
+
+def _working(model: ModelSpec, context: int, users: int, places: int) -> float:
+    """Bytes beside the weights: `users` caches of `context`, activations on each of `places`."""
+    return users * sequence_bytes(model, context) + places * peak(model, context, users)
+
+
+def _longest(model: ModelSpec, room: float, limit: int, users: int, places: int) -> int:
+    """Tokens, at most `limit`, that each of `users` can have in `room` bytes."""
+    if _working(model, limit, users, places) <= room:
+        return limit
+    low, high = 0, limit - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = _working(model, middle, users, places) <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def _offload(
@@ -135,14 +170,15 @@ def _offload(
     room: float,
     host: float,
     least: int,
-    on_cards: bool,
+    users: int,
+    cards: int,
     packing: str | None,
 ) -> float | None:
     """Bytes of layers that have to stay in RAM; None where that does not help."""
-    over = held.total + peak(model, least, 1) + sequence_bytes(model, least) - room
+    over = held.total + _working(model, least, users, max(1, cards)) - room
     if over <= 0:
         return 0.0
-    if not on_cards or packing or over > held.layers or over > host:
+    if not cards or packing or over > held.layers or over > host:
         return None
     return over
 
@@ -153,10 +189,13 @@ def _estimate(
     held: Weights,
     offload: float,
     context: int,
-    seqs: int,
+    requests: tuple[int, int],
     cards: list[float],
 ) -> tuple[MemoryEstimate, ...]:
-    kv = sequence_bytes(model, context) + (seqs - 1) * sequence_bytes(model, min(context, 1024))
+    """`requests` are all that run at once, and how many of them have a full context."""
+    seqs, full = requests
+    short = sequence_bytes(model, min(context, 1024))
+    kv = full * sequence_bytes(model, context) + (seqs - full) * short
     top = peak(model, context, seqs)
     ram = {"capacity": hardware.ram_total, "others": hardware.ram_total - hardware.ram_available}
     if not cards:
@@ -166,19 +205,20 @@ def _estimate(
                 overhead=int(_HOST_OVERHEAD), **ram,
             ),
         )  # fmt: skip
-    share = [card / sum(cards) if sum(cards) else 0.0 for card in cards]
+    beside = [max(0.0, card - top) for card in cards]
+    share = [each / sum(beside) if sum(beside) else 0.0 for each in beside]
     on_gpu = held.total - offload
     devices = tuple(
         MemoryEstimate(
             device=f"gpu:{gpu.index}",
             weights=int(on_gpu * part),
             kv=int(kv * part),
-            activations=int(top if at == 0 else 0),
+            activations=int(top if part else 0),
             overhead=int(_GPU_OVERHEAD),
             capacity=gpu.vram_total,
             others=gpu.vram_total - gpu.vram_free,
         )
-        for at, (gpu, part) in enumerate(zip(hardware.gpus, share, strict=True))
+        for gpu, part in zip(hardware.gpus, share, strict=True)
     )
     host = MemoryEstimate(
         device="ram", weights=int(offload), kv=0, activations=0, overhead=int(_HOST_OVERHEAD), **ram

@@ -36,6 +36,12 @@ def fit(
         return refused
     if not hardware.gpus:
         return _on_cpu(model, hardware, wish, pinned)
+    if hardware.ram_available < _CPU_OVERHEAD:
+        return _no(
+            f"its processes take {gib(_CPU_OVERHEAD)} of RAM, {gib(hardware.ram_available)} are "
+            "available",
+            _CPU_OVERHEAD, hardware.ram_available, "bytes",
+        )  # fmt: skip
     return _on_gpus(model, hardware, wish, pinned)
 
 

@@ -63,7 +63,7 @@ class Candidate:
             gpu_memory_fraction=wish.gpu_memory_fraction or tier.gpu_memory_utilization,
             gpu_layers=wish.gpu_layers,
             flash_attention=True if self.gpus else None,
-            tensor_parallel=self.tensor_parallel if splits else None,
+            tensor_parallel=self.tensor_parallel if splits else wish.tensor_parallel,
             pipeline_parallel=self.pipeline_parallel if splits else None,
             replicas=self.replicas if self.replicas > 1 else None,
             dtype=_dtype(tier, self.model),

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from engine_launchers.base import (
     CrashCause,
     EngineName,
     EnginePlan,
     Expected,
+    Fit,
     Launcher,
     Rejection,
 )
@@ -23,6 +25,7 @@ from engine_launchers.relaxing import ladder
 from orchestrator.errors import NoEngineFits
 from orchestrator.planning.candidates import Candidate, Wish, candidates
 from orchestrator.planning.gpus import GpuSpec, GpuTable
+from orchestrator.planning.pins import keeping
 from orchestrator.planning.precision import bits, satisfies
 from orchestrator.planning.ranking import Fitting, passed_over, plan_id, preference, ranked
 from orchestrator.planning.speed import expect
@@ -120,8 +123,13 @@ def _ask(
     part = hardware.model_copy(update={"gpus": candidate.gpus})
     tuning = candidate.tuning(tier, wish)
     fit = launcher.fit(candidate.model, part, tuning, wish.pinned() - {"quantization"})
+    if isinstance(fit, Fit):
+        fit = keeping(fit, wish, candidate.engine)
     if isinstance(fit, Rejection):
         return fit.model_copy(update={"what": _name(candidate)})
+    if len(fit.gpus) < len(candidate.gpus):
+        candidate = replace(candidate, gpus=tuple(candidate.gpus[at] for at in fit.gpus))
+        part = hardware.model_copy(update={"gpus": candidate.gpus})
     expected = expect(candidate.model, fit.tuning, fit.estimate, part, known, launcher.speed)
     return Fitting(candidate, fit, expected, tuning.max_model_len or 0)
 
