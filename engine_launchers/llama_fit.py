@@ -237,6 +237,12 @@ def _refusal(
         need, have, where = host.total, room.host, "of RAM"
     else:
         need, have, where = host.total, room.host + sum(room.cards), "of RAM and GPU memory"
+    if "gpu_layers" in pinned and room.cards and wish.gpu_layers:
+        _, cards = llama_memory.laid_out(layout, _run(room, wish, least, wish.gpu_layers))
+        over = max(range(len(cards)), key=lambda at: cards[at].total - room.cards[at])
+        if cards[over].total > room.cards[over]:
+            need, have = cards[over].total, room.cards[over]
+            where = f"of a GPU for {wish.gpu_layers} layers"
     shortest = "" if least == wanted else " at the shortest context"
     advice = ""
     if "max_model_len" in pinned:
@@ -244,8 +250,11 @@ def _refusal(
         found = _choose(layout, room, wish, wanted, min(MIN_CONTEXT, wanted), free)
         if found is not None:
             advice = f"; context {found[0].context} would fit"
-    elif "gpu_layers" in pinned:
-        advice = "; fewer layers on the GPU may fit"
+    if "gpu_layers" in pinned and wish.gpu_layers and room.cards:
+        free = pinned - {"gpu_layers"}
+        found = _choose(layout, room, wish, wanted, least, free)
+        if found is not None and found[0].gpu_layers >= 0:
+            advice += f"; {found[0].gpu_layers} layers on the GPU would fit"
     why = (
         f"{model.quantization} needs {gib(need)} {where}{shortest} ({least} tokens), "
         f"{gib(max(0.0, have))} may be used{advice}"

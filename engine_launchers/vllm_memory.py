@@ -176,7 +176,7 @@ def budget(
 
     `weights` replaces the computed bytes per rank where they are known.
     """
-    share = run.utilization or default_utilization(run.version)
+    share = default_utilization(run.version) if run.utilization is None else run.utilization
     requested = total * share
     held = rank_weights(model, run) if weights is None else weights
     held += _LORA_BUFFERS if run.lora and weights is None else 0.0
@@ -283,7 +283,7 @@ def refusal(
     if total is None:
         return ""
     outside = budget(model, run, total, a100=a100).outside
-    share = run.utilization or default_utilization(run.version)
+    share = default_utilization(run.version) if run.utilization is None else run.utilization
     if total * (1 - share) < outside - CONTEXT / 2:
         return f"a share of {share} leaves less than the {outside / GIB:.2f} GiB that lie beside it"
     return ""
