@@ -33,7 +33,8 @@ def key(name: str) -> str:
     tail = _QUANTIZED.sub(" ", tail)
     tail = re.sub(r"(?<=\d)_(?=\d)", ".", tail)
     words: list[str] = []
-    for chunk in re.split(r"[-_\s:]+|(?<=[a-z])\.|\.(?=[a-z])", tail):
+    for part in re.split(r"[-_\s:]+|(?<=[a-z])\.|\.(?=[a-z])", tail):
+        chunk = part.strip(".")
         if chunk in _TUNING or re.fullmatch(r"\d{4}", chunk) or not chunk:
             continue
         split = re.match(r"([a-z]+)(\d[\d.]*)$", chunk)  # qwen3.5, phi4, gemma3
