@@ -93,6 +93,7 @@ class PyTorchLauncher:
             ("--quantization", packed.lower() if packed else None),
             ("--max-model-len", tuning.max_model_len),
             ("--max-num-seqs", tuning.max_concurrency),
+            ("--threads", tuning.threads),
             ("--cpu-offload-bytes", tuning.cpu_offload_bytes or None),
         )
         adapters = (word for path in plan.model.adapters for word in ("--adapter", path))

@@ -66,6 +66,7 @@ _CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
         re.compile(
             r"error: unrecognized arguments|Unknown quantization method|error: argument --"
             r"|must be divisible by tensor parallel size|is greater than the derived max_model_len"
+            r"|LoRA rank \d+ is greater than max_lora_rank"
         ),
     ),
     (
@@ -138,7 +139,8 @@ class VllmLauncher:
             *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
             *tuning.extra_args,
         )
-        env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0", **plan.visible}
+        env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
+        env |= _threads(plan) | plan.visible
         return LaunchSpec(argv=argv, env=env, listen=listen)
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
@@ -178,6 +180,14 @@ _RUNGS = (
     Rung("gpu_memory_fraction", _less_of_the_card, _FULL),
     Rung("max_model_len", halved("max_model_len", 512), _FULL | _SMALL_CACHE),
 )
+
+
+def _threads(plan: EnginePlan) -> dict[str, str]:
+    """Threads that a person asked for; otherwise vLLM binds its own, which is faster."""
+    if plan.tuning.threads is None or "threads" not in plan.pinned:
+        return {}
+    count = {"OMP_NUM_THREADS": str(plan.tuning.threads)}
+    return count if plan.gpus else {**count, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def _above_one(value: int | None) -> int | None:
