@@ -67,11 +67,14 @@ class Advisor:
         plan = make_plan(
             variants, self.hardware, self._tiers, self.launchers, self._wish, self._table
         )
-        if plan.engine in LAUNCHERS:
-            return plan
-        able = " and ".join(LAUNCHERS)
-        note = f"`engineroom serve` of this version starts {able} only: it would not take this plan"
-        return plan.model_copy(update={"reasons": (*plan.reasons, note)})
+        notes = list(plan.reasons)
+        if plan.model.source.startswith("hf://"):
+            address = plan.model.source.removeprefix("hf://")
+            notes.append(f"not on this machine yet: `engineroom pull {address}` fetches it")
+        if plan.engine not in LAUNCHERS:
+            able = " and ".join(LAUNCHERS)
+            notes.append(f"`engineroom serve` of this version starts {able} only, not this plan")
+        return plan.model_copy(update={"reasons": tuple(notes)})
 
     def plan_for(self, resolved: Resolved) -> EnginePlan:
         """The plan for what a name stands for.

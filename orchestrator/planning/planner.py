@@ -57,6 +57,7 @@ def make_plan(
     Raises NoEngineFits with all reasons.
     """
     tier = choose_tier(tiers, hardware)
+    _refuse_impossible(variants, wish)
     order = (wish.engine,) if wish.engine else preference(tier)
     rejected = [
         Rejection(what=engine, why="this version cannot start it yet")
@@ -107,6 +108,16 @@ def make_plan(
         rejected,
         wishes[0],
     )
+
+
+def _refuse_impossible(variants: Sequence[ModelSpec], wish: Wish) -> None:
+    """What no machine could do is said once, not for every candidate."""
+    longest = max((model.context_max for model in variants), default=0)
+    if variants and wish.max_model_len and wish.max_model_len > longest:
+        raise NoEngineFits(
+            f"context {wish.max_model_len} was asked for, {variants[0].id} was made for {longest} "
+            f"tokens: ask for {longest} or less"
+        )
 
 
 def _ask(
