@@ -41,9 +41,8 @@ def hardware(console: Console, profile: HardwareProfile) -> None:
         table.add_row(f"gpu {gpu.index}", f"{gpu.name}, {_gpu_facts(gpu)}")
         for process in gpu.processes:
             held = gib(process.used) if process.used is not None else "an unknown amount"
-            table.add_row(
-                "", f"[dim]{process.name or 'a process'} (pid {process.pid}): {held}[/dim]"
-            )
+            told = f"{process.name or 'a process'} (pid {process.pid}): {held}"
+            table.add_row("", Text(told, style="dim"))
     if not profile.gpus:
         table.add_row("gpu", "none")
     for link in profile.links:
