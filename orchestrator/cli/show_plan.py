@@ -42,7 +42,7 @@ def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec, explain: bool =
         table.add_row("", amounts(part))
     table.add_row("", legend())
     table.add_row("expected", speed(chosen.expected))
-    if chosen.guide and explain:
+    if chosen.guide:
         table.add_row("guide", speed(chosen.guide))
     for reason in chosen.reasons:
         table.add_row("because", Text(reason))

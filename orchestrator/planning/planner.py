@@ -283,7 +283,7 @@ def _sentence(
     """One sentence for people: the refusals, the nearest of each engine and variant."""
     model = variants[0].id if variants else "the model"
     if not variants:
-        return "no variant of the model is known"
+        return "no variant of the model can be used: an adapter needs one of safetensors"
     nearest: dict[str, Rejection] = {}
     for item in rejected:
         name = " ".join(item.what.split()[:2])
