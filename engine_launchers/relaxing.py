@@ -9,6 +9,12 @@ from typing import Any
 from engine_launchers.base import CrashCause, EnginePlan
 
 _HELD = 20  # rungs that a ladder may name
+_SAID = {  # what people call a field
+    "max_model_len": "context",
+    "max_concurrency": "sequences",
+    "gpu_memory_fraction": "gpu_memory_utilization",
+    "gpu_layers": "layers on the GPU",
+}
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ def first_rung(
         value = rung.lower(plan)
         if value is None:
             continue
-        before = getattr(plan.tuning, rung.field)
+        before, said = getattr(plan.tuning, rung.field), _SAID.get(rung.field, rung.field)
         smaller = plan.model_copy(
             update={
                 "tuning": plan.tuning.model_copy(update={rung.field: value}),
                 "rung": plan.rung + 1,
-                "reasons": (*plan.reasons, f"{rung.field} {before} -> {value} after {cause.value}"),
+                "reasons": (*plan.reasons, f"{said} {before} -> {value} after {cause.value}"),
             }
         )
         return refit(smaller)

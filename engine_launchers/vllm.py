@@ -34,6 +34,7 @@ VERSION = "0.32.0"
 MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the model has no more
 _GROUP = 128  # columns of one AWQ or GPTQ scale: a rank's share must be whole groups
 _SIGILL = 4
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
 _CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
 _SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
@@ -129,14 +130,18 @@ class VllmLauncher:
             ("--dtype", tuning.dtype),
             ("--kv-cache-dtype", tuning.kv_cache_dtype),
             ("--kv-cache-memory-bytes", None if plan.gpus else _ram_cache(plan)),
+            ("--max-lora-rank", _rank(tuning.lora_rank)),
             ("--cpu-offload-gb", _whole_gib(tuning.cpu_offload_bytes)),
         )
+        adapters = plan.model.adapters
+        lora = ("--enable-lora", "--lora-modules", *map(_named, adapters)) if adapters else ()
         argv = (
             *("{python}", "-m", "vllm.entrypoints.cli.main", "serve"),
             plan.model.source.removeprefix("hf://"),
             *("--served-model-name", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
             *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
+            *lora,
             *tuning.extra_args,
         )
         env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
@@ -196,6 +201,16 @@ def _above_one(value: int | None) -> int | None:
 
 def _whole_gib(size: int | None) -> int | None:
     return math.ceil(size / 2**30) if size else None
+
+
+def _rank(rank: int | None) -> int | None:
+    """The next rank that the flag takes: 24 would be refused, 32 holds it."""
+    return next((known for known in _LORA_RANKS if known >= rank), rank) if rank else None
+
+
+def _named(path: str) -> str:
+    """An adapter as the flag takes it: the folder's name is the model's name for clients."""
+    return f"{path.rstrip('/').rsplit('/', 1)[-1]}={path}"
 
 
 def _ram_cache(plan: EnginePlan) -> int | None:

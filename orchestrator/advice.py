@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine_launchers import ENGINES, LAUNCHERS, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Launcher
@@ -14,6 +15,7 @@ from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
 from orchestrator.errors import EngineRoomError, NoEngineFits
 from orchestrator.models.resolve import Resolved, load_catalog
+from orchestrator.models.safetensors import read_adapter
 from orchestrator.planning.planner import Wish, make_plan
 from orchestrator.settings import Settings
 from orchestrator.tables import load_gpus, load_tiers
@@ -59,19 +61,28 @@ class Advisor:
     def __init__(self, hardware: HardwareProfile, settings: Settings) -> None:
         self.hardware = without_gpus(hardware, "force_cpu") if settings.force_cpu else hardware
         self.launchers: dict[EngineName, Launcher] = {n: load_launcher(n) for n in ENGINES}
-        self._wish = wish_of(settings)
+        adapter = read_adapter(Path(settings.adapter_path)) if settings.adapter_path else None
+        self._adapters = (str(adapter.path),) if adapter else ()
+        rank = {"lora_rank": adapter.rank if adapter else None}
+        self._wish = wish_of(settings).model_copy(update=rank)
         self._tiers, self._table = load_tiers(), load_gpus()
 
     def plan(self, variants: Sequence[ModelSpec]) -> EnginePlan:
         """The best plan for one of these artefacts. Raises NoEngineFits with the numbers."""
+        if self._adapters:  # an adapter of safetensors belongs to a model of safetensors
+            apart = {"adapters": self._adapters}
+            variants = [m.model_copy(update=apart) for m in variants if m.format == "safetensors"]
         plan = make_plan(
             variants, self.hardware, self._tiers, self.launchers, self._wish, self._table
         )
-        if plan.engine in LAUNCHERS:
-            return plan
-        able = " and ".join(LAUNCHERS)
-        note = f"`engineroom serve` of this version starts {able} only: it would not take this plan"
-        return plan.model_copy(update={"reasons": (*plan.reasons, note)})
+        notes = list(plan.reasons)
+        if plan.model.source.startswith("hf://"):
+            address = plan.model.source.removeprefix("hf://")
+            notes.append(f"not on this machine yet: `engineroom pull {address}` fetches it")
+        if plan.engine not in LAUNCHERS:
+            able = " and ".join(LAUNCHERS)
+            notes.append(f"`engineroom serve` of this version starts {able} only, not this plan")
+        return plan.model_copy(update={"reasons": tuple(notes)})
 
     def plan_for(self, resolved: Resolved) -> EnginePlan:
         """The plan for what a name stands for.

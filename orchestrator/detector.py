@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.value import Value
 from orchestrator.hardware import probe
-from orchestrator.planning.tiers import choose_tier, nominal_gb, parse_tiers
-from orchestrator.resources import config_path
+from orchestrator.planning.tiers import choose_tier, nominal_gb
+from orchestrator.tables import load_tiers
 
 _log = logging.getLogger("orchestrator.detector")
 _GIB = 2**30
@@ -125,8 +124,7 @@ class HardwareDetector:
 
 def recommend(profile: HardwareProfile) -> RecommendedConfig:
     """The row of `configs/tiers.yaml` for a machine."""
-    tiers = parse_tiers(yaml.safe_load(config_path("tiers.yaml").read_text()))
-    tier = choose_tier(tiers, profile)
+    tier = choose_tier(load_tiers(), profile)
     return RecommendedConfig(
         tier=HardwareTier(tier.name),
         backend=InferenceBackend(tier.backend),

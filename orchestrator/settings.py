@@ -178,6 +178,12 @@ class Settings(BaseSettings):
         return chosen.expanduser().absolute()
 
     @property
+    def cache(self) -> Path:
+        """What may be deleted at any time, absolute: `$XDG_CACHE_HOME/engineroom` or ~/.cache."""
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "engineroom"
+
+    @property
     def engines(self) -> Path:
         """Where the engines' own environments lie, absolute."""
         chosen = self.engines_dir.expanduser() if self.engines_dir else self.data / "envs"

@@ -84,8 +84,8 @@ def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None =
 
 
 def machine(settings: Settings) -> HardwareProfile:
-    """This machine, with its memory bandwidth: measured once a boot, kept in the data directory."""
-    return probe(bandwidth_cache=settings.data / "cache")
+    """This machine, with its memory bandwidth: measured once a boot, kept in the cache folder."""
+    return probe(bandwidth_cache=settings.cache)
 
 
 def _servable(resolved: Resolved) -> tuple[ModelSpec, ...]:

@@ -23,6 +23,7 @@ from rich.table import Table
 from bench.planner import truth
 from bench.planner.measure import Judged, judge
 from bench.planner.names import Facts
+from orchestrator.errors import ConfigError
 from orchestrator.models.resolve import load_catalog
 from orchestrator.planning.gpus import parse_gpus
 from orchestrator.resources import config_path
@@ -167,12 +168,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--detail", action="store_true", help="one line per row")
     given = parser.parse_args()
+    try:
+        _run(given)
+    except ConfigError as error:
+        parser.error(error.message)
+
+
+def _run(given: argparse.Namespace) -> None:
     catalog = load_catalog()
     known = {name: catalog.variants(name) for name in catalog.names()}
     facts = Facts(truth.read_jsonl(given.models), known)
     table = parse_gpus(yaml.safe_load(config_path("gpus.yaml").read_text()))
     cards = truth.Cards(truth.read_jsonl(given.gpus), table)
-    judged = [each for row in truth.read_jsonl(given.rows) if (each := judge(row, facts, cards))]
+    judged = [each for row in truth.read_rows(given.rows) if (each := judge(row, facts, cards))]
     if given.detail:
         for row in judged:
             errors = {name: round(value, 3) for name, value in row.errors.items()}

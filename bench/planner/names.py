@@ -23,6 +23,7 @@ _TUNING = frozenset(
     }
 )
 _OTHER_SHAPE = frozenset(["vl", "omni", "vision", "next", "audio", "embedding", "moe"])
+_OF_ARTEFACT = "kaito_quant"  # says how one repository is stored, not what shape the model has
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
@@ -68,7 +69,8 @@ class Facts:
         own = {field: value for field, value in exact.items() if value is not None}
         for field in ("safetensors_total_bytes", "quantization_config"):
             own.setdefault(field, None)  # of this artefact, or of none
-        return {**merged, **own, "extra": merged.get("extra", {})}
+        extra = {k: v for k, v in merged["extra"].items() if not k.startswith(_OF_ARTEFACT)}
+        return {**merged, **own, "extra": {**extra, **(exact.get("extra") or {})}}
 
     def listed(self, name: str, quantization: str) -> ModelSpec | None:
         """The artefact of our own catalog, for a model that the facts do not have."""

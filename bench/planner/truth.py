@@ -12,12 +12,18 @@ from typing import Any
 
 from bench.planner.names import Facts, Row
 from engine_launchers.model import ModelSpec
-from orchestrator.errors import EngineRoomError
+from orchestrator.errors import ConfigError, EngineRoomError
 from orchestrator.models.config_json import spec_from_config
 from orchestrator.planning.gpus import GpuTable
 
 GIB, MIB = 2**30, 2**20
 
+_FIELDS = (
+    "engine", "engine_version", "model", "dtype/quantization", "gpu", "gpu_count", "gpu_vram_mib",
+    "tensor_parallel", "pipeline_parallel", "gpu_memory_utilization", "max_model_len",
+    "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "n_gpu_layers", "observed",
+    "note", "tier",
+)  # fmt: skip
 _DATED = (  # (year, month) from which a release was current, for rows that give a date only
     ((2023, 1), (0, 2)), ((2024, 2), (0, 3)), ((2024, 4), (0, 4)), ((2024, 6), (0, 5)),
     ((2024, 9), (0, 6)), ((2025, 2), (0, 7)), ((2025, 3), (0, 8)), ((2025, 6), (0, 9)),
@@ -28,8 +34,35 @@ _DATED = (  # (year, month) from which a release was current, for rows that give
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    """The rows of a JSON-lines file. Raises ConfigError that names the line."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("id", row.get("name")), str):
+            raise ConfigError(f"{path}:{number}: not an object with an id or a name")
+        rows.append(row)
+    return rows
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Measurements; what a row leaves out is None, a card that it does not name "unnamed"."""
+    rows = [{**dict.fromkeys(_FIELDS), **row} for row in read_jsonl(path)]
+    for row in rows:
+        row["gpu"], row["model"] = row["gpu"] or "unnamed", row["model"] or "?"
+        row["engine"], row["tier"] = row["engine"] or "", row["tier"] or "C"
+        seen = dict(row["observed"] or {})
+        seen.setdefault("outcome_class", (seen.get("outcome") or "ok").partition(":")[0])
+        row["observed"] = seen
+    return rows
 
 
 def config_of(facts: Row) -> dict[str, Any]:

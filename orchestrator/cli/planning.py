@@ -66,6 +66,9 @@ def plan(
     ] = None,
     threads: Threads = None,
     quantization: Quantization = None,
+    adapter_path: Annotated[
+        str | None, typer.Option(help="A LoRA adapter's folder, to be applied.")
+    ] = None,
     force_backend: Backend = None,
     force_cpu: ForceCpu = None,
     tensor_parallel_size: Annotated[

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from engine_launchers.machine import HardwareProfile
+from engine_launchers.machine import Gpu, HardwareProfile
 
 
 def gib(size: int) -> str:
@@ -27,17 +29,40 @@ def hardware(console: Console, profile: HardwareProfile) -> None:
     """The machine."""
     table = pairs()
     table.add_row("platform", profile.platform)
-    table.add_row("cores", f"{profile.cpu_cores} physical, usable")
+    table.add_row("processor", profile.cpu_name or "unknown")
+    nodes = f", {profile.numa_nodes} NUMA nodes" if profile.numa_nodes > 1 else ""
+    table.add_row("cores", f"{profile.cpu_cores} physical, usable{nodes}")
     table.add_row("isa", " ".join(profile.isa) or "unknown")
     table.add_row("memory", f"{gib(profile.ram_available)} available of {gib(profile.ram_total)}")
+    if profile.memory_bandwidth:
+        rate = f"{profile.memory_bandwidth / 1e9:.1f} GB/s read, measured with all usable cores"
+        table.add_row("bandwidth", rate)
     for gpu in profile.gpus:
-        free = f"{gib(gpu.vram_free)} free of {gib(gpu.vram_total)}"
-        table.add_row(f"gpu {gpu.index}", f"{gpu.name}, {free}")
+        table.add_row(f"gpu {gpu.index}", f"{gpu.name}, {_gpu_facts(gpu)}")
+        for process in gpu.processes:
+            held = gib(process.used) if process.used is not None else "an unknown amount"
+            told = f"{process.name or 'a process'} (pid {process.pid}): {held}"
+            table.add_row("", Text(told, style="dim"))
     if not profile.gpus:
         table.add_row("gpu", "none")
+    for link in profile.links:
+        lanes = f" x{link.lanes}" if link.lanes else ""
+        table.add_row("link", f"gpu {link.a} - gpu {link.b}: {link.kind}{lanes}")
     for note in profile.notes:
-        table.add_row("note", f"[dim]{note}[/dim]")
+        table.add_row("note", Text(note, style="dim"))
     console.print(table)
+
+
+def _gpu_facts(gpu: Gpu) -> str:
+    told = [f"{gib(gpu.vram_free)} free of {gib(gpu.vram_total)}"]
+    if gpu.compute_capability:
+        told.append(f"compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}")
+    for name, value in (("driver", gpu.driver), ("runtime", gpu.runtime_version)):
+        if value:
+            told.append(f"{name} {value}")
+    if gpu.link:
+        told.append(gpu.link)
+    return ", ".join(told)
 
 
 _COLUMNS = ("ID", "STATE", "PID", "UP", "RESTARTS", "RUN", "WAIT", "MODEL", "ENGINE", "URL")
@@ -61,15 +86,27 @@ def engines(console: Console, rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in (_COLUMNS, *cells)) for i in range(len(_COLUMNS))]
-    for line in (_COLUMNS, *cells):
-        padded = [word.ljust(width) for word, width in zip(line, widths, strict=True)]
-        colour = "bold" if line is _COLUMNS else _COLOURS.get(line[1], "yellow")
-        padded[1] = f"[{colour}]{padded[1]}[/{colour}]"
-        console.print("  ".join(padded).rstrip(), highlight=False, soft_wrap=True)
+    columns(console, [_COLUMNS, *cells], lambda row: _COLOURS.get(row[1], "yellow"))
     for row in rows:
         if row["state"] not in {"ready", "starting"}:
             print_plain(console, f"{row['id']}: {row['why']}")
+
+
+def columns(
+    console: Console,
+    rows: Sequence[Sequence[str]],
+    colour: Callable[[Sequence[str]], str] | None = None,
+) -> None:
+    """A table that is never cut; the first row is its head, `colour` that of a second cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        style = "bold" if row is rows[0] else colour(row) if colour else ""
+        text = Text()
+        for at, (word, width) in enumerate(zip(row, widths, strict=True)):
+            tinted = style if row is rows[0] or at == 1 else ""
+            text.append(word.ljust(width) + "  ", style=tinted)
+        text.rstrip()
+        console.print(text, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

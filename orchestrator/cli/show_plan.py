@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from engine_launchers.base import EnginePlan, Expected, LaunchSpec, MemoryEstimate, Rejection
 from engine_launchers.machine import HardwareProfile
 from orchestrator.advice import Line
-from orchestrator.cli.show import gib, pairs, print_plain
+from orchestrator.cli.show import columns, gib, pairs, print_plain
 
 _WIDTH = 44
 _FEW = 5  # rejected plans that are shown without --explain
@@ -43,7 +42,7 @@ def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec, explain: bool =
         table.add_row("", amounts(part))
     table.add_row("", legend())
     table.add_row("expected", speed(chosen.expected))
-    if chosen.guide and explain:
+    if chosen.guide:
         table.add_row("guide", speed(chosen.guide))
     for reason in chosen.reasons:
         table.add_row("because", Text(reason))
@@ -115,25 +114,18 @@ def ranking(console: Console, hardware: HardwareProfile, lines: Sequence[Line]) 
     names = ", ".join(gpu.name for gpu in hardware.gpus) or "no GPU"
     ram = gib(hardware.ram_available)
     console.print(f"{names}; {hardware.cpu_cores} cores; {ram} of RAM available", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("MODEL", "PLAN", "CONTEXT", "MEMORY", "TOKENS/S"):
-        left = column in {"MODEL", "PLAN"}
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    refused = [line for line in lines if line.plan is None]
+    rows = [("MODEL", "PLAN", "CONTEXT", "MEMORY", "TOKENS/S")]
     for line in lines:
         if line.plan is not None:
             found = line.plan
-            table.add_row(
-                line.name,
-                found.id,
-                str(found.tuning.max_model_len),
-                gib(sum(part.total for part in found.estimate)),
-                _rate(found.expected),
-            )
-    console.print(table)
+            held = sum(part.total for part in found.estimate)
+            context = str(found.tuning.max_model_len)
+            rows.append((line.name, found.id, context, gib(held), _rate(found.expected)))
+    columns(console, rows)
+    refused = [line.name for line in lines if line.plan is None]
     if refused:
         console.print(f"[bold]does not fit[/bold] ({len(refused)}): ", end="")
-        console.print(", ".join(line.name for line in refused), highlight=False)
+        console.print(", ".join(refused), highlight=False)
 
 
 def line_as_json(line: Line) -> dict[str, Any]:
@@ -144,7 +136,7 @@ def line_as_json(line: Line) -> dict[str, Any]:
 
 def _rate(expected: Expected) -> str:
     pair = expected.tokens_per_second
-    return f"{_figure(pair[0])}-{_figure(pair[1])}" if pair else "?"
+    return f"{_figure(sum(pair) / 2)}" if pair else "?"
 
 
 def _weights(params: int) -> str:

@@ -33,6 +33,7 @@ class Wish(Value):
     users: int | None = None
     goal: str | None = None
     force_cpu: bool = False
+    lora_rank: int | None = None
 
     def pinned(self) -> frozenset[str]:
         """Names of the tuning fields that must not be changed."""
@@ -69,6 +70,7 @@ class Candidate:
             dtype=_dtype(tier, self.model),
             quantization=self.packing or self.model.quantization,
             threads=wish.threads,
+            lora_rank=wish.lora_rank,
         )
 
 

@@ -60,6 +60,7 @@ def make_plan(
     Raises NoEngineFits with all reasons.
     """
     tier = choose_tier(tiers, hardware)
+    _refuse_impossible(variants, wish)
     order = (wish.engine,) if wish.engine else preference(tier)
     rejected = [
         Rejection(what=engine, why="this version cannot start it yet")
@@ -110,6 +111,16 @@ def make_plan(
         rejected,
         wishes[0],
     )
+
+
+def _refuse_impossible(variants: Sequence[ModelSpec], wish: Wish) -> None:
+    """What no machine could do is said once, not for every candidate."""
+    longest = max((model.context_max for model in variants), default=0)
+    if variants and wish.max_model_len and wish.max_model_len > longest:
+        raise NoEngineFits(
+            f"context {wish.max_model_len} was asked for, {variants[0].id} was made for {longest} "
+            f"tokens: ask for {longest} or less"
+        )
 
 
 def _ask(
@@ -280,7 +291,7 @@ def _sentence(
     """One sentence for people: the refusals, the nearest of each engine and variant."""
     model = variants[0].id if variants else "the model"
     if not variants:
-        return "no variant of the model is known"
+        return "no variant of the model can be used: an adapter needs one of safetensors"
     nearest: dict[str, Rejection] = {}
     for item in rejected:
         name = " ".join(item.what.split()[:2])

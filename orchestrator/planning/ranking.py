@@ -1,7 +1,8 @@
 """Which of the plans that fit is taken, and why the others are not. Pure.
 
 Without a goal the tier's wish decides: its engine, then the nearest precision, then the context
-that is reached, then as many cards as the tier wants. A goal puts its own figure first.
+that is reached, then as many cards as the tier wants. Plans that keep layers in RAM come after all
+that do not, unless they are faster still. A goal puts its own figure first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from orchestrator.planning.tiers import Tier
 
 GOALS = ("throughput", "latency", "quality", "memory")
 _ENGINES: tuple[EngineName, ...] = ("vllm", "llama_cpp", "pytorch")
-_SLOW = 0.5  # a plan that decodes at less than this share of another is never its equal
+_FEWEST_BITS = 4  # what lies partly in RAM is chosen for speed, but not below this
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def ranked(
 ) -> list[Fitting]:
     """The best first. `wishes` are the tier's precisions."""
     order = preference(tier)
+    inside = max((item.rate for item in items if not item.spills), default=0.0)
     spread = tier.tensor_parallel == "all"
 
     def by_tier(item: Fitting) -> tuple[float, ...]:
@@ -90,7 +92,8 @@ def ranked(
         nearest = min(at / 2 + distance(item.quantization, w) for at, w in enumerate(wishes))
         return (
             0 if cards or tier.gpus[0] == 0 else 1,
-            item.spills,
+            item.spills and item.rate <= inside,
+            max(0, _FEWEST_BITS - bits(item.quantization)) if item.spills else 0,
             order.index(item.candidate.engine),
             -item.rate if item.spills else nearest,
             -item.context_share,
