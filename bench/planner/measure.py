@@ -205,7 +205,9 @@ def _llama(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
     if limit is None and reported is not None:
         limit = llama_memory.visible_total(reported)
     if limit is not None:
-        beside = llama_memory.device_overhead(model) if devices else llama_memory.HOST_OVERHEAD
+        beside = llama_memory.host_overhead(model, run)
+        if devices:
+            beside = llama_memory.device_overhead(model)
         need = held + beside
         out.refused = need > limit
         out.why = f"needs {need / MIB:.0f} MiB of {limit / MIB:.0f}"
