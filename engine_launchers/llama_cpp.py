@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from engine_launchers import llama_fit, llama_memory
 from engine_launchers.base import (
+    CpuTraits,
     CrashCause,
     EngineName,
     EnginePlan,
@@ -87,13 +88,15 @@ class LlamaCppLauncher:
     )
 
     # 8B and 70B on 19 kinds of GPU (2024 builds) lie on bytes / (share x bandwidth) plus 0.1 ms a
-    # layer; on CPUs decode reaches 0.9 to 0.98 of what a threaded read kernel does.
+    # layer; on CPUs decode reaches 0.9 to 0.98 of what a threaded read kernel does, unless the
+    # cores cannot unpack as fast: 17 GFLOP/s each, prefill 84, on two cores of an Intel server.
     speed = SpeedTraits(
         bandwidth_share={"16bit": 0.97, "8bit": 0.97, "4bit": 0.97},
         memory_share={"hbm": 0.62, "unified": 0.80, "ram": 0.97},
         seconds_per_layer=1.0e-4,
         seconds_per_token=1.2e-3,
         compute_share=0.35,
+        cpu=CpuTraits(decode_flops=17e9, seconds_per_layer=5e-5, seconds_per_token=8e-4),
     )
 
     def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
@@ -213,6 +216,7 @@ def _refit(plan: EnginePlan) -> EnginePlan:
         shares=tuning.tensor_split,
         flash_attention=bool(tuning.flash_attention),
         kv_dtype=tuning.kv_cache_dtype,
+        ubatch=min(tuning.batch or llama_memory.UBATCH, llama_memory.UBATCH),
     )
     host, cards = llama_memory.buffers(plan.model, run)
     held = [*cards, host]
@@ -221,9 +225,14 @@ def _refit(plan: EnginePlan) -> EnginePlan:
             update={
                 "weights": int(new.weights),
                 "kv": int(new.kv),
-                "activations": int(new.compute),
+                "activations": int(new.compute - new.idle),
             }
         )
         for old, new in zip(before, held, strict=False)
+    )
+    beside = int(llama_memory.host_overhead(plan.model, run))
+    after = tuple(
+        part.model_copy(update={"overhead": beside}) if part.device == "ram" else part
+        for part in after
     )
     return plan.model_copy(update={"tuning": tuning, "estimate": after})

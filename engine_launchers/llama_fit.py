@@ -22,7 +22,7 @@ _VRAM_SHARE = 0.98  # of a card's free memory: what a program sees of it
 
 @dataclass(frozen=True)
 class _Room:
-    """Bytes that may be used: on the host, and on each card beside its overhead."""
+    """Bytes that may be used: on the host in all, on each card beside its overhead."""
 
     host: float
     cards: tuple[float, ...]
@@ -97,8 +97,8 @@ def estimates(model: ModelSpec, hardware: HardwareProfile, run: Run) -> tuple[Me
         device="ram",
         weights=int(host.weights),
         kv=int(host.kv),
-        activations=int(host.compute),
-        overhead=int(llama_memory.host_overhead(model)),
+        activations=int(host.compute - host.idle),
+        overhead=int(llama_memory.host_overhead(model, run)),
         capacity=hardware.ram_total,
         others=hardware.ram_total - hardware.ram_available,
     )
@@ -139,8 +139,7 @@ def _room(model: ModelSpec, hardware: HardwareProfile) -> _Room:
     total = sum(cards)
     even = len(cards) < 2 or total == 0
     shares = () if even else tuple(round(card / total, 3) for card in cards)
-    host = hardware.ram_available * _RAM_SHARE - llama_memory.host_overhead(model)
-    return _Room(host, cards, shares)
+    return _Room(hardware.ram_available * _RAM_SHARE, cards, shares)
 
 
 def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
@@ -151,6 +150,7 @@ def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
         shares=room.shares,
         flash_attention=bool(wish.flash_attention and room.cards),
         kv_dtype=wish.kv_cache_dtype,
+        ubatch=min(wish.batch or llama_memory.UBATCH, llama_memory.UBATCH),
     )
 
 
@@ -161,7 +161,8 @@ def _on_cards(layout: Layout, room: _Room, wish: Tuning, context: int, gpu_layer
 
 def _fits(layout: Layout, room: _Room, run: Run) -> bool:
     host, cards = llama_memory.laid_out(layout, run)
-    return host.total <= room.host and all(
+    taken = host.total + llama_memory.host_overhead(layout.model, run)
+    return taken <= room.host and all(
         card.total <= limit for card, limit in zip(cards, room.cards, strict=True)
     )
 
@@ -232,11 +233,12 @@ def _refusal(
 ) -> Rejection:
     """The number that rules it out, and what would do."""
     model = layout.model
-    host, _ = llama_memory.laid_out(layout, _run(room, wish, least, 0))
-    if not room.cards:
-        need, have, where = host.total, room.host, "of RAM"
-    else:
-        need, have, where = host.total, room.host + sum(room.cards), "of RAM and GPU memory"
+    run = _run(room, wish, least, 0)
+    host, _ = llama_memory.laid_out(layout, run)
+    need = host.total + llama_memory.host_overhead(model, run)
+    have, where = room.host, "of RAM"
+    if room.cards:
+        have, where = room.host + sum(room.cards), "of RAM and GPU memory"
     if "gpu_layers" in pinned and room.cards and wish.gpu_layers:
         _, cards = llama_memory.laid_out(layout, _run(room, wish, least, wish.gpu_layers))
         over = max(range(len(cards)), key=lambda at: cards[at].total - room.cards[at])

@@ -21,8 +21,10 @@ from engine_launchers.model import CacheGroup, ModelSpec, WeightParts
 MIB = 2**20
 UBATCH = 512
 _F32 = 4
+_Q8_K = 292 / 256  # bytes per element of what is multiplied with quantized weights
 CUDA_CONTEXT = 500 * MIB  # beside the buffers of a card: context, cuBLAS
-HOST_OVERHEAD = 110 * MIB  # the server's process before it loads a model
+HOST_OVERHEAD = 79 * MIB  # the server's process: interpreter, libraries, HTTP, graphs
+_VOCAB_ENTRY = 344  # bytes: text both ways, piece, merge, and the sampler's candidate
 _FUSED_QKV = frozenset({"phi2", "phi3", "PhiForCausalLM", "Phi3ForCausalLM", "gptneox", "falcon"})
 _WINDOW_ALIGN = 256  # llama.cpp pads sliding caches to this many cells
 
@@ -49,6 +51,11 @@ class Run:
     output_first: bool = True
     pipeline: bool = True
 
+    @property
+    def on_host(self) -> bool:
+        """Whether no card computes anything."""
+        return self.devices == 0 or self.gpu_layers == 0
+
 
 def visible_total(reported: float) -> float:
     """What a program sees of a card for which nvidia-smi prints `reported` bytes."""
@@ -57,16 +64,22 @@ def visible_total(reported: float) -> float:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Bytes on one device."""
+    """Bytes on one device.
+
+    `compute` is what is reserved, as llama.cpp prints it; `idle` is the part of it in RAM that is
+    never written, so that no page of it exists: logits of all tokens of a batch, where only the
+    last one's are wanted.
+    """
 
     weights: float
     kv: float
     compute: float
+    idle: float = 0.0
 
     @property
     def total(self) -> float:
-        """All three."""
-        return self.weights + self.kv + self.compute
+        """What is taken."""
+        return self.weights + self.kv + self.compute - self.idle
 
 
 def weight_parts(model: ModelSpec) -> WeightParts:
@@ -111,11 +124,14 @@ def layer_cache(group: CacheGroup, run: Run) -> float:
     return cells * layer_bytes_per_token(group, run.kv_dtype)
 
 
-def compute_buffer(model: ModelSpec, run: Run, pipelined: bool = False) -> float:
+def compute_buffer(
+    model: ModelSpec, run: Run, pipelined: bool = False, logits: bool = True
+) -> float:
     """Bytes of one device's compute buffer.
 
     `pipelined`: several cards take turns, so that inputs are kept four times (checked: 560 MiB
-    becomes 640 on each of 2, 4, 6 and 8 cards).
+    becomes 640 on each of 2, 4, 6 and 8 cards). `logits` False leaves those of a whole batch out:
+    the space is reserved, but only one row is computed.
     """
     step = min(run.ubatch, run.context)
     hidden = model.hidden or model.heads * model.head_dim
@@ -124,9 +140,11 @@ def compute_buffer(model: ModelSpec, run: Run, pipelined: bool = False) -> float
     fused = 2 * hidden if model.architecture in _FUSED_QKV else 0
     scores = 0.0 if run.flash_attention else model.heads * context + mask
     attention = scores + 4 * hidden + fused
+    if run.on_host:  # the input stands beside, and K and V before they are stored (0.3.36)
+        attention += hidden + 2 * model.kv_heads * model.head_dim
     used = model.experts_used or 1
     feed_forward = 2 * used * model.intermediate + 2 * hidden + mask
-    output = model.vocab + hidden
+    output = model.vocab + (2 if run.on_host else 1) * hidden if logits else 0
     widest = max(attention, feed_forward, output)
     if pipelined:
         widest += 3 * mask + 4 * hidden
@@ -203,12 +221,22 @@ def laid_out(layout: Layout, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
     devices = tuple(
         Buffers(weights[d], kv[d], compute if d in used else 0.0) for d in range(run.devices)
     )
-    return Buffers(weights[-1], kv[-1], host_compute), devices
+    idle = 0.0 if used else host_compute - compute_buffer(model, run, logits=False)
+    return Buffers(weights[-1], kv[-1], host_compute, idle), devices
 
 
-def host_overhead(model: ModelSpec) -> float:
-    """Bytes of the server's process beside its buffers: interpreter, libraries, vocabulary."""
-    return HOST_OVERHEAD
+def host_overhead(model: ModelSpec, run: Run) -> float:
+    """Bytes of the server's process beside its buffers, when it has worked on a full context.
+
+    The process itself, its vocabulary, and the CPU's scratch memory: a product needs its right
+    side in the type of its left one, the widest are the attention weights, in 16 bit like V.
+    """
+    fixed = HOST_OVERHEAD + _VOCAB_ENTRY * model.vocab
+    if not run.on_host:
+        return fixed
+    step = min(run.ubatch, run.context)
+    kept = 0.0 if run.flash_attention else model.heads * run.context / max(1, run.sequences)
+    return fixed + step * max(2 * kept, _Q8_K * model.intermediate)
 
 
 def device_overhead(model: ModelSpec) -> float:

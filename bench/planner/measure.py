@@ -202,7 +202,9 @@ def _llama(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
     if limit is not None and row["n_gpu_layers"] is None and devices and held > limit:
         out.why = "does not fit whole; how many layers were offloaded is not stated"
     elif limit is not None:
-        beside = llama_memory.device_overhead(model) if devices else llama_memory.HOST_OVERHEAD
+        beside = llama_memory.host_overhead(model, run)
+        if devices:
+            beside = llama_memory.device_overhead(model)
         need = held + beside
         out.refused = need > limit
         out.why = f"needs {need / MIB:.0f} MiB of {limit / MIB:.0f}"

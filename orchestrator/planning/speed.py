@@ -4,7 +4,8 @@ Decode reads every weight that a token uses, and the cache, once per token:
 
     seconds = sum over devices of bytes / (bandwidth x share) + layers x c1 + c2
 
-with the shares and constants of the engine (`SpeedTraits`). Devices of one engine take turns,
+with the shares and constants of the engine (`SpeedTraits`); on processors the reading, or unpacking
+and multiplying at the cores' speed, whichever takes longer. Devices of one engine take turns,
 unless its tensor parallel ranks read at the same time. Prefill computes 2 FLOPs per weight and
 token. Batching engines share the weights that are read among all requests.
 """
@@ -24,7 +25,9 @@ from orchestrator.planning.precision import precision
 PROMPT = 512  # tokens of the prompt that the time to the first token is given for
 _CONTEXT = 512  # tokens that are cached while decode is timed
 _ASSUMED_RAM = 40e9  # bytes per second where nothing was measured: two channels of DDR4
-_PER_CORE = (("AMX", 200e9), ("AVX-512", 150e9), ("AVX2", 60e9), ("NEON", 40e9))
+# FLOP/s of one core, of which engines reach their `compute_share`. Prefill of 1B in Q4_K_M came to
+# 84 GFLOP/s on a core of one server with AVX-512, to 219 on another's.
+_PER_CORE = (("AMX", 240e9), ("AVX-512", 240e9), ("AVX2", 100e9), ("NEON", 60e9))
 _SLOW_CORE = 12e9
 _HBM = ("H100", "H200", "H20", "H800", "A100", "A800", "A30", "V100", "P100", "B200", "B300",
         "GH200", "GB200", "GB300", "MI")  # fmt: skip
@@ -66,16 +69,24 @@ def expect(
     ranks = tuning.tensor_parallel or 1
     turns = 1 if traits.splits_layers else len(devices)
     at_once = traits.splits_layers and len(devices) > 1
-    fixed = model.layers * traits.seconds_per_layer + traits.seconds_per_token
+    active = model.active_params or model.params
+    cpu = None if hardware.gpus else traits.cpu
+    beside = cpu or traits
+    fixed = model.layers * beside.seconds_per_layer + beside.seconds_per_token
     if ranks > 1:
         fixed += model.layers * 2 * _hop(hardware)
     reading = [(d.held + d.cache) / d.bandwidth for d in devices]
     step = (max(reading) * (len(devices) / ranks if at_once else 1)) if at_once else sum(reading)
+    if cpu is not None and cpu.decode_flops:  # a core unpacks while it reads: the slower counts
+        products = active if model.tied_embeddings else active - model.vocab * model.hidden
+        most = min(cpu.decode_flops * hardware.cpu_cores, _cpu_flops(hardware))
+        step = max(step, 2.0 * products / most)
     decode = step + fixed
-    active = model.active_params or model.params
     # Devices that take turns compute one after the other; ranks compute together.
     computing = sum(d.flops for d in devices) / turns * traits.compute_share
-    ttft = 2.0 * active * PROMPT / computing + decode
+    # Of the prompt only the last token's logits are computed, and the token table is looked up.
+    tables = model.vocab * model.hidden * (1 if model.tied_embeddings else 2)
+    ttft = 2.0 * max(0, active - tables) * PROMPT / computing + decode
     rate = 1 / decode
     assumed = "" if hardware.gpus or hardware.memory_bandwidth else "; RAM at 40 GB/s assumed"
     return Expected(
