@@ -58,7 +58,7 @@ def test_a_setting_that_one_engine_has_chooses_that_engine() -> None:
     ("gpu", "pins", "number", "remedy"),
     [
         ("RTX 4060", {"context": 32768, "force_backend": "vllm"}, "2.21 GiB", "18128 tokens"),
-        ("RTX 4060", {"context": 99_999}, "context 99999", "the model has 32768"),
+        ("RTX 4060", {"context": 99_999}, "context 99999", "32768"),
         ("RTX 4060", {"users": 64, "force_backend": "vllm"}, "64", "283 tokens for each of 64"),
         ("RTX 4090", {"gpu_memory_utilization": 1.0}, "22.65 GiB", "0.95 would do"),
         ("RTX 4090:4", {"tensor_parallel_size": 3}, "32 heads", "tensor parallel 3"),
