@@ -16,6 +16,7 @@ from pydantic import Field
 
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
+from engine_launchers.traits import SpeedTraits
 from engine_launchers.value import Value
 
 EngineName = Literal["vllm", "llama_cpp", "pytorch"]
@@ -250,41 +251,6 @@ class Quirks(Value):
     chat_fields: frozenset[str] = frozenset()
 
 
-class CpuTraits(Value):
-    """What differs where an engine runs on the processor alone.
-
-    `decode_flops` is what each core reaches with one token at a time, where every weight is
-    unpacked for a single product; None where only the memory counts. The overheads replace those of
-    `SpeedTraits`, which hold launches on a GPU.
-    """
-
-    decode_flops: float | None = None
-    seconds_per_layer: float
-    seconds_per_token: float
-
-
-class SpeedTraits(Value):
-    """How fast one engine turns bytes into tokens, as data for the roofline.
-
-    `bandwidth_share` is the part of a device's memory bandwidth that decode reaches, by precision
-    ("16bit", "8bit", "4bit"); `memory_share` multiplies it by kind of memory ("hbm", "gddr",
-    "unified", "ram"; 1 where it is not named). Each layer of each token costs `seconds_per_layer`
-    on top, each token `seconds_per_token`. `compute_share` is the part of the FLOP/s that prefill
-    reaches. `batching`: requests share the weights that are read; `splits_layers`: tensor parallel
-    ranks read at the same time, otherwise several devices take turns. `cpu` holds what differs on
-    processors, None where nothing was measured.
-    """
-
-    bandwidth_share: dict[str, float]
-    memory_share: dict[str, float] = Field(default_factory=dict)
-    seconds_per_layer: float = 0.0
-    seconds_per_token: float = 0.0
-    compute_share: float = 0.5
-    batching: bool = False
-    splits_layers: bool = False
-    cpu: CpuTraits | None = None
-
-
 class EngineRequirement(Value):
     """What has to be installed, into an environment of its own, before an engine can start.
 
@@ -309,11 +275,13 @@ class EngineRequirement(Value):
 class Fit(Value):
     """A launcher's answer that a model can run: the tuning to use and the memory that takes.
 
-    `gpus` are the positions, in the profile that was asked about, of the cards that are used.
+    `gpus` are the positions, in the profile that was asked about, of the cards that are used,
+    `spilled` the bytes of layers that stay in RAM although there are cards.
     """
 
     tuning: Tuning
     gpus: tuple[int, ...] = ()
+    spilled: int = 0
     estimate: tuple[MemoryEstimate, ...]
     reasons: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 
 K and V of one token in one layer: `kv_heads x (head_dim + v_head_dim)` elements. Tensor parallel
 splits KV heads and replicates those that cannot be split; latent caches (MLA) are never split.
-Held against published logs in `bench/planner.py`.
+Held against published logs in `bench/planner`.
 """
 
 from __future__ import annotations

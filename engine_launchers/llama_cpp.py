@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from engine_launchers import llama_fit, llama_memory
 from engine_launchers.base import (
-    CpuTraits,
     CrashCause,
     EngineName,
     EnginePlan,
@@ -26,12 +25,12 @@ from engine_launchers.base import (
     Listen,
     Quirks,
     Rejection,
-    SpeedTraits,
     Tuning,
 )
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
+from engine_launchers.traits import CpuTraits, SpeedTraits
 
 VERSION = "0.3.36"
 _SIGILL = 4

@@ -22,11 +22,15 @@ _VRAM_SHARE = 0.98  # of a card's free memory: what a program sees of it
 
 @dataclass(frozen=True)
 class _Room:
-    """Bytes that may be used: on the host in all, on each card beside its overhead."""
+    """Bytes that may be used: on the host in all, on each card beside its overhead.
+
+    `shared` is that overhead where the cards' memory is the host's, None where they have their own.
+    """
 
     host: float
     cards: tuple[float, ...]
     shares: tuple[float, ...]
+    shared: float | None = None
 
 
 def fit(
@@ -66,6 +70,7 @@ def fit(
         reasons.append(f"{on_card} of {layers} layers on the GPU: computed from what is free")
     threads = wish.threads or hardware.cpu_cores
     reasons.append(f"threads {threads}: usable physical cores are {hardware.cpu_cores}")
+    spilled = llama_memory.spilled(layout, run) if hardware.gpus else 0.0
     tuning = wish.model_copy(
         update={
             "max_model_len": run.context,
@@ -85,6 +90,7 @@ def fit(
     return Fit(
         tuning=tuning,
         gpus=used,
+        spilled=int(spilled),
         estimate=estimates(model, hardware, run),
         reasons=tuple(reasons),
     )
@@ -139,7 +145,8 @@ def _room(model: ModelSpec, hardware: HardwareProfile) -> _Room:
     total = sum(cards)
     even = len(cards) < 2 or total == 0
     shares = () if even else tuple(round(card / total, 3) for card in cards)
-    return _Room(hardware.ram_available * _RAM_SHARE, cards, shares)
+    unified = any(gpu.unified for gpu in hardware.gpus)
+    return _Room(hardware.ram_available * _RAM_SHARE, cards, shares, beside if unified else None)
 
 
 def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
@@ -162,6 +169,8 @@ def _on_cards(layout: Layout, room: _Room, wish: Tuning, context: int, gpu_layer
 def _fits(layout: Layout, room: _Room, run: Run) -> bool:
     host, cards = llama_memory.laid_out(layout, run)
     taken = host.total + llama_memory.host_overhead(layout.model, run)
+    if room.shared is not None:
+        taken += sum(card.total + room.shared for card in cards)
     return taken <= room.host and all(
         card.total <= limit for card, limit in zip(cards, room.cards, strict=True)
     )

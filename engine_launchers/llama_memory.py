@@ -6,7 +6,7 @@
                attention, a layer's feed-forward, or the vocabulary's logits
 
 Every term is checked against buffers printed by llama.cpp on CUDA, Metal, ROCm and CPU
-(`bench/planner.py`). Which layer goes where follows its rule for equal shares: the last `ngl`
+(`bench/planner`). Which layer goes where follows its rule for equal shares: the last `ngl`
 layers are offloaded, layer i of n + 1 (the output layer counts) to the card whose share i falls in.
 """
 
@@ -223,6 +223,12 @@ def laid_out(layout: Layout, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
     )
     idle = 0.0 if used else host_compute - compute_buffer(model, run, logits=False)
     return Buffers(weights[-1], kv[-1], host_compute, idle), devices
+
+
+def spilled(layout: Layout, run: Run) -> float:
+    """Bytes of the repeating layers that stay in RAM."""
+    where = placement(len(layout.parts.layers), run)
+    return float(sum(size for layer, size in enumerate(layout.parts.layers) if where[layer] < 0))
 
 
 def host_overhead(model: ModelSpec, run: Run) -> float:

@@ -23,12 +23,12 @@ from engine_launchers.base import (
     Listen,
     Quirks,
     Rejection,
-    SpeedTraits,
     Tuning,
 )
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
+from engine_launchers.traits import SpeedTraits
 
 VERSION = "5.23.0"
 _SIGILL = 4

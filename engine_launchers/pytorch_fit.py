@@ -92,6 +92,9 @@ def fit(
             "available",
             _HOST_OVERHEAD, hardware.ram_available, "bytes",
         )  # fmt: skip
+    if any(gpu.unified for gpu in hardware.gpus):  # one memory: nothing can be moved aside
+        cards = [min(card, max(1.0, host - _GPU_OVERHEAD)) for card in cards]
+        host = 0.0
     room = sum(cards) if cards else host
     least = wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted)
     users = seqs if "max_concurrency" in pinned else 1
@@ -123,7 +126,7 @@ def fit(
             "max_model_len": context,
             "max_concurrency": seqs,
             "quantization": packing or model.quantization,
-            "dtype": "float16" if old else (wish.dtype or model.dtype),
+            "dtype": _dtype(model, wish, old),
             "cpu_offload_bytes": int(offload) or None,
             "threads": None if cards else wish.threads or hardware.cpu_cores,
             "gpu_memory_fraction": None,
@@ -137,9 +140,16 @@ def fit(
     return Fit(
         tuning=tuning,
         gpus=used,
+        spilled=int(offload),
         estimate=estimate,
         reasons=tuple(reasons),
     )
+
+
+def _dtype(model: ModelSpec, wish: Tuning, old: bool) -> str:
+    """16 bit always: BF16 only from compute capability 8.0."""
+    wanted = wish.dtype or model.dtype
+    return "float16" if old else "bfloat16" if wanted == "float32" else wanted
 
 
 def _card(gpu: Gpu) -> float:

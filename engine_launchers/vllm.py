@@ -23,25 +23,16 @@ from engine_launchers.base import (
     Listen,
     Quirks,
     Rejection,
-    SpeedTraits,
     Tuning,
 )
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
+from engine_launchers.traits import SpeedTraits
 
 VERSION = "0.32.0"
-MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the model has no more
-_GROUP = 128  # columns of one AWQ or GPTQ scale: a rank's share must be whole groups
 _SIGILL = 4
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
-_CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
-_SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
-_QUANTIZATIONS = {  # artefact -> lowest compute capability
-    "AWQ": (7, 5), "GPTQ": (7, 5), "INT8": (7, 5), "INT4": (7, 5), "FP8": (8, 9),
-    "NVFP4": (8, 0), "MXFP4": (8, 0),
-}  # fmt: skip
 _CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
     (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\] Address already in use")),
     (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from engine_launchers import vllm_memory
 from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
 from engine_launchers.caches import longest_context
+from engine_launchers.loading import loaded
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import gib
@@ -15,6 +17,7 @@ from engine_launchers.relaxing import gib
 RELEASE = (0, 32)
 MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the model has no more
 _GROUP = 128  # columns of one AWQ or GPTQ scale: a rank's share must be whole groups
+_CPU_FULL_REQUESTS = 4  # with a full context, that the cache in RAM is made for unless told
 _TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
 _CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
 _AMD = ("gfx90a", "gfx942", "gfx950", "gfx110", "gfx115", "gfx120")
@@ -107,9 +110,13 @@ def _on_gpus(
     pinned: frozenset[str],
 ) -> Fit | Rejection:
     reasons: list[str] = []
+    dtype = _dtype(model, hardware.gpus, wish, reasons)
+    model = loaded(model, dtype)
     tightest = min(hardware.gpus, key=lambda gpu: (gpu.vram_free, gpu.vram_total))
     total = vllm_memory.torch_total(tightest.vram_total)
     free = _torch_free(tightest, total)
+    if tightest.unified:  # one memory: the processes themselves need some of it
+        free = min(free, hardware.ram_available * 0.95 - _CPU_OVERHEAD)
     share = _share(wish, pinned, free, total, reasons)
     if share * total > free:
         return _no(
@@ -123,10 +130,13 @@ def _on_gpus(
         pipeline_parallel=wish.pipeline_parallel or 1,
         utilization=share,
         max_num_seqs=wish.max_concurrency or 256,
-        max_num_batched_tokens=wish.batch or (8192 if total > 70 * 2**30 else 2048),
         kv_cache_dtype=wish.kv_cache_dtype,
         lora=bool(model.adapters),
+        sampler_bytes=vllm_memory.SAMPLER_BOUND,
     )
+    a100 = any(name in tightest.name for name in ("A100", "A800"))
+    _, step = vllm_memory.defaults(run, total, a100)
+    run = replace(run, max_num_batched_tokens=wish.batch or step)
     budget = vllm_memory.budget(model, run, total)
     if budget.kv <= 0:
         need = budget.weights + budget.activations + budget.non_torch + budget.graphs
@@ -138,6 +148,9 @@ def _on_gpus(
     sized = _size(model, run, budget.kv, wish, pinned, reasons)
     if isinstance(sized, Rejection):
         return sized
+    run = replace(run, max_model_len=sized["max_model_len"], max_num_seqs=sized["max_concurrency"])
+    if why := vllm_memory.refusal(model, run, budget.kv, total, a100):
+        return _no(f"vLLM would refuse to start: {why}")
     tuning = wish.model_copy(
         update={
             **sized,
@@ -145,7 +158,7 @@ def _on_gpus(
             "tensor_parallel": run.tensor_parallel,
             "pipeline_parallel": run.pipeline_parallel,
             "batch": run.max_num_batched_tokens,
-            "dtype": _dtype(model, hardware.gpus, wish, reasons),
+            "dtype": dtype,
             "quantization": model.quantization,
             "gpu_layers": None,
             "threads": None,
@@ -260,7 +273,7 @@ def _on_cpu(
     reasons: list[str] = ["in RAM: no GPU is used"]
     seqs = wish.max_concurrency or 1
     run = vllm_memory.Run(version=RELEASE, eager=True, max_num_seqs=seqs)
-    weights = model.weight_bytes * (2 if model.quantization == "FP32" else 1)
+    weights = model.weight_bytes  # computed in what it is stored in
     peak = vllm_memory.activation_peak(model, run, 0)
     room = hardware.ram_available * 0.95 - weights - peak - _CPU_OVERHEAD
     sized = _size(model, run, room, wish, pinned, reasons) if room > 0 else _no(
@@ -270,9 +283,9 @@ def _on_cpu(
     )  # fmt: skip
     if isinstance(sized, Rejection):
         return sized
-    kv = vllm_memory.request_bytes(model, run, sized["max_model_len"]) * min(
-        sized["max_concurrency"], 4
-    )
+    each = vllm_memory.request_bytes(model, run, sized["max_model_len"])
+    users = sized["max_concurrency"]
+    kv = each * (users if "max_concurrency" in pinned else min(users, _CPU_FULL_REQUESTS))
     estimate = MemoryEstimate(
         device="ram",
         weights=int(weights),

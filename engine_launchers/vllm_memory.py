@@ -25,7 +25,8 @@ CAPABILITY = (7, 5)  # the oldest NVIDIA generation that it is used on
 # Bytes per (sequence x vocabulary entry) of the profile run's sampler: 26 published peaks lie
 # between 38.3 and 41.2 while it sorted; since 0.16 it does not, and the two figures that are known
 # (a table in vLLM's pull request 32558, one 0.27.1 log) give 12 and 14.
-_SAMPLER_SORTING, _SAMPLER_TODAY = 39, 14
+# The sorting figure is the bound that plans are made with; the other one predicts.
+SAMPLER_BOUND, _SAMPLER_TODAY = 39, 14
 _GRAPHS_INSIDE_SINCE = (0, 21)
 # CUDA graphs: 0.04 .. 1.15 GiB in recent logs. Before 0.16 they grew with the layers: 0.4 GiB for
 # 32 layers on one card; 2.4 for 60 and 3.3 for 80 layers over several.
@@ -43,7 +44,8 @@ class Run:
     """The settings of one vLLM run that decide about memory.
 
     `version` is (major, minor); `v1` tells the engine core of the transition (0.7 to 0.10).
-    `max_num_seqs` and `max_num_batched_tokens` None mean the version's default for the card.
+    `max_num_seqs` and `max_num_batched_tokens` None mean the version's default for the card,
+    `sampler_bytes` (per sequence and vocabulary entry) None the version's best guess.
     """
 
     version: tuple[int, int] = (0, 32)
@@ -57,6 +59,7 @@ class Run:
     kv_cache_dtype: str | None = None
     eager: bool = False
     lora: bool = False
+    sampler_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,12 +141,11 @@ def _padding(model: ModelSpec) -> float:
 def activation_peak(model: ModelSpec, run: Run, total: float, a100: bool = False) -> float:
     """Bytes of the profile run's peak above the weights, on the driver rank."""
     seqs, step = defaults(run, total, a100)
-    per_row = _SAMPLER_SORTING if run.version < (0, 16) else _SAMPLER_TODAY
+    guess = SAMPLER_BOUND if run.version < (0, 16) else _SAMPLER_TODAY
+    per_row = run.sampler_bytes or guess
     sampler = per_row * seqs * model.vocab
     if run.v1 and run.version < (0, 8):
         sampler = 0  # the first releases of that core warmed the sampler up later
-    if not run.v1 and (0, 6) <= run.version < (0, 7) and (run.max_model_len or 0) > 32768:
-        sampler = 0  # 0.6 did not profile the sampler with chunked prompts
     width = model.intermediate / run.tensor_parallel
     if model.experts and model.experts_used:
         width *= model.experts_used
@@ -242,7 +244,7 @@ def state_pool(model: ModelSpec, run: Run) -> StatePool | None:
     per_token = max(layer_bytes_per_token(g, run.kv_cache_dtype, ranks) for g in others)
     state = max(group.state_bytes for group in states) / ranks
     tokens = math.ceil(state / per_token / _BLOCK) * _BLOCK
-    size = min(_layers(states), _layers(others))
+    size = math.ceil(min(_layers(states), _layers(others)) / run.pipeline_parallel)
     return StatePool(tokens * per_token * size, tokens, math.ceil(_layers(states) / size))
 
 

@@ -29,6 +29,7 @@ from orchestrator.planning.gpus import parse_gpus
 from orchestrator.resources import config_path
 
 DATA = Path(__file__).with_name("data")
+REFUSED, WRONGLY = 0.95, 0.03  # of failures at least, of working rows at most
 TARGETS = {  # (engine, figure): most that its median may be
     ("vllm", "kv_pct_of_card"): 2.0,
     ("vllm", "kv_gib"): 0.2,
@@ -61,7 +62,8 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
                 "p95": round(p95(values), 4),
             }
             if (engine, name) in TARGETS:
-                errors[name]["target"] = TARGETS[engine, name]
+                target = TARGETS[engine, name]
+                errors[name] |= {"target": target, "met": errors[name]["median"] <= target}
         result[engine] = {
             "rows": len(rows),
             "errors": errors,
@@ -84,10 +86,26 @@ def _verdicts(rows: Sequence[Judged]) -> dict[str, Any]:
         "working_rows": len(worked),
         "working_refused": wrongly,
         "working_refused_pct": _share(wrongly, len(worked)),
+        "targets_met": _verdicts_meet(refused, len(failed), wrongly, len(worked)),
+        "decided_by_need": sum(1 for r in (*failed, *worked) if r.by_need),
         "undecided_failed": sum(1 for r in rows if r.failed and r.refused is None),
         "undecided_working": sum(1 for r in rows if r.failed is False and r.refused is None),
         "not_of_memory": sum(1 for r in rows if r.failed is None),
     }
+
+
+def _verdicts_meet(refused: int, failed: int, wrongly: int, worked: int) -> bool:
+    return refused >= REFUSED * failed and wrongly <= WRONGLY * worked
+
+
+def missed(result: dict[str, Any]) -> list[str]:
+    """The targets that are not met, by name."""
+    found = [] if result["all"]["verdicts"]["targets_met"] else ["verdicts"]
+    for engine in ("vllm", "llama.cpp"):
+        for name, cell in result[engine]["errors"].items():
+            if not cell.get("met", True):
+                found.append(f"{engine} {name}")
+    return found
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -155,7 +173,8 @@ def _sentence(who: str, v: dict[str, Any]) -> str:
         f"{who}: refused {v['failed_refused']} of {v['failed_rows']} failures "
         f"({v['failed_refused_pct']} %, target >= 95) and {v['working_refused']} of "
         f"{v['working_rows']} working rows ({v['working_refused_pct']} %, target <= 3); not "
-        f"decidable: {v['undecided_failed']} failures, {v['undecided_working']} working rows"
+        f"decidable: {v['undecided_failed']} failures, {v['undecided_working']} working rows; "
+        f"{v['decided_by_need']} decided by need alone, {v['not_of_memory']} failures not of memory"
     )
 
 
@@ -166,6 +185,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=DATA / "models.jsonl")
     parser.add_argument("--gpus", type=Path, default=DATA / "gpus.jsonl")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
     parser.add_argument("--detail", action="store_true", help="one line per row")
     given = parser.parse_args()
     try:
@@ -192,6 +212,9 @@ def _run(given: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
         show(result, Console(width=120))
+    if given.check and missed(result):
+        sys.stderr.write(f"targets missed: {', '.join(missed(result))}\n")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ class Judged:
     """What one row shows. `errors` maps a figure's name to |predicted - observed| in its unit.
 
     `refused` is our verdict (None: the row does not say enough), `failed` what happened (None:
-    the failure was not one of memory). `why` is our reason or what the row lacks.
+    the failure was not one of memory). `why` is our reason or what the row lacks. `by_need`: the
+    card or the precision is not named, so that only the need was computed, and held against the
+    cache size that the row prints.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Judged:
     refused: bool | None = None
     failed: bool | None = None
     why: str = ""
+    by_need: bool = False
     peers: dict[str, Claim] = field(default_factory=dict)
     total: float | None = None
 
@@ -102,7 +105,8 @@ def _vllm(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
         _vllm_figures(out, row, model, run, total, a100)
         kv = budget.kv
     elif seen.get("kv_cache_gib"):
-        kv = seen["kv_cache_gib"] * GIB  # no card named: only the need can be checked
+        kv = seen["kv_cache_gib"] * GIB
+        out.by_need = True
     else:
         out.why = out.why or "card not known"
         return out
@@ -124,7 +128,7 @@ def _by_need(out: Judged, row: Row, model: ModelSpec | None, run: vllm_memory.Ru
     kv = row["observed"].get("kv_cache_gib")
     if out.refused is None and model is not None and kv:
         out.why = vllm_memory.refusal(model, run, kv * GIB)
-        out.refused = bool(out.why)
+        out.refused, out.by_need = bool(out.why), True
     out.why = out.why or "model or precision not known"
     return out
 

@@ -7,22 +7,8 @@ import re
 from collections.abc import Iterable
 
 from engine_launchers.model import ModelSpec
+from engine_launchers.precision import satisfies
 from orchestrator.errors import ConfigError
-
-# What the documents' QUANTIZATION words mean: the precisions that satisfy each, best first.
-SATISFIES = {
-    "4bit": ("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "AWQ", "GPTQ", "NVFP4",
-             "MXFP4", "NF4"),
-    "8bit": ("Q8_0", "FP8", "INT8"),
-    "none": ("F16", "BF16", "FP16", "F32", "FP32"),
-}  # fmt: skip
-
-
-def satisfies(precision: str, wish: str | None) -> bool:
-    """Whether an artefact of this precision is what the word, or precision, asks for."""
-    if wish is None:
-        return True
-    return precision in SATISFIES.get(wish, (wish.upper(),))
 
 
 def choose(name: str, found: Iterable[ModelSpec], wish: str | None) -> tuple[ModelSpec, ...]:

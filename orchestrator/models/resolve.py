@@ -14,13 +14,14 @@ from pathlib import Path
 import yaml
 
 from engine_launchers.model import ModelSpec
+from engine_launchers.precision import satisfies
 from orchestrator.errors import ConfigError, ModelInvalid, PullFailed
 from orchestrator.models.catalog import Artefact, Catalog, Match
 from orchestrator.models.config_json import spec_from_config
 from orchestrator.models.folder import folder_spec
 from orchestrator.models.gguf_spec import model_spec, part_names
 from orchestrator.models.hub import Hub
-from orchestrator.models.names import choose, model_name, near, satisfies
+from orchestrator.models.names import choose, model_name, near
 from orchestrator.models.safetensors import read_json
 from orchestrator.resources import config_path
 

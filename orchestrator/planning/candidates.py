@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from engine_launchers.base import EngineName, Launcher, Tuning
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
+from engine_launchers.precision import WORDS, satisfies
 from engine_launchers.value import Value
-from orchestrator.planning.precision import WORDS, satisfies
 from orchestrator.planning.tiers import Tier, nominal_gb
 
 _MAX_RANKS = 64

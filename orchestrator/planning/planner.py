@@ -21,19 +21,19 @@ from engine_launchers.base import (
 )
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
+from engine_launchers.precision import bits, satisfies
 from engine_launchers.relaxing import ladder
 from orchestrator.errors import NoEngineFits
 from orchestrator.planning.candidates import Candidate, Wish, candidates
 from orchestrator.planning.gpus import GpuSpec, GpuTable
 from orchestrator.planning.pins import keeping
-from orchestrator.planning.precision import bits, satisfies
 from orchestrator.planning.ranking import Fitting, passed_over, plan_id, preference, ranked
 from orchestrator.planning.speed import expect
 from orchestrator.planning.tiers import Tier, choose_tier
 
 __all__ = ["Wish", "fingerprint", "make_plan"]
 
-_OF_SIZE = frozenset({"bytes", "tokens"})
+_OF_SIZE = frozenset({"bytes"})  # the weights alone: no other split of the same cards holds them
 _NEXT = 2  # other plans that the ladder names after its rungs
 
 
@@ -93,7 +93,7 @@ def make_plan(
                 break
             rejected.append(found)
             if found.unit in _OF_SIZE:
-                break  # other splits of the same cards hold no more
+                break
     if not fitting:
         raise NoEngineFits(_sentence(variants, hardware, wish, rejected))
     wishes = _wishes(tier, hardware, variants[0])
@@ -141,7 +141,9 @@ def _ask(
     if len(fit.gpus) < len(candidate.gpus):
         candidate = replace(candidate, gpus=tuple(candidate.gpus[at] for at in fit.gpus))
         part = hardware.model_copy(update={"gpus": candidate.gpus})
-    expected = expect(candidate.model, fit.tuning, fit.estimate, part, known, launcher.speed)
+    expected = expect(
+        candidate.model, fit.tuning, fit.estimate, part, known, launcher.speed, fit.spilled
+    )
     return Fitting(candidate, fit, expected, tuning.max_model_len or 0)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine_launchers.base import EngineName, Expected, Fit, Rejection
+from engine_launchers.precision import bits, distance, label
 from orchestrator.planning.candidates import Candidate
-from orchestrator.planning.precision import bits, distance, label
 from orchestrator.planning.tiers import Tier
 
 GOALS = ("throughput", "latency", "quality", "memory")
@@ -53,11 +53,7 @@ class Fitting:
     @property
     def spills(self) -> bool:
         """Whether layers that belong on a GPU stay in RAM."""
-        if not self.candidate.gpus:
-            return False
-        parts = self.candidate.model.weights
-        table = parts.embedding if parts else 0
-        return any(p.device == "ram" and p.weights > 1.1 * table for p in self.fit.estimate)
+        return self.fit.spilled > 0
 
     @property
     def context_share(self) -> float:

@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine_launchers.base import Expected, MemoryEstimate, SpeedTraits, Tuning
+from engine_launchers.base import Expected, MemoryEstimate, Tuning
 from engine_launchers.caches import bytes_per_token
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
+from engine_launchers.precision import precision
+from engine_launchers.traits import SpeedTraits
 from orchestrator.planning.gpus import GpuSpec
-from orchestrator.planning.precision import precision
 
 PROMPT = 512  # tokens of the prompt that the time to the first token is given for
 _CONTEXT = 512  # tokens that are cached while decode is timed
@@ -29,6 +30,7 @@ _ASSUMED_RAM = 40e9  # bytes per second where nothing was measured: two channels
 # 84 GFLOP/s on a core of one server with AVX-512, to 219 on another's.
 _PER_CORE = (("AMX", 240e9), ("AVX-512", 240e9), ("AVX2", 100e9), ("NEON", 60e9))
 _SLOW_CORE = 12e9
+_PCIE = 12e9  # bytes per second of weights on their way to a GPU: half of 4.0 x16
 _HBM = ("H100", "H200", "H20", "H800", "A100", "A800", "A30", "V100", "P100", "B200", "B300",
         "GH200", "GB200", "GB300", "MI")  # fmt: skip
 _SPREAD = 0.2  # published figures of one card and model lie this far apart
@@ -42,6 +44,7 @@ class _Device:
     cache: float
     bandwidth: float
     flops: float
+    in_ram: bool = False
 
 
 def expect(
@@ -51,51 +54,74 @@ def expect(
     hardware: HardwareProfile,
     known: Mapping[str, GpuSpec | None],
     traits: SpeedTraits,
+    spilled: int = 0,
 ) -> Expected:
     """The roofline of one plan.
 
-    `hardware` holds just the GPUs that it uses, `known` the published figures by uuid.
-
-    Unknown cards give an Expected without figures that says so.
+    `hardware` holds just the GPUs that it uses, `known` the published figures by uuid, `spilled`
+    the bytes of layers that stay in RAM beside them. Unknown cards give an Expected without figures
+    that says so.
     """
     specs = {f"gpu:{gpu.index}": (gpu, known.get(gpu.uuid)) for gpu in hardware.gpus}
     unknown = [g.name for g, s in specs.values() if s is None and not g.memory_bandwidth]
     if unknown:
         return Expected(source=f"no published figures for {unknown[0]}")
     kind = precision(tuning.quantization or model.quantization)
-    devices = _devices(model, estimate, hardware, specs, traits, kind)
+    devices = _devices(model, estimate, hardware, specs, traits, kind, spilled)
     if not devices:
         return Expected(source="nothing to read")
-    ranks = tuning.tensor_parallel or 1
-    turns = 1 if traits.splits_layers else len(devices)
-    at_once = traits.splits_layers and len(devices) > 1
     active = model.active_params or model.params
     cpu = None if hardware.gpus else traits.cpu
     beside = cpu or traits
     fixed = model.layers * beside.seconds_per_layer + beside.seconds_per_token
+    ranks = tuning.tensor_parallel or 1
     if ranks > 1:
         fixed += model.layers * 2 * _hop(hardware)
-    reading = [(d.held + d.cache) / d.bandwidth for d in devices]
-    step = (max(reading) * (len(devices) / ranks if at_once else 1)) if at_once else sum(reading)
+    step = _turns([(d.held + d.cache) / d.bandwidth for d in devices], ranks, traits)
     if cpu is not None and cpu.decode_flops:  # a core unpacks while it reads: the slower counts
         products = active if model.tied_embeddings else active - model.vocab * model.hidden
         most = min(cpu.decode_flops * hardware.cpu_cores, _cpu_flops(hardware))
         step = max(step, 2.0 * products / most)
     decode = step + fixed
-    # Devices that take turns compute one after the other; ranks compute together.
-    computing = sum(d.flops for d in devices) / turns * traits.compute_share
-    # Of the prompt only the last token's logits are computed, and the token table is looked up.
-    tables = model.vocab * model.hidden * (1 if model.tied_embeddings else 2)
-    ttft = 2.0 * max(0, active - tables) * PROMPT / computing + decode
+    ttft = _prefill(model, devices, ranks, traits) + decode
     rate = 1 / decode
     assumed = "" if hardware.gpus or hardware.memory_bandwidth else "; RAM at 40 GB/s assumed"
     return Expected(
         tokens_per_second=(rate * (1 - _SPREAD), rate * (1 + _SPREAD)),
-        batch_tokens_per_second=_batch(model, tuning, decode, step, computing, traits, devices),
+        batch_tokens_per_second=_batch(model, tuning, fixed, traits, devices),
         ttft_seconds=(ttft * (1 - _SPREAD), ttft * (1 + _SPREAD)),
         prompt_tokens=PROMPT,
         source=f"roofline: bytes per token over memory bandwidth{assumed}",
     )
+
+
+def _turns(seconds: list[float], ranks: int, traits: SpeedTraits) -> float:
+    """Seconds of all devices: ranks work together, stages and spread layers one after the other."""
+    if traits.splits_layers:
+        return max(seconds) * len(seconds) / ranks
+    return sum(seconds)
+
+
+def _prefill(model: ModelSpec, devices: list[_Device], ranks: int, traits: SpeedTraits) -> float:
+    """Seconds until a prompt is computed, each device its share of the layers.
+
+    Of the prompt only the last token's logits are computed, and the token table is looked up. What
+    lies in RAM beside GPUs is computed there, or sent to a GPU for the batch, whichever is faster.
+    """
+    active = model.active_params or model.params
+    tables = model.vocab * model.hidden * (1 if model.tied_embeddings else 2)
+    work = 2.0 * max(0, active - tables) * PROMPT
+    whole = sum(device.held for device in devices) or 1.0
+    fastest = max(device.flops for device in devices)
+    seconds: list[float] = []
+    for device in devices:
+        share = work * device.held / whole
+        own = share / (device.flops * traits.compute_share)
+        if device.in_ram and len(devices) > 1:
+            sent = device.held / _PCIE + share / (fastest * traits.compute_share)
+            own = min(own, sent)
+        seconds.append(own)
+    return _turns(seconds, ranks, traits)
 
 
 def _devices(
@@ -105,23 +131,25 @@ def _devices(
     specs: Mapping[str, tuple[Gpu, GpuSpec | None]],
     traits: SpeedTraits,
     kind: str,
+    spilled: int,
 ) -> list[_Device]:
+    """Where the weights that a token reads lie; the token table in RAM is looked up, not read."""
     share = traits.bandwidth_share.get(kind, 0.6)
+    sizes = [
+        (part, spilled if part.device == "ram" and hardware.gpus else part.weights)
+        for part in estimate
+    ]
+    holders = [(part, size) for part, size in sizes if size > 0]
+    whole = sum(size for _, size in holders) or 1
     read = _read_share(model)
-    holders = [part for part in estimate if part.weights > 0]
-    if hardware.gpus:  # the token table on the host is looked up, not read
-        table = model.weights.embedding if model.weights else 0
-        holders = [p for p in holders if p.device != "ram" or p.weights > 1.1 * table]
-    whole = sum(part.weights for part in holders) or 1
     cache = bytes_per_token(model) * _CONTEXT
     found: list[_Device] = []
-    for part in holders:
-        held = part.weights * read
-        mine = cache * part.weights / whole
+    for part, size in holders:
+        held, mine = size * read, cache * size / whole
         if part.device == "ram":
             rate = float(hardware.memory_bandwidth or _ASSUMED_RAM)
             reach = traits.memory_share.get("ram", 0.9)
-            found.append(_Device(held, mine, rate * reach, _cpu_flops(hardware)))
+            found.append(_Device(held, mine, rate * reach, _cpu_flops(hardware), in_ram=True))
             continue
         gpu, spec = specs[part.device]
         rate = float(spec.bandwidth if spec else gpu.memory_bandwidth or 1)
@@ -131,38 +159,39 @@ def _devices(
     return found
 
 
-def _read_share(model: ModelSpec) -> float:
-    """The part of the weights that one token reads: routed experts rest, all but a few.
+def _read_share(model: ModelSpec, tokens: int = 1) -> float:
+    """The part of the weights that a step of `tokens` reads.
 
-    The token table is not read either, one row of it is.
+    One row of the token table is read, not the table. Of routed experts each token wants a few;
+    the more tokens, the more of them are wanted by at least one.
     """
     parts = model.weights
     if parts is None or parts.total == 0:
         return (model.active_params or model.params) / model.params
     read = float(parts.total - (parts.embedding if parts.output else 0))
     if model.experts and model.experts_used:
-        read -= parts.experts * (1 - model.experts_used / model.experts)
+        idle = (1 - model.experts_used / model.experts) ** tokens
+        read -= parts.experts * idle
     return read / parts.total
 
 
 def _batch(
-    model: ModelSpec,
-    tuning: Tuning,
-    decode: float,
-    step: float,
-    computing: float,
-    traits: SpeedTraits,
-    devices: list[_Device],
+    model: ModelSpec, tuning: Tuning, fixed: float, traits: SpeedTraits, devices: list[_Device]
 ) -> float | None:
     """Tokens per second of all requests that run together, over all replicas."""
     if not traits.batching:
         return None
-    seqs = tuning.max_concurrency or 1
-    cached = sum(d.cache / d.bandwidth for d in devices) / (tuning.tensor_parallel or 1)
+    seqs, ranks = tuning.max_concurrency or 1, tuning.tensor_parallel or 1
+    more = _read_share(model, seqs) / _read_share(model)
+    reading = [(d.held * more + d.cache * seqs) / d.bandwidth for d in devices]
     active = model.active_params or model.params
-    reading = decode + cached * (seqs - 1)
-    both = max(reading, 2.0 * active * seqs / computing + decode - step)
-    return seqs / both * (tuning.replicas or 1)
+    whole = sum(d.held for d in devices) or 1.0
+    work = 2.0 * active * seqs / traits.compute_share
+    computing = [work * d.held / whole / d.flops for d in devices]
+    # Stages work on different requests at the same time, once there are enough of them.
+    stages = len(devices) / ranks if traits.splits_layers else 1.0
+    step = max(_turns(reading, ranks, traits), _turns(computing, ranks, traits))
+    return seqs / (step / min(stages, seqs) + fixed) * (tuning.replicas or 1)
 
 
 def _memory_kind(gpu: Gpu, spec: GpuSpec | None) -> str:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Longest prefix wins. A module imports only from lower floors, or from its own room.
 FLOORS: dict[str, int] = {
     "engine_launchers.value": -2,
+    "engine_launchers.traits": -1,
     "engine_launchers.machine": -1,
     "engine_launchers.model": -1,
     "engine_launchers.base": 0,

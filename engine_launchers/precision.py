@@ -16,14 +16,14 @@ WORDS: dict[str, tuple[int, int]] = {"4bit": (4, 4), "8bit": (8, 8), "none": (16
 
 
 def bits(quantization: str) -> int:
-    """Nominal bits per weight; 16 for what is not quantized, and for unknown names."""
+    """Nominal bits per weight; 16 for what is not quantized, 0 for unknown names."""
     name = quantization.upper()
     if name in _SIXTEEN:
         return 16
     if name in _NAMED_BITS:
         return _NAMED_BITS[name]
     found = re.match(r"(?:UD-)?[IT]?Q(\d)", name)
-    return int(found.group(1)) if found else 16
+    return int(found.group(1)) if found else 0
 
 
 def precision(quantization: str) -> Precision:
@@ -33,9 +33,14 @@ def precision(quantization: str) -> Precision:
 
 
 def satisfies(quantization: str, word: str | None) -> bool:
-    """Whether an artefact is what `4bit`, `8bit` or `none` asks for; None asks for nothing."""
+    """Whether an artefact is what a word, or a precision's name, asks for; None asks for nothing.
+
+    A precision that is not known satisfies no word.
+    """
     if word is None:
         return True
+    if word not in WORDS:
+        return quantization.upper() == word.upper()
     low, high = WORDS[word]
     return low <= bits(quantization) <= high
 
