@@ -35,9 +35,9 @@ class Run:
 
     `gpu_layers` -1 means all, output layer included. `sequences` is the number of slots; their
     contexts add up to `context`. `shares` are the relative parts of several cards, empty: equal.
-    `output_first`: the output layer counts as the first of `gpu_layers`, as in the pinned version;
-    builds up to 2025 took it last. `pipeline`: several cards take turns on one prompt, as since
-    2024.
+    `today`: as in the pinned version, the output layer counts as the first of `gpu_layers`, and the
+    processor's graph keeps its input; builds up to 2025 did otherwise.
+    `pipeline`: several cards take turns on one prompt, as since 2024.
     """
 
     context: int
@@ -48,7 +48,7 @@ class Run:
     kv_dtype: str | None = None
     ubatch: int = UBATCH
     sequences: int = 1
-    output_first: bool = True
+    today: bool = True
     pipeline: bool = True
 
     @property
@@ -140,11 +140,13 @@ def compute_buffer(
     fused = 2 * hidden if model.architecture in _FUSED_QKV else 0
     scores = 0.0 if run.flash_attention else model.heads * context + mask
     attention = scores + 4 * hidden + fused
-    if run.on_host:  # the input stands beside, and K and V before they are stored (0.3.36)
+    if (
+        run.on_host and run.today
+    ):  # the input stands beside, and K and V before they are stored (0.3.36)
         attention += hidden + 2 * model.kv_heads * model.head_dim
     used = model.experts_used or 1
     feed_forward = 2 * used * model.intermediate + 2 * hidden + mask
-    output = model.vocab + (2 if run.on_host else 1) * hidden if logits else 0
+    output = model.vocab + (2 if run.on_host and run.today else 1) * hidden if logits else 0
     widest = max(attention, feed_forward, output)
     if pipelined:
         widest += 3 * mask + 4 * hidden
@@ -156,7 +158,7 @@ def placement(layers: int, run: Run) -> tuple[int, ...]:
     wanted = layers + 1 if run.gpu_layers < 0 else min(run.gpu_layers, layers + 1)
     if run.devices == 0 or wanted == 0:
         return (-1,) * (layers + 1)
-    if run.output_first or wanted > layers:
+    if run.today or wanted > layers:
         first, with_output = layers + 1 - wanted, True
     else:
         first, with_output = layers - wanted, False

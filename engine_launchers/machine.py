@@ -8,6 +8,7 @@ from pydantic import Field
 
 from engine_launchers.value import Value
 
+_MOST = 1 << 50  # bytes, or bytes per second: more is a mistake
 Vendor = Literal["nvidia", "amd", "apple", "intel"]
 LinkKind = Literal["nvlink", "xgmi", "pcie", "cpu"]  # `cpu`: through the processor or its sockets
 
@@ -40,12 +41,12 @@ class Gpu(Value):
     uuid: str
     name: str
     vendor: Vendor
-    vram_total: int = Field(ge=0)
-    vram_free: int = Field(ge=0)
+    vram_total: int = Field(ge=0, le=_MOST)
+    vram_free: int = Field(ge=0, le=_MOST)
     compute_capability: tuple[int, int] | None = None
     driver: str | None = None
     runtime_version: str | None = None
-    memory_bandwidth: int | None = None
+    memory_bandwidth: int | None = Field(None, gt=0, le=_MOST)
     link: str | None = None
     mig: bool = False
     parent_uuid: str | None = None
@@ -74,13 +75,13 @@ class HardwareProfile(Value):
 
     gpus: tuple[Gpu, ...] = ()
     links: tuple[GpuLink, ...] = ()
-    ram_total: int = Field(gt=0)
-    ram_available: int = Field(ge=0)
-    cpu_cores: int = Field(ge=1)
+    ram_total: int = Field(gt=0, le=_MOST)
+    ram_available: int = Field(ge=0, le=_MOST)
+    cpu_cores: int = Field(ge=1, le=65_536)
     cpu_name: str | None = None
     numa_nodes: int = Field(1, ge=1)
     isa: tuple[str, ...] = ()
-    memory_bandwidth: int | None = None
+    memory_bandwidth: int | None = Field(None, gt=0, le=_MOST)
     platform: str
     notes: tuple[str, ...] = ()
 

@@ -158,7 +158,7 @@ class VllmLauncher:
 
         The last rung leaves more of the card alone, for what vLLM does not count.
         """
-        return first_rung(plan, cause, _RUNGS, lambda smaller: smaller)
+        return first_rung(plan, cause, _RUNGS, vllm_fit.refit)
 
 
 _FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM})
@@ -167,7 +167,12 @@ _SMALL_CACHE = frozenset({CrashCause.KV_CACHE_TOO_SMALL})
 
 def _less_of_the_card(plan: EnginePlan) -> float | None:
     share = plan.tuning.gpu_memory_fraction
-    return round(share - 0.05, 2) if share and share > 0.5 else None
+    if not share:
+        return None
+    less = round(share - 0.05, 2)
+    tuning = plan.tuning.model_copy(update={"gpu_memory_fraction": less})
+    smaller = vllm_fit.refit(plan.model_copy(update={"tuning": tuning}))
+    return less if less > 0 and vllm_fit.holds(smaller) else None
 
 
 _RUNGS = (

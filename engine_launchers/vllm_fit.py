@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
-from engine_launchers import vllm_memory
-from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
+from engine_launchers import vllm_memory, vllm_rules
+from engine_launchers.base import EnginePlan, Fit, MemoryEstimate, Rejection, Tuning
 from engine_launchers.caches import longest_context
 from engine_launchers.loading import loaded
 from engine_launchers.machine import Gpu, HardwareProfile
@@ -16,91 +15,29 @@ from engine_launchers.relaxing import gib
 
 RELEASE = (0, 32)
 MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the model has no more
-_GROUP = 128  # columns of one AWQ or GPTQ scale: a rank's share must be whole groups
 _CPU_FULL_REQUESTS = 4  # with a full context, that the cache in RAM is made for unless told
 _TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
 _CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
-_AMD = ("gfx90a", "gfx942", "gfx950", "gfx110", "gfx115", "gfx120")
-_SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
-_QUANTIZATIONS = {  # artefact -> lowest compute capability
-    "AWQ": (7, 5), "GPTQ": (7, 5), "INT8": (7, 5), "INT4": (7, 5), "FP8": (8, 9),
-    "NVFP4": (8, 0), "MXFP4": (8, 0),
-}  # fmt: skip
 
 
 def fit(
     model: ModelSpec, hardware: HardwareProfile, wish: Tuning, pinned: frozenset[str]
 ) -> Fit | Rejection:
     """Tensor and pipeline parallel over all GPUs of the profile; in RAM where it has none."""
-    refused = _artefact(model) or _machine(model, hardware)
+    refused = vllm_rules.refuse_artefact(model) or vllm_rules.refuse_machine(model, hardware)
     if refused is None and hardware.gpus:
-        refused = _parallel(model, wish)
+        refused = vllm_rules.refuse_parallel(model, wish)
     if refused is not None:
         return refused
     if not hardware.gpus:
         return _on_cpu(model, hardware, wish, pinned)
     if hardware.ram_available < _CPU_OVERHEAD:
-        return _no(
+        return vllm_rules.no(
             f"its processes take {gib(_CPU_OVERHEAD)} of RAM, {gib(hardware.ram_available)} are "
             "available",
             _CPU_OVERHEAD, hardware.ram_available, "bytes",
         )  # fmt: skip
     return _on_gpus(model, hardware, wish, pinned)
-
-
-def _artefact(model: ModelSpec) -> Rejection | None:
-    if model.format != "safetensors":
-        return _no(f"reads safetensors, this is {model.format}; llama_cpp reads it")
-    if model.quantization not in _SIXTEEN and model.quantization not in _QUANTIZATIONS:
-        return _no(f"0.32 cannot load {model.quantization}; the pytorch engine or another variant")
-    return None
-
-
-def _machine(model: ModelSpec, hardware: HardwareProfile) -> Rejection | None:
-    if hardware.platform.startswith("windows"):
-        return _no("does not run on Windows; llama_cpp and pytorch do")
-    for gpu in hardware.gpus:
-        if gpu.vendor in {"apple", "intel"}:
-            return _no(f"does not drive {gpu.name}; llama_cpp does")
-        arch = gpu.architecture
-        if gpu.vendor == "amd" and arch and not arch.startswith(_AMD):
-            return _no(f"does not drive {gpu.name} ({arch}); llama_cpp does")
-        have = gpu.compute_capability
-        if gpu.vendor != "nvidia" or have is None:
-            continue
-        need = _QUANTIZATIONS.get(model.quantization, vllm_memory.CAPABILITY)
-        need = max(need, vllm_memory.CAPABILITY)
-        if have < need:
-            what = model.quantization if need > vllm_memory.CAPABILITY else "vLLM"
-            return _no(
-                f"{what} needs compute capability {_dot(need)}, {gpu.name} has {_dot(have)}",
-                need[0] + need[1] / 10, have[0] + have[1] / 10, "compute capability",
-            )  # fmt: skip
-    return None
-
-
-def _parallel(model: ModelSpec, wish: Tuning) -> Rejection | None:
-    ranks, stages = wish.tensor_parallel or 1, wish.pipeline_parallel or 1
-    if model.heads % ranks:
-        return _no(f"{model.heads} heads do not divide by tensor parallel {ranks}",
-                        model.heads, ranks, "heads")  # fmt: skip
-    if model.kv_heads % ranks and ranks % max(1, model.kv_heads):
-        return _no(f"{model.kv_heads} KV heads and tensor parallel {ranks} do not divide",
-                        model.kv_heads, ranks, "KV heads")  # fmt: skip
-    if (model.vision_heads or 0) % ranks:
-        return _no(
-            f"{model.vision_heads} vision heads do not divide by tensor parallel {ranks}",
-            model.vision_heads, ranks, "vision heads",
-        )  # fmt: skip
-    if model.quantization in {"AWQ", "GPTQ"} and (model.intermediate / ranks) % _GROUP:
-        return _no(
-            f"{model.intermediate} columns over {ranks} ranks are not whole groups of {_GROUP}",
-            model.intermediate / ranks, _GROUP, "columns",
-        )  # fmt: skip
-    if stages > model.layers:
-        return _no(f"{model.layers} layers cannot make {stages} stages",
-                        model.layers, stages, "layers")  # fmt: skip
-    return None
 
 
 def _on_gpus(
@@ -110,16 +47,22 @@ def _on_gpus(
     pinned: frozenset[str],
 ) -> Fit | Rejection:
     reasons: list[str] = []
-    dtype = _dtype(model, hardware.gpus, wish, reasons)
+    dtype = vllm_rules.dtype(model, hardware.gpus, wish, reasons)
     model = loaded(model, dtype)
     tightest = min(hardware.gpus, key=lambda gpu: (gpu.vram_free, gpu.vram_total))
     total = vllm_memory.torch_total(tightest.vram_total)
     free = _torch_free(tightest, total)
     if tightest.unified:  # one memory: the processes themselves need some of it
         free = min(free, hardware.ram_available * 0.95 - _CPU_OVERHEAD)
+    if free <= 0:
+        taken = tightest.vram_total - tightest.vram_free
+        return vllm_rules.no(
+            f"{tightest.name} is full: others hold {gib(taken)} of {gib(tightest.vram_total)}",
+            vllm_memory.CONTEXT, max(0.0, free), "bytes",
+        )  # fmt: skip
     share = _share(wish, pinned, free, total, reasons)
     if share * total > free:
-        return _no(
+        return vllm_rules.no(
             f"gpu_memory_utilization {share:g} of {gib(total)} is more than the {gib(free)} "
             f"that are free; {math.floor(free / total * 100) / 100:g} would do",
             share * total, free, "bytes",
@@ -140,7 +83,7 @@ def _on_gpus(
     budget = vllm_memory.budget(model, run, total)
     if budget.kv <= 0:
         need = budget.weights + budget.activations + budget.non_torch + budget.graphs
-        return _no(
+        return vllm_rules.no(
             f"{_of(model)} needs {gib(need)} on each GPU before any cache, "
             f"{gib(budget.requested)} of {gib(total)} may be used",
             need, budget.requested, "bytes",
@@ -150,7 +93,7 @@ def _on_gpus(
         return sized
     run = replace(run, max_model_len=sized["max_model_len"], max_num_seqs=sized["max_concurrency"])
     if why := vllm_memory.refusal(model, run, budget.kv, total, a100):
-        return _no(f"vLLM would refuse to start: {why}")
+        return vllm_rules.no(f"vLLM would refuse to start: {why}")
     tuning = wish.model_copy(
         update={
             **sized,
@@ -185,6 +128,51 @@ def _on_gpus(
     )
 
 
+def refit(plan: EnginePlan) -> EnginePlan:
+    """The same plan with what its tuning now takes of each GPU."""
+    cards = [part for part in plan.estimate if part.device.startswith("gpu")]
+    if not cards:
+        return plan
+    tightest = min(cards, key=lambda part: part.capacity - part.others)
+    model = loaded(plan.model, plan.tuning.dtype)
+    budget = vllm_memory.budget(model, _run(plan), vllm_memory.torch_total(tightest.capacity))
+    update = {
+        "weights": int(budget.weights),
+        "kv": int(max(0.0, budget.kv)),
+        "activations": int(budget.activations),
+        "overhead": int(budget.non_torch + budget.graphs + budget.outside),
+    }
+    after = tuple(
+        part.model_copy(update=update) if part.device.startswith("gpu") else part
+        for part in plan.estimate
+    )
+    return plan.model_copy(update={"estimate": after})
+
+
+def holds(plan: EnginePlan) -> bool:
+    """Whether the estimated cache holds one request with the plan's whole context."""
+    run, model = _run(plan), loaded(plan.model, plan.tuning.dtype)
+    context = plan.tuning.max_model_len or model.context_max
+    need = vllm_memory.request_bytes(model, run, context, plan.tuning.batch or 2048)
+    return all(part.kv >= need for part in plan.estimate if part.device.startswith("gpu"))
+
+
+def _run(plan: EnginePlan) -> vllm_memory.Run:
+    tuning = plan.tuning
+    return vllm_memory.Run(
+        version=RELEASE,
+        tensor_parallel=tuning.tensor_parallel or 1,
+        pipeline_parallel=tuning.pipeline_parallel or 1,
+        utilization=tuning.gpu_memory_fraction,
+        max_model_len=tuning.max_model_len,
+        max_num_seqs=tuning.max_concurrency,
+        max_num_batched_tokens=tuning.batch,
+        kv_cache_dtype=tuning.kv_cache_dtype,
+        lora=bool(plan.model.adapters),
+        sampler_bytes=vllm_memory.SAMPLER_BOUND,
+    )
+
+
 def _share(
     wish: Tuning,
     pinned: frozenset[str],
@@ -213,7 +201,7 @@ def _size(
     """Context and sequences that `kv` bytes of the tightest rank hold."""
     wanted = min(wish.max_model_len or model.context_max, model.context_max)
     if "max_model_len" in pinned and (wish.max_model_len or 0) > model.context_max:
-        return _no(
+        return vllm_rules.no(
             f"context {wish.max_model_len} was asked for, the model has {model.context_max}",
             wish.max_model_len, model.context_max, "tokens",
         )  # fmt: skip
@@ -228,7 +216,7 @@ def _size(
             reasons.append(f"{blocks} sequences: one state block each, {seqs} wished")
             seqs = blocks
         elif seqs > blocks:
-            return _no(
+            return vllm_rules.no(
                 f"{seqs} sequences need a state block each, {blocks} fit; ask for {blocks}",
                 seqs, blocks, "state blocks",
             )  # fmt: skip
@@ -241,7 +229,7 @@ def _size(
     if context < wanted and "max_model_len" in pinned:
         least = wanted
     if context < least or context < 1:
-        return _no(
+        return vllm_rules.no(
             f"{_of(model)} leaves {gib(kv)} for the cache: {context} tokens"
             + (f" for each of {users}" if users > 1 else "")
             + f", {least} wanted",
@@ -268,15 +256,15 @@ def _on_cpu(
     pinned: frozenset[str],
 ) -> Fit | Rejection:
     """In RAM: the cache has the size that the context and the sequences need."""
-    if model.quantization not in _SIXTEEN:
-        return _no(f"runs {model.quantization} on GPUs only")
+    if model.quantization not in vllm_rules.SIXTEEN:
+        return vllm_rules.no(f"runs {model.quantization} on GPUs only")
     reasons: list[str] = ["in RAM: no GPU is used"]
     seqs = wish.max_concurrency or 1
     run = vllm_memory.Run(version=RELEASE, eager=True, max_num_seqs=seqs)
     weights = model.weight_bytes  # computed in what it is stored in
     peak = vllm_memory.activation_peak(model, run, 0)
     room = hardware.ram_available * 0.95 - weights - peak - _CPU_OVERHEAD
-    sized = _size(model, run, room, wish, pinned, reasons) if room > 0 else _no(
+    sized = _size(model, run, room, wish, pinned, reasons) if room > 0 else vllm_rules.no(
         f"{_of(model)} needs {gib(weights + peak + _CPU_OVERHEAD)} of RAM before any cache, "
         f"{gib(hardware.ram_available)} are available",
         weights + peak + _CPU_OVERHEAD, hardware.ram_available, "bytes",
@@ -308,33 +296,10 @@ def _on_cpu(
     return Fit(tuning=tuning, estimate=(estimate,), reasons=tuple(reasons))
 
 
-def _no(
-    why: str,
-    need: float | None = None,
-    have: float | None = None,
-    unit: str | None = None,
-) -> Rejection:
-    return Rejection(what="vllm", why=why, need=need, have=have, unit=unit)
-
-
 def _torch_free(gpu: Gpu, total: float) -> float:
     """What torch finds free when it starts: less than the driver says, by a CUDA context."""
     return gpu.vram_free * (total / gpu.vram_total if gpu.vram_total else 0) - vllm_memory.CONTEXT
 
 
-def _dot(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
-
-
 def _of(model: ModelSpec) -> str:
     return f"{model.quantization} of {model.params / 1e9:.1f} B weights"
-
-
-def _dtype(model: ModelSpec, gpus: Sequence[Gpu], wish: Tuning, reasons: list[str]) -> str | None:
-    """What activations are computed in: the wish, but BF16 only from compute capability 8.0."""
-    old = [g for g in gpus if g.compute_capability and g.compute_capability < (8, 0)]
-    wanted = wish.dtype or ("float16" if model.dtype == "float32" else model.dtype)
-    if wanted == "bfloat16" and old:
-        reasons.append(f"float16: BF16 needs compute capability 8.0, {old[0].name} is older")
-        return "float16"
-    return wanted

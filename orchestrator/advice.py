@@ -63,6 +63,7 @@ class Advisor:
         self.launchers: dict[EngineName, Launcher] = {n: load_launcher(n) for n in ENGINES}
         adapter = read_adapter(Path(settings.adapter_path)) if settings.adapter_path else None
         self._adapters = (str(adapter.path),) if adapter else ()
+        self._base = adapter.base_model if adapter else ""
         rank = {"lora_rank": adapter.rank if adapter else None}
         self._wish = wish_of(settings).model_copy(update=rank)
         self._tiers, self._table = load_tiers(), load_gpus()
@@ -76,6 +77,8 @@ class Advisor:
             variants, self.hardware, self._tiers, self.launchers, self._wish, self._table
         )
         notes = list(plan.reasons)
+        if self._base and not plan.model.source.endswith(self._base):
+            notes.append(f"the adapter was trained on {self._base}: check that this is it")
         if plan.model.source.startswith("hf://"):
             address = plan.model.source.removeprefix("hf://")
             notes.append(f"not on this machine yet: `engineroom pull {address}` fetches it")

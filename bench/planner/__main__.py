@@ -207,6 +207,8 @@ def _run(given: argparse.Namespace) -> None:
             verdict = {None: "undecided", True: "refused", False: "accepted"}[row.refused]
             fate = {None: "other failure", True: "failed", False: "worked"}[row.failed]
             sys.stdout.write(f"{row.id} [{row.tier}] {verdict}/{fate}: {row.why} {errors}\n")
+    if not judged:
+        raise ConfigError(f"{given.rows}: no row of an engine that is modelled")
     result = summary(judged)
     if given.json:
         sys.stdout.write(json.dumps(result) + "\n")

@@ -192,7 +192,7 @@ def _llama(row: Row, facts: Facts, cards: truth.Cards) -> Judged:
         devices=devices,
         flash_attention=truth.flash_attention(row),
         kv_dtype=row["kv_cache_dtype"],
-        output_first=False,
+        today=False,
         pipeline=not row["observed"].get("vram_scratch_mib"),
     )
     host, gpus = llama_memory.buffers(model, run)

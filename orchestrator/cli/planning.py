@@ -29,6 +29,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.errors import ConfigError
 from orchestrator.models.resolve import resolve
+from orchestrator.planning.hypothetical import MOST_GPUS
 from orchestrator.planning.hypothetical import machine as imagine
 from orchestrator.resources import demo_dir
 from orchestrator.settings import Settings, load_settings
@@ -36,6 +37,8 @@ from orchestrator.startup import machine
 from orchestrator.supervision.environments import Environments
 from orchestrator.tables import load_gpus
 
+_LONGEST_PROFILE = 4 << 20
+_ADVICE = "give what `engineroom probe --json` prints"
 _EXAMPLE_PORT = 8100  # `plan` has to show one; a launch takes any free port
 
 
@@ -104,7 +107,7 @@ def plan(
         if as_json:
             print_json([show_plan.line_as_json(line) for line in lines])
         else:
-            show_plan.ranking(out(), advisor.hardware, lines)
+            show_plan.ranking(out(), advisor.hardware, lines, explain)
         return
     resolved = resolve(settings.model, demo_dir())
     chosen = advisor.plan_for(resolved)
@@ -135,16 +138,38 @@ def _machine(
 
 def _read(file: Path) -> HardwareProfile:
     try:
-        return HardwareProfile.model_validate_json(file.read_bytes())
+        with file.open("rb") as opened:
+            data = opened.read(_LONGEST_PROFILE + 1)
+        if len(data) > _LONGEST_PROFILE:
+            raise ConfigError(f"--hardware {file}: longer than any profile; {_ADVICE}")
+        profile = HardwareProfile.model_validate_json(data)
     except OSError as error:
         raise ConfigError(f"--hardware {file}: {error.strerror}") from error
     except ValidationError as error:
         first: Any = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
         raise ConfigError(
-            f"--hardware {file}: {place}: {first['msg'].lower()}; give what "
-            "`engineroom probe --json` prints"
+            f"--hardware {file}: {place}: {first['msg'].lower()}; {_ADVICE}"
         ) from error
+    if wrong := _contradiction(profile):
+        raise ConfigError(f"--hardware {file}: {wrong}; {_ADVICE}")
+    return profile
+
+
+def _contradiction(profile: HardwareProfile) -> str:
+    """What cannot be true of a machine; empty where nothing was found."""
+    if len(profile.gpus) > MOST_GPUS:
+        return f"{len(profile.gpus)} GPUs, at most {MOST_GPUS} are planned for"
+    if len({gpu.uuid for gpu in profile.gpus}) < len(profile.gpus):
+        return "two GPUs have the same uuid"
+    if profile.ram_available > profile.ram_total:
+        return "ram_available is more than ram_total"
+    for gpu in profile.gpus:
+        if gpu.vram_free > gpu.vram_total:
+            return f"gpu {gpu.index}: vram_free is more than vram_total"
+        if gpu.compute_capability and min(gpu.compute_capability) < 0:
+            return f"gpu {gpu.index}: compute_capability is negative"
+    return ""
 
 
 def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> LaunchSpec:

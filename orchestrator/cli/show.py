@@ -28,8 +28,8 @@ def pairs() -> Table:
 def hardware(console: Console, profile: HardwareProfile) -> None:
     """The machine."""
     table = pairs()
-    table.add_row("platform", profile.platform)
-    table.add_row("processor", profile.cpu_name or "unknown")
+    table.add_row("platform", Text(profile.platform))
+    table.add_row("processor", Text(profile.cpu_name or "unknown"))
     nodes = f", {profile.numa_nodes} NUMA nodes" if profile.numa_nodes > 1 else ""
     table.add_row("cores", f"{profile.cpu_cores} physical, usable{nodes}")
     table.add_row("isa", " ".join(profile.isa) or "unknown")
@@ -38,7 +38,7 @@ def hardware(console: Console, profile: HardwareProfile) -> None:
         rate = f"{profile.memory_bandwidth / 1e9:.1f} GB/s read, measured with all usable cores"
         table.add_row("bandwidth", rate)
     for gpu in profile.gpus:
-        table.add_row(f"gpu {gpu.index}", f"{gpu.name}, {_gpu_facts(gpu)}")
+        table.add_row(f"gpu {gpu.index}", Text(f"{gpu.name}, {_gpu_facts(gpu)}"))
         for process in gpu.processes:
             held = gib(process.used) if process.used is not None else "an unknown amount"
             told = f"{process.name or 'a process'} (pid {process.pid}): {held}"

@@ -15,6 +15,7 @@ from orchestrator.advice import Line
 from orchestrator.cli.show import columns, gib, pairs, print_plain
 
 _WIDTH = 44
+_SEVEN_B = (5e9, 10e9)  # weights of the models that the guide gives figures for
 _FEW = 5  # rejected plans that are shown without --explain
 _PARTS = (  # field, sign, colour, name
     ("weights", "█", "blue", "weights"),
@@ -32,8 +33,10 @@ def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec, explain: bool =
     table.add_row("plan", Text(chosen.id, style="bold cyan"))
     table.add_row("tier", chosen.tier)
     table.add_row("engine", f"{chosen.engine} {chosen.engine_version}")
-    table.add_row("model", f"{model.id}: {_weights(model.params)} weights, {model.quantization}")
-    table.add_row("from", model.source)
+    table.add_row(
+        "model", Text(f"{model.id}: {_weights(model.params)} weights, {model.quantization}")
+    )
+    table.add_row("from", Text(model.source))
     table.add_row("context", f"{tuning.max_model_len} tokens, {_at_once(tuning.max_concurrency)}")
     if tuning.threads:
         table.add_row("threads", str(tuning.threads))
@@ -41,9 +44,9 @@ def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec, explain: bool =
         table.add_row(part.device, bar(part))
         table.add_row("", amounts(part))
     table.add_row("", legend())
-    table.add_row("expected", speed(chosen.expected))
-    if chosen.guide:
-        table.add_row("guide", speed(chosen.guide))
+    table.add_row("expected", Text(speed(chosen.expected)))
+    if chosen.guide and (explain or _SEVEN_B[0] <= model.params <= _SEVEN_B[1]):
+        table.add_row("guide", Text(speed(chosen.guide)))
     for reason in chosen.reasons:
         table.add_row("because", Text(reason))
     refused = _worth_telling(chosen.rejected)
@@ -109,11 +112,13 @@ def speed(expected: Expected) -> str:
     return f"{', '.join(told)} ({expected.source})"
 
 
-def ranking(console: Console, hardware: HardwareProfile, lines: Sequence[Line]) -> None:
+def ranking(
+    console: Console, hardware: HardwareProfile, lines: Sequence[Line], explain: bool = False
+) -> None:
     """`--all`: what runs here, the largest first, and what does not."""
     names = ", ".join(gpu.name for gpu in hardware.gpus) or "no GPU"
     ram = gib(hardware.ram_available)
-    console.print(f"{names}; {hardware.cpu_cores} cores; {ram} of RAM available", highlight=False)
+    print_plain(console, f"{names}; {hardware.cpu_cores} cores; {ram} of RAM available")
     rows = [("MODEL", "PLAN", "CONTEXT", "MEMORY", "TOKENS/S")]
     for line in lines:
         if line.plan is not None:
@@ -122,10 +127,15 @@ def ranking(console: Console, hardware: HardwareProfile, lines: Sequence[Line]) 
             context = str(found.tuning.max_model_len)
             rows.append((line.name, found.id, context, gib(held), _rate(found.expected)))
     columns(console, rows)
-    refused = [line.name for line in lines if line.plan is None]
-    if refused:
-        console.print(f"[bold]does not fit[/bold] ({len(refused)}): ", end="")
-        console.print(", ".join(refused), highlight=False)
+    refused = [line for line in lines if line.plan is None]
+    if not refused:
+        return
+    console.print(f"[bold]does not fit[/bold] ({len(refused)})", highlight=False)
+    if not explain:
+        print_plain(console, ", ".join(line.name for line in refused) + "; why: --explain")
+        return
+    for line in refused:
+        print_plain(console, f"{line.name}: {line.why}")
 
 
 def line_as_json(line: Line) -> dict[str, Any]:

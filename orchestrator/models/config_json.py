@@ -91,7 +91,9 @@ def spec_from_config(
             format=format,
             architecture=facts.architecture or "unknown",
             params=counted.total if counted else _guess(total, precision),
-            active_params=counted.active if counted and counted.expert_count else None,
+            active_params=counted.active
+            if counted and counted.expert_count
+            else facts.number("active_params") or None,
             layers=facts.layers,
             hidden=facts.hidden,
             intermediate=facts.number(INTERMEDIATE) or facts.number("moe_intermediate_size"),
@@ -133,6 +135,8 @@ def quantization_name(facts: Facts, model_id: str = "") -> str:
     for word, name in _METHODS:
         if word in words:
             return name
+    if method and method != "compressed-tensors":
+        return re.sub(r"[^A-Z0-9]", "", method.upper())[:16] or "UNKNOWN"  # no engine takes it
     if "compressed-tensors" in words:
         return _compressed(config)
     named = re.search(_BY_SUFFIX, model_id.lower()[-200:])

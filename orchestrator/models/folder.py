@@ -33,11 +33,27 @@ def folder_spec(folder: Path, model_id: str, name: str | None = None) -> ModelSp
         source=str(folder.absolute()),
         weight_bytes=sum(size for _, size in tensors),
     )
+    _held_against_config(spec, config_of(folder), folder)
     parts = parts_of(tensors, spec.layers)
     words = _tokenizer_words(folder)
     exact = {"weights": parts} if sum(parts.layers) else {}
     tied = {"tied_embeddings": parts.output == 0} if sum(parts.layers) else {}
     return spec.model_copy(update={"id": model_id, **exact, **tied, **words})
+
+
+def _held_against_config(spec: ModelSpec, config: dict[str, Any], folder: Path) -> None:
+    """Refuse files that are not this model's: a fifth, or five times, of what its shape implies."""
+    try:
+        implied = spec_from_config(
+            config, model_id=spec.id, source=spec.source, quantization=spec.quantization
+        ).weight_bytes
+    except ModelInvalid:
+        return  # a shape that cannot be counted says nothing about the files
+    if implied and not implied / 5 <= spec.weight_bytes <= implied * 5:
+        raise ModelInvalid(
+            f"{folder}: its safetensors hold {spec.weight_bytes / 1e9:.2f} GB, config.json means "
+            f"a model of {implied / 1e9:.2f} GB: files are missing, or belong to another model"
+        )
 
 
 def config_of(folder: Path) -> dict[str, Any]:

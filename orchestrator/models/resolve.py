@@ -26,6 +26,7 @@ from orchestrator.models.safetensors import read_json
 from orchestrator.resources import config_path
 
 DEMO = "demo"
+_LONGEST_NAME = 1024
 _DEMO_FILES = {"Q4_K_M": "demo.Q4_K_M.gguf", "F16": "demo.F16.gguf"}
 _ADDRESS = re.compile(
     r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>\w[\w./-]*\.gguf))?"
@@ -72,6 +73,8 @@ def resolve(
         found = choose(name, (model_spec(path, DEMO) for path in files), quantization)
         return Resolved(DEMO, found, pinned=False)
     path = Path(name).expanduser()
+    if len(name) > _LONGEST_NAME:
+        raise ModelInvalid(f"model {name[:40]!r}...: longer than any name or path")
     if path.exists():
         return _local(path, quantization)
     shelf = catalog()

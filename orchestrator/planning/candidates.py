@@ -145,10 +145,11 @@ def _parallel(
 
 
 def _counts(cards: int, ranks: int | None) -> list[int]:
-    """How many cards of a group to try: all, and every power of two below."""
+    """How many cards of a group to try: all, and every power of two below; or what is pinned."""
+    if ranks is not None:
+        return [ranks] if ranks <= cards else []
     powers = {1 << n for n in range(cards.bit_length()) if 1 << n <= cards}
-    pinned = {ranks} if ranks is not None and ranks <= cards else set()
-    return sorted(powers | pinned | {cards}, reverse=True)
+    return sorted(powers | {cards}, reverse=True)
 
 
 def _divisors(number: int) -> list[int]:
@@ -156,11 +157,14 @@ def _divisors(number: int) -> list[int]:
 
 
 def _spread(base: Candidate, hardware: HardwareProfile) -> Iterator[tuple[Candidate, ...]]:
-    """All cards together, the best one alone, and none at all."""
-    everything = () if any(gpu.mig for gpu in hardware.gpus) else hardware.gpus
-    if len(everything) > 1:
-        yield (replace(base, gpus=everything),)
-    if hardware.gpus:
-        best = max(hardware.gpus, key=lambda gpu: (gpu.vram_free, -gpu.index))
+    """All cards of one maker together, the best one alone, and none at all.
+
+    A process drives one maker's cards, and sees one MIG slice at a time.
+    """
+    for vendor in dict.fromkeys(gpu.vendor for gpu in hardware.gpus):
+        cards = tuple(gpu for gpu in hardware.gpus if gpu.vendor == vendor)
+        if len(cards) > 1 and not any(gpu.mig for gpu in cards):
+            yield (replace(base, gpus=cards),)
+        best = max(cards, key=lambda gpu: (gpu.vram_free, -gpu.index))
         yield (replace(base, gpus=(best,)),)
     yield (base,)

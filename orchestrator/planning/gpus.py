@@ -51,7 +51,8 @@ class GpuSpec(Value):
 
     `memory_gb` is the nominal size (2^30 bytes each), `reported_mib` what the driver prints for it,
     `bandwidth_gb_s` 10^9 bytes per second of its own memory. `unified`: the memory is the machine's
-    RAM, and `memory_gb` the largest configuration that is sold.
+    RAM, and `memory_gb` the largest configuration that is sold. `architecture` is AMD's name for
+    the chip's instruction set.
     """
 
     name: str = Field(min_length=1)
@@ -60,6 +61,7 @@ class GpuSpec(Value):
     memory_gb: float = Field(gt=0)
     reported_mib: int | None = Field(None, gt=0)
     unified: bool = False
+    architecture: str | None = None
     bandwidth_gb_s: float = Field(gt=0)
     tflops: GpuTflops
     compute_capability: tuple[int, int] | None = None

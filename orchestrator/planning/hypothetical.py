@@ -76,9 +76,9 @@ def machine(
     shares the machine's RAM either size is that of the RAM; given both, it may use `vram_gb`.
     Raises ConfigError in one sentence.
     """
-    _check_positive("--vram-gb", vram_gb)
-    _check_positive("--ram-gb", ram_gb)
-    _check_positive("--cpus", cpus)
+    _check("--vram-gb", vram_gb, 4096)
+    _check("--ram-gb", ram_gb, 65_536)
+    _check("--cpus", cpus, 4096)
     cards = _cards(table, gpus, vram_gb, ram_gb)
     ours = base if cards is None else None  # whose accelerators these are
     devices = ours.gpus if ours else tuple(_gpu(i, card) for i, card in enumerate(cards or ()))
@@ -105,9 +105,13 @@ def machine(
     )
 
 
-def _check_positive(flag: str, value: float | None) -> None:
-    if value is not None and not 0 < value < float("inf"):
+def _check(flag: str, value: float | None, most: float) -> None:
+    if value is None:
+        return
+    if not 0 < value < float("inf"):
         raise ConfigError(f"{flag} must be above 0, not {value:g}")
+    if value > most:
+        raise ConfigError(f"{flag} must be at most {most:g}, not {value:g}")
 
 
 def _cards(
@@ -170,7 +174,7 @@ def _count(text: str) -> tuple[str, int]:
 def _unknown(table: GpuTable, name: str) -> str:
     near = table.suggestions(name)
     advice = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"the GPU {name!r} is not in gpus.yaml: {advice}(a card of any size is --vram-gb alone)"
+    return f"the GPU {name[:80]!r} is not known; {advice}A card of any size is --vram-gb alone"
 
 
 def _gpu(index: int, card: _Card) -> Gpu:
@@ -185,6 +189,7 @@ def _gpu(index: int, card: _Card) -> Gpu:
         compute_capability=spec.compute_capability if spec else None,
         memory_bandwidth=spec.bandwidth if spec else None,
         unified=card.unified,
+        architecture=spec.architecture if spec else None,
     )
 
 

@@ -149,6 +149,9 @@ def _ask(
 
 def _without_format(launcher: Launcher, variants: Sequence[ModelSpec]) -> Rejection:
     wanted, have = " or ".join(launcher.formats), {m.format for m in variants}
+    if any(m.adapters for m in variants):
+        why = f"reads {wanted}; the adapter goes with a model of safetensors"
+        return Rejection(what=launcher.name, why=why)
     return Rejection(
         what=launcher.name, why=f"reads {wanted}, the model is known as {' and '.join(have)} only"
     )
@@ -221,7 +224,7 @@ def _reasons(
     if wish.engine:
         told.append(f"engine {wish.engine} was asked for")
     elif chosen.candidate.engine != tier.backend:
-        told.append(f"the tier wishes {tier.backend}, which does not fit: see the rejected plans")
+        told.append(f"the tier wishes {tier.backend}: the rejected plans say why not")
     if wish.goal:
         told.append(f"goal {wish.goal}: ranked by it among all plans that fit")
     have, wanted = bits(chosen.quantization), bits(tier.quantization)
@@ -237,7 +240,7 @@ def _reasons(
         told.append(f"{replicas} replicas: one engine needs {len(chosen.candidate.gpus)} GPU")
     stages = chosen.candidate.pipeline_parallel
     if stages > 1:
-        told.append(f"pipeline parallel {stages}: tensor parallel over all cards does not divide")
+        told.append(f"pipeline parallel {stages}: the cards hold it in stages only")
     return tuple(told)
 
 

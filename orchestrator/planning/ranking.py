@@ -93,6 +93,7 @@ def ranked(
             order.index(item.candidate.engine),
             -item.rate if item.spills else nearest,
             -item.context_share,
+            item.candidate.pipeline_parallel > 1,
             -cards if spread else cards,
             item.candidate.pipeline_parallel,
             -item.rate,
@@ -102,7 +103,12 @@ def ranked(
         None: by_tier,
         "throughput": lambda item: (-item.batch_rate * item.context_share, *by_tier(item)),
         "latency": lambda item: (-item.rate * item.context_share, *by_tier(item)),
-        "quality": lambda item: (-bits(item.quantization), -item.context_share, *by_tier(item)),
+        "quality": lambda item: (
+            item.spills,
+            -bits(item.quantization),
+            -item.context_share,
+            *by_tier(item),
+        ),
         "memory": lambda item: (item.held, *by_tier(item)),
     }
     return sorted(items, key=keys[goal])
@@ -110,7 +116,7 @@ def ranked(
 
 def passed_over(item: Fitting, best: Fitting, tier: Tier, goal: str | None) -> Rejection:
     """Why a plan that fits was not taken, with the figures that decided."""
-    name = plan_id(item)
+    name = plan_id(item) + _place(item, best)
     if goal == "throughput":
         return _less(name, "tokens/s of all streams", item.batch_rate, best.batch_rate)
     if goal == "latency":
@@ -139,6 +145,13 @@ def passed_over(item: Fitting, best: Fitting, tier: Tier, goal: str | None) -> R
         why = f"fits, on {cards} GPUs where {wanted} are wished"
         return Rejection(what=name, why=why, need=cards, have=wanted, unit="GPUs")
     return _less(name, "tokens/s", item.rate, best.rate)
+
+
+def _place(item: Fitting, best: Fitting) -> str:
+    """What an id does not tell: that it is the processor's, or partly."""
+    if not item.candidate.gpus:
+        return " on the CPU" if best.candidate.gpus else ""
+    return " with layers in RAM" if item.spills else ""
 
 
 def _less(name: str, what: str, mine: float, best: float) -> Rejection:

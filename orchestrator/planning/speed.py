@@ -113,12 +113,14 @@ def _prefill(model: ModelSpec, devices: list[_Device], ranks: int, traits: Speed
     work = 2.0 * max(0, active - tables) * PROMPT
     whole = sum(device.held for device in devices) or 1.0
     fastest = max(device.flops for device in devices)
+    more = _read_share(model, PROMPT) / _read_share(model)
     seconds: list[float] = []
     for device in devices:
         share = work * device.held / whole
-        own = share / (device.flops * traits.compute_share)
+        held = device.held * more
+        own = max(share / (device.flops * traits.compute_share), held / device.bandwidth)
         if device.in_ram and len(devices) > 1:
-            sent = device.held / _PCIE + share / (fastest * traits.compute_share)
+            sent = held / _PCIE + share / (fastest * traits.compute_share)
             own = min(own, sent)
         seconds.append(own)
     return _turns(seconds, ranks, traits)
@@ -166,8 +168,9 @@ def _read_share(model: ModelSpec, tokens: int = 1) -> float:
     the more tokens, the more of them are wanted by at least one.
     """
     parts = model.weights
-    if parts is None or parts.total == 0:
-        return (model.active_params or model.params) / model.params
+    if parts is None or parts.total == 0 or (model.active_params and not model.experts):
+        used = (model.active_params or model.params) / model.params
+        return 1 - (1 - used) ** tokens if used < 1 else 1.0
     read = float(parts.total - (parts.embedding if parts.output else 0))
     if model.experts and model.experts_used:
         idle = (1 - model.experts_used / model.experts) ** tokens

@@ -131,7 +131,7 @@ def test_partial_offload_as_printed() -> None:
     """Row fs-phi4-q4km-partial: 29 of 41 layers take 5731.89 MiB and 290 MiB of KV."""
     model = spec(5120, 17920, 40, 40, 10, 100352, "Q4_K_M", "gguf",
                  architectures=["Phi3ForCausalLM"])  # fmt: skip
-    ran = llama_memory.Run(context=2048, gpu_layers=29, output_first=False)
+    ran = llama_memory.Run(context=2048, gpu_layers=29, today=False)
     host, (card,) = llama_memory.buffers(model, ran)
     assert card.weights / MIB == pytest.approx(5731.89, rel=0.015)
     assert card.kv / MIB == pytest.approx(290, abs=1)
@@ -142,7 +142,9 @@ def test_on_the_cpu_as_printed() -> None:
     """Row fs-phi3-mini-q4km-cpu: 768 MiB of KV and 168.01 MiB of compute at 2048 tokens."""
     model = spec(3072, 8192, 32, 32, 32, 32064, "Q4_K_M", "gguf",
                  architectures=["Phi3ForCausalLM"])  # fmt: skip
-    host, cards = llama_memory.buffers(model, llama_memory.Run(context=2048, devices=0))
+    host, cards = llama_memory.buffers(
+        model, llama_memory.Run(context=2048, devices=0, today=False)
+    )
     assert cards == ()
     assert host.kv / MIB == pytest.approx(768, abs=1)
     assert host.compute / MIB == pytest.approx(168.01, rel=0.05)

@@ -141,17 +141,19 @@ def test_each_goal_is_best_at_its_own_figure() -> None:
 # --- how cards work together --------------------------------------------------------------------
 
 
-def test_36_heads_on_8_cards_are_four_ranks_in_two_stages() -> None:
+def test_36_heads_on_8_cards_are_four_ranks() -> None:
     plan = planned("starcoder2-7b", box("A100 80GB:8"))
-    assert plan.id == "vllm-fp16-tp4-pp2"
+    assert plan.id == "vllm-fp16-tp4"
     assert why(plan, "vllm BF16 tp8 on 8 GPUs") == "36 heads do not divide by tensor parallel 8"
 
 
-def test_three_equal_cards_are_three_stages() -> None:
+def test_three_equal_cards_are_stages_only_for_what_two_do_not_hold() -> None:
     plan = planned(MISTRAL, box("RTX 3090:3"))
-    assert plan.id == "vllm-fp16-tp1-pp3"
+    assert plan.id == "vllm-fp16-tp2"
     assert "32 heads do not divide by tensor parallel 3" in why(plan, "vllm BF16 tp3 on 3 GPUs")
-    assert any("pipeline parallel 3" in reason for reason in plan.reasons)
+    large = planned("mistral-small-3.2-24b-instruct", box("RTX 3090:3"), quantization="none")
+    assert large.id.endswith("-tp1-pp3")
+    assert any("pipeline parallel 3" in reason for reason in large.reasons)
 
 
 def test_vision_heads_have_to_divide_too() -> None:
