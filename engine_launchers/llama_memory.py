@@ -35,8 +35,8 @@ class Run:
 
     `gpu_layers` -1 means all, output layer included. `sequences` is the number of slots; their
     contexts add up to `context`. `shares` are the relative parts of several cards, empty: equal.
-    `today`: as in the pinned version, the output layer counts as the first of `gpu_layers`, and the
-    processor's graph keeps its input; builds up to 2025 did otherwise.
+    `today`: as in the pinned version, the output layer counts as the first of `gpu_layers`;
+    builds up to 2025 took it last.
     `pipeline`: several cards take turns on one prompt, as since 2024.
     """
 
@@ -140,13 +140,9 @@ def compute_buffer(
     fused = 2 * hidden if model.architecture in _FUSED_QKV else 0
     scores = 0.0 if run.flash_attention else model.heads * context + mask
     attention = scores + 4 * hidden + fused
-    if (
-        run.on_host and run.today
-    ):  # the input stands beside, and K and V before they are stored (0.3.36)
-        attention += hidden + 2 * model.kv_heads * model.head_dim
     used = model.experts_used or 1
     feed_forward = 2 * used * model.intermediate + 2 * hidden + mask
-    output = model.vocab + (2 if run.on_host and run.today else 1) * hidden if logits else 0
+    output = model.vocab + hidden if logits else 0
     widest = max(attention, feed_forward, output)
     if pipelined:
         widest += 3 * mask + 4 * hidden
@@ -237,14 +233,18 @@ def host_overhead(model: ModelSpec, run: Run) -> float:
     """Bytes of the server's process beside its buffers, when it has worked on a full context.
 
     The process itself, its vocabulary, and the CPU's scratch memory: a product needs its right
-    side in the type of its left one, the widest are the attention weights, in 16 bit like V.
+    side in the type of its left one, the widest are the attention weights, in 16 bit like V. On the
+    CPU the pinned version also reserves the input, and K and V of a batch before they are stored,
+    which published compute buffers of other builds do not show.
     """
     fixed = HOST_OVERHEAD + _VOCAB_ENTRY * model.vocab
     if not run.on_host:
         return fixed
     step = min(run.ubatch, run.context)
     kept = 0.0 if run.flash_attention else model.heads * run.context / max(1, run.sequences)
-    return fixed + step * max(2 * kept, _Q8_K * model.intermediate)
+    hidden = model.hidden or model.heads * model.head_dim
+    beside = _F32 * (hidden + 2 * model.kv_heads * model.head_dim)
+    return fixed + step * (beside + max(2 * kept, _Q8_K * model.intermediate))
 
 
 def device_overhead(model: ModelSpec) -> float:

@@ -142,9 +142,7 @@ def test_on_the_cpu_as_printed() -> None:
     """Row fs-phi3-mini-q4km-cpu: 768 MiB of KV and 168.01 MiB of compute at 2048 tokens."""
     model = spec(3072, 8192, 32, 32, 32, 32064, "Q4_K_M", "gguf",
                  architectures=["Phi3ForCausalLM"])  # fmt: skip
-    host, cards = llama_memory.buffers(
-        model, llama_memory.Run(context=2048, devices=0, today=False)
-    )
+    host, cards = llama_memory.buffers(model, llama_memory.Run(context=2048, devices=0))
     assert cards == ()
     assert host.kv / MIB == pytest.approx(768, abs=1)
     assert host.compute / MIB == pytest.approx(168.01, rel=0.05)
