@@ -88,14 +88,19 @@ class LlamaCppLauncher:
 
     # 8B and 70B on 19 kinds of GPU (2024 builds) lie on bytes / (share x bandwidth) plus 0.1 ms a
     # layer; on CPUs decode reaches 0.9 to 0.98 of what a threaded read kernel does, unless the
-    # cores cannot unpack as fast: 17 GFLOP/s each, prefill 84, on two cores of an Intel server.
+    # cores cannot unpack as fast: 17 to 22 GFLOP/s each, as its neighbours let it, on an Intel
+    # server whose AMX kernels are left out of the build; 72 or more on an AMD one with AVX-512.
     speed = SpeedTraits(
         bandwidth_share={"16bit": 0.97, "8bit": 0.97, "4bit": 0.97},
         memory_share={"hbm": 0.62, "unified": 0.80, "ram": 0.97},
         seconds_per_layer=1.0e-4,
         seconds_per_token=1.2e-3,
         compute_share=0.35,
-        cpu=CpuTraits(decode_flops=17e9, seconds_per_layer=5e-5, seconds_per_token=8e-4),
+        cpu=CpuTraits(
+            decode_flops={"AMX": 20e9, "AVX-512": 72e9},
+            seconds_per_layer=5e-5,
+            seconds_per_token=4.1e-4,
+        ),
     )
 
     def requirement(self, hardware: HardwareProfile) -> EngineRequirement:

@@ -11,11 +11,12 @@ class CpuTraits(Value):
     """What differs where an engine runs on the processor alone.
 
     `decode_flops` is what each core reaches with one token at a time, where every weight is
-    unpacked for a single product; None where only the memory counts. The overheads replace those of
-    `SpeedTraits`, which hold launches on a GPU.
+    unpacked for a single product, by instruction set; the first that the processor has counts, and
+    where it has none only the memory does. The overheads replace those of `SpeedTraits`, which hold
+    launches on a GPU.
     """
 
-    decode_flops: float | None = None
+    decode_flops: dict[str, float] = Field(default_factory=dict)
     seconds_per_layer: float
     seconds_per_token: float
 

@@ -20,7 +20,7 @@ from engine_launchers.caches import bytes_per_token
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.precision import precision
-from engine_launchers.traits import SpeedTraits
+from engine_launchers.traits import CpuTraits, SpeedTraits
 from orchestrator.planning.gpus import GpuSpec
 
 PROMPT = 512  # tokens of the prompt that the time to the first token is given for
@@ -78,9 +78,10 @@ def expect(
     if ranks > 1:
         fixed += model.layers * 2 * _hop(hardware)
     step = _turns([(d.held + d.cache) / d.bandwidth for d in devices], ranks, traits)
-    if cpu is not None and cpu.decode_flops:  # a core unpacks while it reads: the slower counts
+    unpacking = _decode_flops(cpu, hardware)
+    if unpacking:  # a core unpacks while it reads: the slower counts
         products = active if model.tied_embeddings else active - model.vocab * model.hidden
-        most = min(cpu.decode_flops * hardware.cpu_cores, _cpu_flops(hardware))
+        most = min(unpacking * hardware.cpu_cores, _cpu_flops(hardware))
         step = max(step, 2.0 * products / most)
     decode = step + fixed
     ttft = _prefill(model, devices, ranks, traits) + decode
@@ -208,6 +209,11 @@ def _hop(hardware: HardwareProfile) -> float:
     """Seconds of one all-reduce of a token: launch and latency, more without NVLink."""
     fast = any(link.kind in {"nvlink", "xgmi"} for link in hardware.links)
     return 8e-6 if fast else 20e-6
+
+
+def _decode_flops(cpu: CpuTraits | None, hardware: HardwareProfile) -> float | None:
+    known = cpu.decode_flops if cpu else {}
+    return next((rate for name, rate in known.items() if name in hardware.isa), None)
 
 
 def _cpu_flops(hardware: HardwareProfile) -> float:
