@@ -64,8 +64,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False)
 
-    model: str = Field("demo", min_length=1, description="`demo`, or the path of a GGUF file.")
-    adapter_path: str | None = Field(None, description="LoRA adapter to apply (not supported yet).")
+    model: str = Field(
+        "demo",
+        min_length=1,
+        description="A catalog name, `demo`, a GGUF file, a folder, or owner/name of a hub.",
+    )
+    adapter_path: str | None = Field(
+        None, description="LoRA adapter to plan with (`serve` cannot apply it yet)."
+    )
     quantization: Quantization | None = Field(
         None, description="4bit, 8bit or none; unset lets the hardware tier choose."
     )
@@ -74,7 +80,7 @@ class Settings(BaseSettings):
     )
     force_cpu: bool = Field(False, description="Use no GPU, whatever the machine has.")
     tensor_parallel_size: int | None = Field(
-        None, ge=1, le=1024, description="GPUs per engine (vLLM only; not supported yet above 1)."
+        None, ge=1, le=1024, description="GPUs per engine (vLLM only; `serve` takes 1)."
     )
     enable_compile: bool = Field(
         False, description="torch.compile for the PyTorch engine (not supported yet)."

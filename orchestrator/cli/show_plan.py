@@ -40,8 +40,8 @@ def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec, explain: bool =
     table.add_row("context", f"{tuning.max_model_len} tokens, {_at_once(tuning.max_concurrency)}")
     if tuning.threads:
         table.add_row("threads", str(tuning.threads))
-    for part in chosen.estimate:
-        table.add_row(part.device, bar(part))
+    for name, part in _alike(chosen.estimate):
+        table.add_row(name, bar(part))
         table.add_row("", amounts(part))
     table.add_row("", legend())
     table.add_row("expected", Text(speed(chosen.expected)))
@@ -62,6 +62,17 @@ def plan(console: Console, chosen: EnginePlan, spec: LaunchSpec, explain: bool =
     console.print("[bold]command[/bold] (the port is chosen at launch)")
     env = " ".join(f"{name}={shlex.quote(value)}" for name, value in spec.env.items())
     print_plain(console, "  " + (f"{env} " if env else "") + shlex.join(spec.argv))
+
+
+def _alike(estimate: Sequence[MemoryEstimate]) -> list[tuple[str, MemoryEstimate]]:
+    """Devices with equal figures under one name: `gpu:0 gpu:1`, or `gpu:0 .. gpu:7`."""
+    groups: dict[MemoryEstimate, list[str]] = {}
+    for part in estimate:
+        groups.setdefault(part.model_copy(update={"device": ""}), []).append(part.device)
+    return [
+        (" ".join(names) if len(names) < 3 else f"{names[0]} .. {names[-1]}", part)
+        for part, names in groups.items()
+    ]
 
 
 def bar(part: MemoryEstimate) -> Text:

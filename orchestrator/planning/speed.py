@@ -27,8 +27,8 @@ PROMPT = 512  # tokens of the prompt that the time to the first token is given f
 _CONTEXT = 512  # tokens that are cached while decode is timed
 _ASSUMED_RAM = 40e9  # bytes per second where nothing was measured: two channels of DDR4
 # FLOP/s of one core, of which engines reach their `compute_share`. Prefill of 1B in Q4_K_M came to
-# 84 GFLOP/s on a core of one server with AVX-512, to 219 on another's.
-_PER_CORE = (("AMX", 240e9), ("AVX-512", 240e9), ("AVX2", 100e9), ("NEON", 60e9))
+# 84 to 136 GFLOP/s on a core of one server with AVX-512, to 219 on another's.
+_PER_CORE = (("AMX", 340e9), ("AVX-512", 340e9), ("AVX2", 100e9), ("NEON", 60e9))
 _SLOW_CORE = 12e9
 _PCIE = 12e9  # bytes per second of weights on their way to a GPU: half of 4.0 x16
 _HBM = ("H100", "H200", "H20", "H800", "A100", "A800", "A30", "V100", "P100", "B200", "B300",
