@@ -260,7 +260,7 @@ def test_ctrl_c_is_for_the_interpreter_which_ends_in_order(tmp_path: Path) -> No
         assert running.stdout is not None
         assert running.stdout.readline()
         os.killpg(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=20)
+        _, said = running.communicate(timeout=60)  # at most a drain and two graces
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert processes_of(str(tmp_path / "library")) == []
     assert folders(tmp_path) == []
