@@ -16,6 +16,7 @@ from engine_launchers.relaxing import gib
 RELEASE = (0, 32)
 MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the model has no more
 _CPU_FULL_REQUESTS = 4  # with a full context, that the cache in RAM is made for unless told
+_LEAST_SHARED = 512  # for each of a number of users that was asked for
 _TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
 _CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
 
@@ -225,7 +226,7 @@ def _size(
         context = longest_context(
             model, kv * run.pipeline_parallel, wanted, run.kv_cache_dtype, ranks, step, users
         )
-    least = min(MIN_CONTEXT, wanted)
+    least = min(MIN_CONTEXT if users == 1 else _LEAST_SHARED, wanted)
     if context < wanted and "max_model_len" in pinned:
         least = wanted
     if context < least or context < 1:

@@ -303,12 +303,20 @@ def _sentence(
         held = nearest.get(name)
         if held is None or _short(item) < _short(held):
             nearest[name] = item
-    told = "; ".join(f"{item.what}: {item.why}" for item in nearest.values())
+    alike: dict[str, list[str]] = {}
+    for item in nearest.values():
+        alike.setdefault(item.why, []).append(item.what)
+    told = "; ".join(f"{_first(names)}: {why}" for why, names in alike.items())
     parallel = f", tensor parallel {wish.tensor_parallel} of {hardware.gpu_count} GPUs asked"
     return (
         f"no engine can run {model} here{parallel if wish.tensor_parallel else ''}: "
         f"{told or 'no plan can be made of these wishes'}"
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of names that share a reason, and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _short(item: Rejection) -> float:
