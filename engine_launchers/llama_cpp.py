@@ -27,13 +27,13 @@ from engine_launchers.base import (
     Rejection,
     Tuning,
 )
+from engine_launchers.diagnosing import diagnosed
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 from engine_launchers.traits import CpuTraits, SpeedTraits
 
 VERSION = "0.3.36"
-_SIGILL = 4
 _GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
 
 _COMMON_FIELDS = frozenset(
@@ -173,17 +173,7 @@ class LlamaCppLauncher:
         uvicorn re-raises SIGTERM, so a graceful end is -15; whether it was asked for is the
         caller's knowledge.
         """
-        if exit.oom_killed:
-            return CrashCause.HOST_OOM
-        text = "\n".join(tail)
-        for cause, pattern in _TAIL_RULES:
-            if pattern.search(text) and exit.code not in (0, None):
-                return cause
-        if exit.signal is not None:
-            return CrashCause.WRONG_BUILD if exit.signal == _SIGILL else CrashCause.KILLED
-        if exit.code == 2:
-            return CrashCause.BAD_FLAGS
-        return CrashCause.EXIT_UNREQUESTED if exit.code == 0 else CrashCause.UNKNOWN
+        return diagnosed(exit, tail, _TAIL_RULES)
 
     def relax(self, plan: EnginePlan, cause: CrashCause) -> EnginePlan | None:
         """Fewer layers on the GPU, a shorter context, a smaller batch; None at the end."""

@@ -25,13 +25,13 @@ from engine_launchers.base import (
     Rejection,
     Tuning,
 )
+from engine_launchers.diagnosing import diagnosed
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 from engine_launchers.traits import SpeedTraits
 
 VERSION = "0.32.0"
-_SIGILL = 4
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
     (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\] Address already in use")),
@@ -141,17 +141,7 @@ class VllmLauncher:
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The first rule that matches; code 0 unasked is a failure too: so ends a dead worker."""
-        if exit.oom_killed:
-            return CrashCause.HOST_OOM
-        text = "\n".join(tail)
-        for cause, pattern in _CAUSES:
-            if pattern.search(text):
-                return cause
-        if exit.signal is not None:
-            return CrashCause.WRONG_BUILD if exit.signal == _SIGILL else CrashCause.KILLED
-        if exit.code == 2:
-            return CrashCause.BAD_FLAGS
-        return CrashCause.EXIT_UNREQUESTED if exit.code == 0 else CrashCause.UNKNOWN
+        return diagnosed(exit, tail, _CAUSES)
 
     def relax(self, plan: EnginePlan, cause: CrashCause) -> EnginePlan | None:
         """Fewer sequences and tokens a step against a full card; a shorter context for the cache.
