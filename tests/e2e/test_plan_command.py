@@ -11,6 +11,8 @@ import pytest
 from tests.e2e.test_errors_people_see import engineroom, sentence
 from tests.plans import MISTRAL
 
+pytestmark = pytest.mark.slow  # real processes, some seconds each
+
 
 def as_json(tmp_path: Path, *words: str) -> Any:
     return json.loads(engineroom(tmp_path, "plan", *words, "--json", expect=0).stdout)

@@ -33,6 +33,7 @@ from orchestrator.settings import load_settings
 from tests.harness import ROOT, clean_env, eventually, processes_of, until
 
 EngineMaker = Callable[..., AdaptiveInferenceEngine]
+pytestmark = pytest.mark.slow  # real processes, some seconds each
 
 
 def command(*knobs: str) -> list[str]:

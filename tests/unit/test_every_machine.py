@@ -67,6 +67,7 @@ def check(plan: EnginePlan, hardware: HardwareProfile) -> None:
         assert plan.ladder
 
 
+@pytest.mark.slow  # some seconds in all
 @pytest.mark.parametrize("name", MACHINES)
 def test_every_recorded_machine_with_the_whole_catalog(name: str) -> None:
     hardware = MACHINES[name]
