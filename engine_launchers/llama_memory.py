@@ -106,7 +106,9 @@ def layer_groups(groups: Sequence[CacheGroup]) -> tuple[int, ...]:
     order: list[int] = []
     total = sum(group.layers for group in groups)
     for at in range(1, total + 1):
-        behind = [group.layers * at / total - done for group, done in zip(groups, taken)]  # noqa: B905
+        behind = [
+            group.layers * at / total - done for group, done in zip(groups, taken, strict=True)
+        ]
         next_one = max(range(len(groups)), key=lambda i: behind[i])
         taken[next_one] += 1
         order.append(next_one)

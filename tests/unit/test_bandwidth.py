@@ -39,8 +39,7 @@ def test_too_little_memory_is_a_note() -> None:
 def test_a_measured_figure_is_plausible_and_kept_for_this_boot(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     first = bandwidth.cached(folder, "boot-1", 1, 2 * GIB)
-    if first.note:
-        pytest.skip(first.note)
+    assert first.note is None
     assert first.rate is not None
     assert 10**8 < first.rate < 10**13
     (path,) = folder.iterdir()  # nothing temporary is left
@@ -61,8 +60,6 @@ def test_a_figure_taken_under_load_is_measured_again_and_the_better_one_stays(
     held = {"method": 1, "boot": "b", "cores": 1, "quiet": False}
     path.write_text(json.dumps({**held, "bytes_per_second": 1}))
     found = bandwidth.cached(tmp_path, "b", 1, 2 * GIB)
-    if found.rate == 1:
-        pytest.skip("cannot be measured here")
     assert found.rate is not None
     assert json.loads(path.read_text())["bytes_per_second"] == found.rate > 1
     path.write_text(json.dumps({**held, "bytes_per_second": 10**15}))

@@ -24,8 +24,7 @@ SOURCE = Path(__file__).parents[1] / "fakes" / "nvml.c"
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a compiled driver library."""
     compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler here")
+    assert compiler, "the suite builds engines: it needs a C compiler"
     folder = tmp_path_factory.mktemp("driver")
     target = folder / "libnvidia-ml.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", target, SOURCE], check=True)
