@@ -127,7 +127,7 @@ def serving(plan: EnginePlan, python: Path, log: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         listen = Listen(port=free.getsockname()[1])
-    spec = LlamaCppLauncher().command(plan, listen).with_python(str(python))
+    spec = LlamaCppLauncher().command(plan, listen).with_engine(str(python))
     env = {name: os.environ[name] for name in INHERITED if name in os.environ} | spec.env
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.traits import SpeedTraits
 from engine_launchers.value import Value
 
-EngineName = Literal["vllm", "llama_cpp", "pytorch"]
+EngineName = Literal["vllm", "llama_server", "llama_cpp", "pytorch"]
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -104,9 +104,9 @@ class EnginePlan(Value):
 
     `pinned` names the fields of `tuning` that a person set: they are never changed by `relax`.
     `gpus` are indices of the machine's GPUs, `visible` the variables that keep the engine to them.
-    `guide` is what the requirement documents promise for
-    the tier. `ladder` says what is tried next when memory runs out all the same, in order. `rung`
-    counts how often the plan was relaxed after a failure.
+    `aliases` are further names of the model for clients. `guide` is what the requirement documents
+    promise for the tier. `ladder` says what is tried next when memory runs out all the same, in
+    order. `rung` counts how often the plan was relaxed after a failure.
     """
 
     id: str
@@ -114,6 +114,7 @@ class EnginePlan(Value):
     engine_version: str
     tier: str
     model: ModelSpec
+    aliases: tuple[str, ...] = ()
     tuning: Tuning
     pinned: frozenset[str] = frozenset()
     gpus: tuple[int, ...] = ()
@@ -146,10 +147,10 @@ class Listen(Value):
 class LaunchSpec(Value):
     """Everything that a runtime needs to start one process.
 
-    `argv[0]` may be the word `{python}`: the runtime's caller puts the interpreter of the engine's
-    own environment there. `env` comes on top of the few variables that a runtime lets its children
-    inherit. `injected` lists the flags that
-    Engine Room added by itself, apart from those of the user.
+    `argv[0]` may be the word `{engine}`: the caller puts the program of the engine's installation
+    there, its own command or the interpreter of its environment. `env` comes on top of the few
+    variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
+    added by itself, apart from those of the user.
     """
 
     argv: tuple[str, ...]
@@ -157,9 +158,9 @@ class LaunchSpec(Value):
     listen: Listen | None = None
     injected: tuple[str, ...] = ()
 
-    def with_python(self, interpreter: str) -> LaunchSpec:
-        """The same spec with `{python}` replaced."""
-        argv = tuple(interpreter if word == "{python}" else word for word in self.argv)
+    def with_engine(self, program: str) -> LaunchSpec:
+        """The same spec with `{engine}` replaced."""
+        argv = tuple(program if word == "{engine}" else word for word in self.argv)
         return self.model_copy(update={"argv": argv})
 
 
@@ -233,6 +234,19 @@ _TOO_BIG = {CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMA
 
 
 # --- what the gateway has to know about an engine ----------------------------------------------
+
+
+class Served(Value):
+    """One name that clients may give for a model, and what the engine has to be sent for it.
+
+    `model` is the engine's own name for it; `fields` are put into every body. `adapter` is the LoRA
+    adapter behind the name, None for the model itself.
+    """
+
+    name: str
+    model: str
+    fields: dict[str, JsonValue] = Field(default_factory=dict)
+    adapter: str | None = None
 
 
 class Quirks(Value):
@@ -314,6 +328,9 @@ class Launcher(Protocol):
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
         """The exact command line and environment for `plan`."""
+
+    def served(self, plan: EnginePlan) -> tuple[Served, ...]:
+        """Every name under which `plan` can be asked: the model's first, aliases, then adapters."""
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """Why the engine ended, from its exit status and the last lines of its log."""

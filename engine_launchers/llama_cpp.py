@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine_launchers import llama_fit, llama_memory
+from engine_launchers import llama_fit, llama_memory, naming
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -25,6 +25,7 @@ from engine_launchers.base import (
     Listen,
     Quirks,
     Rejection,
+    Served,
     Tuning,
 )
 from engine_launchers.diagnosing import diagnosed
@@ -121,7 +122,7 @@ class LlamaCppLauncher:
             packages=(f"llama-cpp-python[server]=={VERSION}",),
             built_for=hardware.isa,
             build_env=build,
-            check=("{python}", "-c", "import llama_cpp.server.app"),
+            check=("{engine}", "-c", "import llama_cpp.server.app"),
         )
 
     def fit(
@@ -157,7 +158,7 @@ class LlamaCppLauncher:
             *("--logits_all", "false"),
         )
         argv = (
-            *("{python}", "-m", "llama_cpp.server"),
+            *("{engine}", "-m", "llama_cpp.server"),
             *("--model", plan.model.source, "--model_alias", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
             *(w for flag, value in chosen if value is not None for w in (flag, str(value))),
@@ -166,6 +167,10 @@ class LlamaCppLauncher:
             *tuning.extra_args,
         )
         return LaunchSpec(argv=argv, env=plan.visible, listen=listen, injected=injected)
+
+    def served(self, plan: EnginePlan) -> tuple[Served, ...]:
+        """One adapter at most, applied when the model is loaded; the server ignores names."""
+        return naming.served(plan, lambda plan, at, adapter: (plan.model.id, {}))
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The first rule that matches, then the exit status.

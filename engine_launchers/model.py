@@ -51,6 +51,21 @@ class WeightParts(Value):
         return self.embedding + self.output + sum(self.layers) + self.other
 
 
+class Adapter(Value):
+    """A LoRA adapter on a model: a PEFT folder, or a GGUF file for llama.cpp.
+
+    `name` is what clients call the model with it. `always`: the model's own name means the model
+    with this adapter, and there is no other way to ask for it. `path` is absolute.
+    """
+
+    name: str
+    path: str
+    format: ModelFormat
+    rank: int = 0
+    weight_bytes: int = 0
+    always: bool = False
+
+
 class ModelSpec(Value):
     """One servable artefact: a GGUF file or a folder of safetensors.
 
@@ -87,7 +102,7 @@ class ModelSpec(Value):
     quantization: str
     weight_bytes: int
     weights: WeightParts | None = None
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
     chat_template: str | None = None
     bos_token: str | None = None
     eos_token: str | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine_launchers import pytorch_fit
+from engine_launchers import naming, pytorch_fit
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -23,6 +23,7 @@ from engine_launchers.base import (
     Listen,
     Quirks,
     Rejection,
+    Served,
     Tuning,
 )
 from engine_launchers.diagnosing import diagnosed
@@ -71,7 +72,7 @@ class PyTorchLauncher:
             engine=self.name,
             version=VERSION,
             packages=(f"transformers[serving]=={VERSION}", "accelerate", "peft", "bitsandbytes"),
-            check=("{python}", "-c", "import transformers, torch"),
+            check=("{engine}", "-c", "import transformers, torch"),
         )
 
     def fit(
@@ -96,9 +97,13 @@ class PyTorchLauncher:
             ("--threads", tuning.threads),
             ("--cpu-offload-bytes", tuning.cpu_offload_bytes or None),
         )
-        adapters = (word for path in plan.model.adapters for word in ("--adapter", path))
+        adapters = (
+            word
+            for adapter in plan.model.adapters
+            for word in ("--adapter", f"{adapter.name}={adapter.path}")
+        )
         argv = (
-            *("{python}", "-m", "engine_launchers.servers.pytorch_server"),
+            *("{engine}", "-m", "engine_launchers.servers.pytorch_server"),
             *("--model", plan.model.source.removeprefix("hf://")),
             *("--served-model-name", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
@@ -107,6 +112,10 @@ class PyTorchLauncher:
             *tuning.extra_args,
         )
         return LaunchSpec(argv=argv, env=plan.visible, listen=listen)
+
+    def served(self, plan: EnginePlan) -> tuple[Served, ...]:
+        """An adapter is asked for by its name."""
+        return naming.served(plan, naming.by_name)
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The first rule that matches, then the exit status."""

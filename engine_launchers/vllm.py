@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from engine_launchers import vllm_fit
+from engine_launchers import naming, vllm_fit
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -23,11 +23,12 @@ from engine_launchers.base import (
     Listen,
     Quirks,
     Rejection,
+    Served,
     Tuning,
 )
 from engine_launchers.diagnosing import diagnosed
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.model import ModelFormat, ModelSpec
+from engine_launchers.model import Adapter, ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 from engine_launchers.traits import SpeedTraits
 
@@ -95,7 +96,7 @@ class VllmLauncher:
             engine=self.name,
             version=VERSION,
             packages=(f"{package}=={VERSION}",),
-            check=("{python}", "-c", "import vllm"),
+            check=("{engine}", "-c", "import vllm"),
         )
 
     def fit(
@@ -127,7 +128,7 @@ class VllmLauncher:
         adapters = plan.model.adapters
         lora = ("--enable-lora", "--lora-modules", *map(_named, adapters)) if adapters else ()
         argv = (
-            *("{python}", "-m", "vllm.entrypoints.cli.main", "serve"),
+            *("{engine}", "-m", "vllm.entrypoints.cli.main", "serve"),
             plan.model.source.removeprefix("hf://"),
             *("--served-model-name", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
@@ -138,6 +139,10 @@ class VllmLauncher:
         env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
         env |= _threads(plan) | plan.visible
         return LaunchSpec(argv=argv, env=env, listen=listen)
+
+    def served(self, plan: EnginePlan) -> tuple[Served, ...]:
+        """An adapter is asked for by its name."""
+        return naming.served(plan, naming.by_name)
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The first rule that matches; code 0 unasked is a failure too: so ends a dead worker."""
@@ -194,9 +199,9 @@ def _rank(rank: int | None) -> int | None:
     return next((known for known in _LORA_RANKS if known >= rank), rank) if rank else None
 
 
-def _named(path: str) -> str:
-    """An adapter as the flag takes it: the folder's name is the model's name for clients."""
-    return f"{path.rstrip('/').rsplit('/', 1)[-1]}={path}"
+def _named(adapter: Adapter) -> str:
+    """An adapter as the flag takes it."""
+    return f"{adapter.name}={adapter.path}"
 
 
 def _ram_cache(plan: EnginePlan) -> int | None:

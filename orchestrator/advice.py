@@ -12,10 +12,10 @@ from pathlib import Path
 from engine_launchers import ENGINES, LAUNCHERS, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.model import ModelSpec
+from engine_launchers.model import Adapter, ModelSpec
 from orchestrator.errors import EngineRoomError, NoEngineFits
 from orchestrator.models.resolve import Resolved, load_catalog
-from orchestrator.models.safetensors import read_adapter
+from orchestrator.models.safetensors import PeftAdapter, read_adapter
 from orchestrator.planning.planner import Wish, make_plan
 from orchestrator.settings import Settings
 from orchestrator.tables import load_gpus, load_tiers
@@ -62,7 +62,7 @@ class Advisor:
         self.hardware = without_gpus(hardware, "force_cpu") if settings.force_cpu else hardware
         self.launchers: dict[EngineName, Launcher] = {n: load_launcher(n) for n in ENGINES}
         adapter = read_adapter(Path(settings.adapter_path)) if settings.adapter_path else None
-        self._adapters = (str(adapter.path),) if adapter else ()
+        self._adapters = _applied(adapter)
         self._base = adapter.base_model if adapter else ""
         rank = {"lora_rank": adapter.rank if adapter else None}
         self._wish = wish_of(settings).model_copy(update=rank)
@@ -127,6 +127,21 @@ def _order(line: Line) -> tuple[int, float, str]:
     rate = line.plan.expected.tokens_per_second
     slow = bool(rate and sum(rate) / 2 < _READING_SPEED)
     return (1 if slow else 0, -float(line.plan.model.params), line.name)
+
+
+def _applied(adapter: PeftAdapter | None) -> tuple[Adapter, ...]:
+    if adapter is None:
+        return ()
+    return (
+        Adapter(
+            name=adapter.path.name,
+            path=str(adapter.path),
+            format="safetensors",
+            rank=adapter.rank,
+            weight_bytes=adapter.weight_bytes,
+            always=True,
+        ),
+    )
 
 
 _READING_SPEED = 5.0  # tokens per second: slower than people read

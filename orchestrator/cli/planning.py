@@ -177,4 +177,4 @@ def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> Launch
     launcher = advisor.launchers[chosen.engine]
     need = launcher.requirement(advisor.hardware)
     python = Environments(settings.engines, os.environ).python(need)
-    return launcher.command(chosen, Listen(port=_EXAMPLE_PORT)).with_python(python)
+    return launcher.command(chosen, Listen(port=_EXAMPLE_PORT)).with_engine(python)

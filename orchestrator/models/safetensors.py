@@ -23,7 +23,7 @@ _MAX_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
-class Adapter:
+class PeftAdapter:
     """A LoRA adapter: `rank` of its matrices, the modules it changes, the model it belongs to."""
 
     path: Path
@@ -147,7 +147,7 @@ def folder_tensors(folder: Path) -> list[tuple[str, int]]:
     return found
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path) -> PeftAdapter:
     """Describe the LoRA adapter in `folder`. Raises ModelInvalid."""
     if not (folder / "adapter_config.json").is_file():
         raise ModelInvalid(f"{folder}: not a LoRA adapter: adapter_config.json is missing")
@@ -161,7 +161,7 @@ def read_adapter(folder: Path) -> Adapter:
     if not weights.is_file():
         raise ModelInvalid(f"{folder}: adapter_model.safetensors is missing")
     modules, alpha = config.get("target_modules"), config.get("lora_alpha")
-    return Adapter(
+    return PeftAdapter(
         path=folder,
         rank=rank,
         alpha=float(alpha) if isinstance(alpha, int | float) else float(rank),

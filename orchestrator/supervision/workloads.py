@@ -36,7 +36,7 @@ class EngineWorkload:
 
     def command(self, listen: Listen) -> LaunchSpec:
         """The launcher's command, with the interpreter of the engine's own environment."""
-        return self.launcher.command(self.plan, listen).with_python(self._python)
+        return self.launcher.command(self.plan, listen).with_engine(self._python)
 
     def listen(self) -> Listen | None:
         """Any free loopback port."""

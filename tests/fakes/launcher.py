@@ -53,7 +53,7 @@ class FakeLauncher(LlamaCppLauncher):
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
         argv = (
-            *("{python}", str(ENGINE), "--host", listen.host, "--port", str(listen.port)),
+            *("{engine}", str(ENGINE), "--host", listen.host, "--port", str(listen.port)),
             *("--model", plan.model.id, *self.knobs),
             *(("--serial",) if self.serial else ()),
         )

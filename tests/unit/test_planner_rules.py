@@ -9,6 +9,7 @@ import pytest
 from engine_launchers import vllm_memory
 from engine_launchers.base import Listen
 from engine_launchers.machine import HardwareProfile
+from engine_launchers.model import Adapter
 from orchestrator.errors import NoEngineFits
 from tests.machines import machines
 from tests.plans import (
@@ -165,7 +166,8 @@ def test_a_model_made_in_four_bits_stays_in_them() -> None:
 
 def test_an_adapter_is_in_the_id_and_in_the_memory() -> None:
     plain = tuple(v for v in variants(MISTRAL) if v.quantization == "BF16")
-    tuned = tuple(v.model_copy(update={"adapters": ("/adapters/a",)}) for v in plain)
+    adapter = Adapter(name="a", path="/adapters/a", format="safetensors")
+    tuned = tuple(v.model_copy(update={"adapters": (adapter,)}) for v in plain)
     with_it, without = planned(tuned, box("RTX 4090")), planned(plain, box("RTX 4090"))
     assert (with_it.id, without.id) == ("vllm-fp16-tp1-lora", "vllm-fp16-tp1")
     assert with_it.estimate[0].weights > without.estimate[0].weights
