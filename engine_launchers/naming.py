@@ -11,6 +11,7 @@ from engine_launchers.model import Adapter
 
 Call = tuple[str, dict[str, JsonValue]]
 """The engine's own name of a model, and the body fields that go with it."""
+How = Callable[[EnginePlan, int, Adapter], Call]
 
 
 def by_name(plan: EnginePlan, at: int, adapter: Adapter) -> Call:
