@@ -23,13 +23,14 @@ from orchestrator import __version__
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.control import GatewayConfig
 from orchestrator.endings import on_parent_gone, on_signals
+from orchestrator.engines.choosing import Requirement
+from orchestrator.engines.shelf import Engine
 from orchestrator.errors import ConfigError, LaunchFailed
 from orchestrator.keys import key_policy
 from orchestrator.listening import listen, port_of, reserve
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
 from orchestrator.startup import Decision
-from orchestrator.supervision.environments import Environments
 from orchestrator.supervision.instance import ProbeTimes
 from orchestrator.supervision.lifecycle import Policy, State
 from orchestrator.supervision.lock import only_one
@@ -124,15 +125,12 @@ async def serve(
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
         run = private_folder(settings.run)
         stack.callback(_remove_if_empty, run)
-        supervisor = Supervisor(
-            _orders(settings, decision, run, data),
-            store,
-            _runtime(settings, data, run),
-            _gateway(settings, keys.hashes, data, run, client),
-            client,
-        )
-        await _install(settings, decision, audience, stopping)
-        if not stopping.is_set():
+        runtime = _runtime(settings, data, run)
+        gateway = _gateway(settings, keys.hashes, data, run, client)
+        engine = await _install(decision, audience, stopping)
+        if engine and not stopping.is_set():
+            orders = _orders(settings, decision, engine, run)
+            supervisor = Supervisor(orders, store, runtime, gateway, client)
             admin = _admin(supervisor, token, stopping)
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
@@ -202,31 +200,28 @@ def _announce_file(settings: Settings, decision: Decision) -> Addresses:
 
 
 async def _install(
-    settings: Settings, decision: Decision, audience: Audience, stopping: asyncio.Event
-) -> None:
-    environments = Environments(settings.engines, os.environ)
-    need = decision.launchers[decision.plan.engine].requirement(decision.hardware)
-    work = asyncio.create_task(environments.install(need, audience.installing))
+    decision: Decision, audience: Audience, stopping: asyncio.Event
+) -> Engine | None:
+    """The engine of the plan, made where it is missing; None where that was given up."""
+    if not isinstance(decision.engine, Requirement):
+        return decision.engine
+    work = asyncio.create_task(decision.shelf.install(decision.engine, audience.installing))
     asked = asyncio.create_task(stopping.wait())
     await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
     if not work.done():
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-        return
-    work.result()
+        return None
+    return work.result()
 
 
-def _orders(settings: Settings, decision: Decision, run: Path, data: Path) -> Orders:
-    environments = Environments(settings.engines, os.environ)
+def _orders(settings: Settings, decision: Decision, engine: Engine, run: Path) -> Orders:
     return Orders(
         plans=(decision.plan,),
         fingerprints={decision.plan.model.id: decision.fingerprint},
         hardware=decision.hardware,
-        engine_pythons={
-            name: environments.python(launcher.requirement(decision.hardware))
-            for name, launcher in decision.launchers.items()
-        },
+        programs={engine.name: engine.program},
         launchers=decision.launchers,
         policy=Policy(
             restart_limit=settings.restart_limit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
 from orchestrator.advice import wish_of, without_gpus
+from orchestrator.engines.choosing import Requirement
+from orchestrator.engines.shelf import Engine, Shelf
+from orchestrator.engines.table import EngineTable
 from orchestrator.errors import ConfigError, ModelInvalid
 from orchestrator.hardware import probe
 from orchestrator.models.resolve import Resolved, resolve
@@ -29,6 +33,16 @@ class Decision:
     plan: EnginePlan
     fingerprint: str
     launchers: Mapping[EngineName, Launcher]
+    shelf: Shelf
+    engine: Engine | Requirement
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a caller brings who has launchers of their own: those, and where they come from."""
+
+    launchers: Mapping[EngineName, Launcher]
+    engines: EngineTable
 
 
 def all_launchers() -> dict[EngineName, Launcher]:
@@ -67,9 +81,17 @@ def refuse_unsupported(settings: Settings, launchers: Mapping[EngineName, Launch
         )
 
 
-def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None = None) -> Decision:
-    """Probe, read the model, plan. Raises ConfigError, ModelInvalid or NoEngineFits."""
-    able = all_launchers() if launchers is None else launchers
+def shelf_of(settings: Settings, table: EngineTable | None = None) -> Shelf:
+    """The engines that `settings` lead to."""
+    return Shelf(settings.engines, os.environ, table, settings.cache)
+
+
+def decide(settings: Settings, means: Means | None = None) -> Decision:
+    """Probe, read the model, plan. Raises ConfigError, ModelInvalid, NoEngineFits, EngineMissing.
+
+    Nothing is installed: the decision's `engine` is what is there, or what would have to be.
+    """
+    able = all_launchers() if means is None else means.launchers
     refuse_unsupported(settings, able)
     models = _servable(resolve(settings.model, demo_dir(), settings.quantization))
     hardware = machine(settings)
@@ -80,7 +102,9 @@ def decide(settings: Settings, launchers: Mapping[EngineName, Launcher] | None =
     plan = make_plan(models, hardware, load_tiers(), able, wish, load_gpus())
     changed = Path(plan.model.source).stat().st_mtime_ns
     name = fingerprint(wish, plan.model, plan.engine_version, changed)
-    return Decision(hardware, plan, name, able)
+    shelf = shelf_of(settings, means.engines if means else None)
+    engine = shelf.find(plan.engine, hardware, version=plan.engine_version)
+    return Decision(hardware, plan, name, able, shelf, engine)
 
 
 def machine(settings: Settings) -> HardwareProfile:

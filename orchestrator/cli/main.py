@@ -94,7 +94,7 @@ def serve(
     configure(settings.log_level)
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
-    decision = decide(settings, call.obj)  # the launchers of a caller who brings their own
+    decision = decide(settings, call.obj)  # the means of a caller who brings their own
     screen.begin(decision.plan)
     asyncio.run(serve_forever(settings, decision, screen, tied))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,14 +26,14 @@ from orchestrator.cli.options import (
     out,
     print_json,
 )
-from orchestrator.errors import ConfigError
+from orchestrator.engines.shelf import Engine
+from orchestrator.errors import ConfigError, EngineMissing
 from orchestrator.models.resolve import resolve
 from orchestrator.planning.hypothetical import MOST_GPUS
 from orchestrator.planning.hypothetical import machine as imagine
 from orchestrator.resources import demo_dir
 from orchestrator.settings import Settings, load_settings
-from orchestrator.startup import machine
-from orchestrator.supervision.environments import Environments
+from orchestrator.startup import machine, shelf_of
 from orchestrator.tables import load_gpus
 
 _LONGEST_PROFILE = 4 << 20
@@ -173,8 +172,14 @@ def _contradiction(profile: HardwareProfile) -> str:
 
 
 def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> LaunchSpec:
-    """The command line, with the interpreter of the engine's environment on this machine."""
-    launcher = advisor.launchers[chosen.engine]
-    need = launcher.requirement(advisor.hardware)
-    python = Environments(settings.engines, os.environ).python(need)
-    return launcher.command(chosen, Listen(port=_EXAMPLE_PORT)).with_engine(python)
+    """The command line, with the engine's program on this machine; its bare name elsewhere."""
+    spec = advisor.launchers[chosen.engine].command(chosen, Listen(port=_EXAMPLE_PORT))
+    shelf = shelf_of(settings)
+    entry = shelf.table.engines[chosen.engine]
+    try:
+        found = shelf.find(chosen.engine, advisor.hardware)
+    except EngineMissing:
+        return spec.with_engine(entry.command or Path(entry.program).name)
+    if isinstance(found, Engine):
+        return spec.with_engine(found.program)
+    return spec.with_engine(str(shelf.path(found) / found.program))

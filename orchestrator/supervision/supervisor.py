@@ -42,7 +42,7 @@ class Orders:
     plans: tuple[EnginePlan, ...]
     fingerprints: Mapping[str, str]
     hardware: HardwareProfile
-    engine_pythons: Mapping[EngineName, str]
+    programs: Mapping[EngineName, str]
     launchers: Mapping[EngineName, Launcher]
     policy: lc.Policy
     probes: ProbeTimes
@@ -127,11 +127,11 @@ class Supervisor:
     def _model(self, plan: EnginePlan, saved: Saved | None) -> _Model:
         launcher = self.orders.launchers[plan.engine]
         name = f"{plan.model.id}-0"
-        python = self.orders.engine_pythons[plan.engine]
+        program = self.orders.programs[plan.engine]
         wish = self.orders.fingerprints[plan.model.id]
-        workload = EngineWorkload(name, plan, launcher, python, self._client, wish)
+        workload = EngineWorkload(name, plan, launcher, program, self._client, wish)
         if saved and saved.plan:  # the plan that runs, relaxed or not, where it still fits the wish
-            running = EngineWorkload(name, saved.plan, launcher, python, self._client, wish)
+            running = EngineWorkload(name, saved.plan, launcher, program, self._client, wish)
             workload = running if _still_wanted(running, saved) else workload
         generation = saved.record.generation if saved else 0
         instance = Instance(

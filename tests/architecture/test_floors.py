@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.runtimes": 2,
     "orchestrator.observability": 2,
     "orchestrator.supervision": 3,
+    "orchestrator.engines": 3,
     "orchestrator.gateway": 3,
     "orchestrator.admin": 4,
     "orchestrator.tables": 3,
@@ -50,6 +51,8 @@ FLOORS: dict[str, int] = {
 }
 PURE = {
     "engine_launchers",
+    "orchestrator.engines.choosing",
+    "orchestrator.engines.recipe",
     "orchestrator.errors",
     "orchestrator.models.blocks",
     "orchestrator.models.caches",
@@ -76,6 +79,7 @@ FORBIDDEN = {  # never, whatever the floors say
     "orchestrator.gateway": ("supervision", "planning", "hardware", "runtimes", "models", "admin"),
     "orchestrator.supervision": ("gateway",),
     "orchestrator.admin": ("gateway",),
+    "orchestrator.engines": ("settings", "supervision", "planning", "gateway"),
 }
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from orchestrator.cli.main import app, guarded
 from tests.fakes.launcher import FakeLauncher
-from tests.fakes.serve_fake import fake_environment
+from tests.fakes.serve_fake import fake_environment, means
 
 
 def main() -> None:
     """Run one command."""
     knobs = json.loads(sys.argv.pop(1))
     fake_environment(Path(os.environ["ENGINEROOM_ENGINES_DIR"]))
-    app(obj={"llama_cpp": FakeLauncher(knobs, serial=False)})
+    app(obj=means(FakeLauncher(knobs, serial=False)))
 
 
 if __name__ == "__main__":
