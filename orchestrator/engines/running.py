@@ -67,20 +67,14 @@ class Job:
         self,
         argv: Sequence[str],
         env: Mapping[str, str] | None = None,
-        folder: Path | None = None,
     ) -> list[str]:
         """Run to the end and return its lines. Raises CommandFailed; cancelling kills its tree."""
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**self.environment, **(env or {})},
-            cwd=folder,
-            limit=1 << 20,
-            start_new_session=True,
-            pass_fds=tuple(self._held),
-        )
+        starting = asyncio.create_task(self._start(argv, {**self.environment, **(env or {})}))
+        try:
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:  # it may run already, with children of its own
+            await _end(await starting)
+            raise
         lines: list[str] = []
         reader = asyncio.create_task(self._read(process, lines, argv))
         try:
@@ -90,14 +84,25 @@ class Job:
             reader.result()
             code = await process.wait()
         finally:
-            if process.returncode is None:  # given up: compilers and all
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            await _end(process)
             reader.cancel()
         if code != 0:
             raise CommandFailed(_reason(lines, code))
         return lines
+
+    async def _start(
+        self, argv: Sequence[str], env: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=env,
+            limit=1 << 20,
+            start_new_session=True,
+            pass_fds=tuple(self._held),
+        )
 
     async def _read(
         self, process: asyncio.subprocess.Process, lines: list[str], argv: Sequence[str]
@@ -111,6 +116,14 @@ class Job:
                     lines.append(text)
                     log.write(text + "\n")
                     log.flush()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what has not ended: compilers and all."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 def _reason(lines: Sequence[str], code: int) -> str:
