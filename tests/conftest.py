@@ -77,7 +77,8 @@ def installed(shelf: Shelf, pytestconfig: pytest.Config) -> Installed:
 
 @pytest.fixture(scope="session")
 def engines_dir(shelf: Shelf, installed: Installed) -> Path:
-    """The folder with the real llama.cpp engine, installed once per machine."""
+    """The folder with both real llama.cpp engines, installed once per machine."""
+    installed("llama_server")
     installed("llama_cpp")
     return shelf.folder
 

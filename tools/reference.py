@@ -115,11 +115,18 @@ def _in_words(name: str) -> str:
     return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip() + "."
 
 
+def _commands(group: object, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command below a group, by the words that call it."""
+    for name, sub in getattr(group, "commands", {}).items():
+        yield before + name, sub
+        yield from _commands(sub, f"{before}{name} ")
+
+
 def cli_page() -> str:
     """Help texts of all commands."""
     command = typer.main.get_command(app)
     parts = ["# Command line", "", _MADE, ""]
-    for name, sub in getattr(command, "commands", {}).items():
+    for name, sub in _commands(command):
         parts += [f"## `engineroom {name}`", "", str(sub.help or ""), ""]
         for option in sub.params:
             is_argument = isinstance(option, typer.core.TyperArgument)

@@ -76,8 +76,11 @@ class Build:
         """Fetch, unpack, configure, compile; each only as far as it is not done."""
         async with locked(self.tree.with_suffix(".lock"), self._waiting) as held:
             with self._job.holding(held):
-                await self._make_tools()
-                await self._fetch()
+                # Tools and sources are those of other trees, too.
+                async with locked(self.tree.with_name("fetch.lock"), self._waiting) as fetching:
+                    with self._job.holding(fetching):
+                        await self._make_tools()
+                        await self._fetch()
                 await self._compile()
 
     async def wheel(self) -> Path | None:
@@ -117,7 +120,7 @@ class Build:
         if done.exists():
             return
         shutil.rmtree(self._tools, ignore_errors=True)
-        await self._job.run(self._installer.venv(self._tools, seeded=True))
+        await self._job.run(self._installer.venv(self._tools, seeded=True), what="getting tools")
         await self._job.run(self._installer.install(self._tool("python"), self._source.tools))
         done.touch()
 

@@ -12,6 +12,9 @@ from orchestrator.engines.marker import write_marker
 from orchestrator.engines.recipe import OVERRIDES, Installer, override_lines
 from orchestrator.engines.running import Job
 
+_EMPTY = "making an empty environment"
+_CHECK = "checking that it starts"
+
 
 class Installation:
     """One run of an installation into `target`, with `cache` for what later ones can use."""
@@ -38,7 +41,7 @@ class Installation:
             await self._build.run()
             wheel = await self._build.wheel()
         if self._need.needs_python:
-            await self._job.run(self._installer.venv(self._target))
+            await self._job.run(self._installer.venv(self._target), what=_EMPTY)
             await self._packages(wheel)
         if self._build and self._need.source:
             into = self._need.source.into
@@ -68,7 +71,7 @@ class Installation:
         engine = str(self._target / self._need.program)
         names = {"{engine}": engine, "{python}": self.python}
         for argv in self._need.check:
-            await self._job.run([names.get(word, word) for word in argv])
+            await self._job.run([names.get(word, word) for word in argv], what=_CHECK)
 
 
 def _from(wheel: Path | None, package: str) -> str:

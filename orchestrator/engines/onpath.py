@@ -22,9 +22,7 @@ class OnPath:
         self._path = path
         self._known: dict[str, str | None] = {}
 
-    def find(
-        self, engine: str, entry: EngineEntry, wanted: str | None
-    ) -> tuple[tuple[str, str] | None, str]:
+    def find(self, entry: EngineEntry, wanted: str | None) -> tuple[tuple[str, str] | None, str]:
         """(program, version) of one that can be used, else why what is there cannot; or neither."""
         program = shutil.which(entry.command, path=self._path) if entry.command else None
         if program is None:

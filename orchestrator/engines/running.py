@@ -67,8 +67,12 @@ class Job:
         self,
         argv: Sequence[str],
         env: Mapping[str, str] | None = None,
+        what: str = "",
     ) -> list[str]:
-        """Run to the end and return its lines. Raises CommandFailed; cancelling kills its tree."""
+        """Run to the end and return its lines. Raises CommandFailed; cancelling kills its tree.
+
+        `what` is told while there is no line yet.
+        """
         starting = asyncio.create_task(self._start(argv, {**self.environment, **(env or {})}))
         try:
             process = await asyncio.shield(starting)
@@ -80,7 +84,7 @@ class Job:
         try:
             while not reader.done():
                 await asyncio.wait({reader}, timeout=_STEP_S)
-                self.tell(lines[-1] if lines else Path(argv[0]).name)
+                self.tell(lines[-1] if lines else what or Path(argv[0]).name)
             reader.result()
             code = await process.wait()
         finally:

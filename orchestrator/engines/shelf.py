@@ -26,7 +26,7 @@ from orchestrator.engines.onpath import OnPath
 from orchestrator.engines.recipe import Installer
 from orchestrator.engines.removing import remove
 from orchestrator.engines.running import CommandFailed, Job, Progress, child_environment
-from orchestrator.engines.table import EngineTable, load_engine_table
+from orchestrator.engines.table import EngineEntry, EngineTable, load_engine_table
 from orchestrator.errors import EngineMissing
 
 _GIB = 2**30
@@ -116,7 +116,7 @@ class Shelf:
         need, why = self._wanted(engine, hardware, version)
         for row in self._usable(engine, hardware, version, need):
             return self._engine(row)
-        found, refused = self._on_path.find(engine, self.table.engines[engine], version)
+        found, refused = self._on_path.find(self._entry(engine), version)
         if found:
             program, known = found
             return Engine(name=engine, version=known, origin="PATH", program=program)
@@ -127,12 +127,10 @@ class Shelf:
     def _wanted(
         self, engine: EngineName, hardware: HardwareProfile, version: str | None
     ) -> tuple[Requirement | None, str]:
-        """What would be installed, or why nothing can be. Raises where there is no such engine."""
+        """What would be installed, or why nothing can be."""
         try:
             return requirement(self.table, engine, hardware, version), ""
         except EngineMissing as error:
-            if engine not in self.table.engines:
-                raise
             return None, error.message
 
     def _usable(
@@ -147,7 +145,7 @@ class Shelf:
         if version is not None:
             rows = [row for row in rows if row.version == version]
         unasked = need.flavour if need else None
-        newest = self.table.engines[engine].default.version
+        newest = self._entry(engine).default.version
         rows.sort(key=lambda row: (row.version != newest, row.flavour != unasked))
         yield from (row for row in rows if self.objection(row, hardware) is None)
 
@@ -166,10 +164,17 @@ class Shelf:
 
     def on_path(self, engine: EngineName, version: str | None = None) -> Engine | None:
         """The program that somebody else installed, where it can be used."""
-        found, _ = self._on_path.find(engine, self.table.engines[engine], version)
+        found, _ = self._on_path.find(self._entry(engine), version)
         if found is None:
             return None
         return Engine(name=engine, version=found[1], origin="PATH", program=found[0])
+
+    def _entry(self, engine: EngineName) -> EngineEntry:
+        entry = self.table.engines.get(engine)
+        if entry is None:
+            known = ", ".join(self.table.engines)
+            raise EngineMissing(f"no engine is called {engine}: this version installs {known}")
+        return entry
 
     def _engine(self, row: Installed) -> Engine:
         return Engine(
@@ -181,7 +186,7 @@ class Shelf:
         )
 
     def _given(self, engine: EngineName, path: Path) -> Engine:
-        entry = self.table.engines[engine]
+        entry = self._entry(engine)
         program = path.expanduser().absolute()
         if program.is_dir():
             program = program / entry.program

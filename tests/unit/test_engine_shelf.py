@@ -24,9 +24,9 @@ from orchestrator.engines.choosing import Compile, Requirement, requirement
 from orchestrator.engines.doctor import examine
 from orchestrator.engines.marker import MARKER, write_marker
 from orchestrator.engines.shelf import Engine, Shelf
-from orchestrator.engines.table import EngineTable, parse_engine_table
+from orchestrator.engines.table import EngineTable, load_engine_table, parse_engine_table
 from orchestrator.errors import EngineMissing
-from tests.harness import eventually, until
+from tests.harness import clean_env, eventually, until
 
 HERE = "linux-x86_64"
 MACHINE = HardwareProfile(ram_total=1, ram_available=1, cpu_cores=1, platform=HERE)
@@ -351,3 +351,35 @@ def test_an_engine_in_use_is_not_removed(tmp_path: Path) -> None:
     assert shelf.remove("vllm").version == "1.0"
     with pytest.raises(EngineMissing, match="no version is installed: nothing to remove"):
         shelf.remove("vllm")
+
+
+def test_another_flavour_has_its_name_in_the_folder(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, {}, table("1.0"))
+    plain, other = need(), need(flavour="cuda", main=False)
+    assert shelf.path(plain).name == "vllm-1.0"
+    assert shelf.path(other).name == "vllm-1.0-cuda"
+    shelf.path(plain).mkdir()
+    write_marker(shelf.path(plain), plain)
+    assert shelf.path(need(flavour="cuda")).name == "vllm-1.0-cuda"  # the GPU came later
+    assert shelf.path(need(main=False)).name == "vllm-1.0"
+
+
+@pytest.mark.slow
+def test_the_commands(tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "orchestrator", "engines", *words, "--data-dir"]
+        return subprocess.run(
+            [*argv, str(tmp_path)], capture_output=True, text=True, check=False, env=clean_env()
+        )
+
+    rows = json.loads(run("list", "--json").stdout)
+    assert {row["engine"] for row in rows} == set(load_engine_table().engines)
+    assert run("doctor", "vllm").returncode == 0
+    (tmp_path / "envs" / "vllm-0.32.0").mkdir(parents=True)
+    sick = run("doctor", "vllm")
+    assert sick.returncode == 1
+    assert "WRONG vllm-0.32.0: was left by an interrupted installation" in sick.stdout
+    unknown = run("install", "ollama")
+    assert unknown.returncode == 69
+    assert unknown.stderr.startswith("engineroom: no engine is called ollama: this version")
+    assert "nothing to remove" in run("remove", "vllm").stderr
