@@ -161,10 +161,13 @@ class ChatRequest(_Common):
 
 
 def upstream_body(
-    request: CompletionRequest | ChatRequest, model: str, allowed: frozenset[str]
+    request: CompletionRequest | ChatRequest, allowed: frozenset[str]
 ) -> dict[str, Any]:
-    """The body for the engine; always a stream. Raises UnsupportedParameter naming a field."""
-    body = request.model_dump(exclude_unset=True, exclude_none=True)
+    """The body for the engine, without its model; always a stream.
+
+    Raises UnsupportedParameter naming a field.
+    """
+    body = request.model_dump(exclude_unset=True, exclude_none=True, exclude={"model"})
     if isinstance(request, ChatRequest):
         body["messages"] = [message.plain() for message in request.messages]
         limit = body.pop("max_completion_tokens", None)
@@ -182,7 +185,7 @@ def upstream_body(
     for field in body:
         if field not in allowed:
             raise UnsupportedParameter(f"this model's engine does not take {field!r}", param=field)
-    return {**body, "model": model, "stream": True}
+    return {**body, "stream": True}
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:

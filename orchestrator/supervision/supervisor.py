@@ -281,6 +281,7 @@ class Supervisor:
             created=model.created,
             routes=launcher.routes,
             quirks=launcher.quirks,
+            served=launcher.served(plan),
             chat_template=plan.model.chat_template,
             bos_token=plan.model.bos_token,
             eos_token=plan.model.eos_token,
