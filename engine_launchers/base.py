@@ -30,7 +30,8 @@ class Tuning(Value):
 
     `max_model_len` is tokens per sequence, `batch` is prompt tokens per evaluation step,
     `gpu_layers` is -1 for all, `tensor_split` the share of each GPU in them, empty for equal.
-    `lora_rank` is the largest of the adapters' ranks.
+    `lora_rank` is the largest of the adapters' ranks. `compile` is torch.compile, for the pytorch
+    engine. `extra_args` are a person's own flags: they come last, so they win.
     """
 
     max_model_len: int | None = None
@@ -49,6 +50,7 @@ class Tuning(Value):
     flash_attention: bool | None = None
     cpu_offload_bytes: int | None = None
     lora_rank: int | None = None
+    compile: bool | None = None
     extra_args: tuple[str, ...] = ()
 
 
@@ -99,14 +101,27 @@ class Rejection(Value):
     unit: str | None = None
 
 
+class Listen(Value):
+    """Where an engine listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+
+    @property
+    def base_url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
 class EnginePlan(Value):
     """One decision: which engine runs which model how, and why.
 
     `pinned` names the fields of `tuning` that a person set: they are never changed by `relax`.
     `gpus` are indices of the machine's GPUs, `visible` the variables that keep the engine to them.
-    `aliases` are further names of the model for clients. `guide` is what the requirement documents
-    promise for the tier. `ladder` says what is tried next when memory runs out all the same, in
-    order. `rung` counts how often the plan was relaxed after a failure.
+    `aliases` are further names of the model for clients. `address` is that of a server which
+    somebody else runs (runtime "external"), `upstream_name` the model's name there. `guide` is what
+    the requirement documents promise for the tier. `ladder` says what is tried next when memory
+    runs out all the same, in order. `rung` counts how often the plan was relaxed after a failure.
     """
 
     id: str
@@ -119,7 +134,9 @@ class EnginePlan(Value):
     pinned: frozenset[str] = frozenset()
     gpus: tuple[int, ...] = ()
     visible: dict[str, str] = Field(default_factory=dict)
-    runtime: Literal["process"] = "process"
+    runtime: Literal["process", "external"] = "process"
+    address: Listen | None = None
+    upstream_name: str | None = None
     estimate: tuple[MemoryEstimate, ...] = ()
     expected: Expected = Expected()
     guide: Expected | None = None
@@ -130,18 +147,6 @@ class EnginePlan(Value):
 
 
 # --- running it -------------------------------------------------------------------------------
-
-
-class Listen(Value):
-    """Where an engine shall listen."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(ge=1, le=65535)
-
-    @property
-    def base_url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
 
 
 class LaunchSpec(Value):

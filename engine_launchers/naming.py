@@ -27,7 +27,7 @@ def served(
     An adapter that is applied always stands behind the model's own names as well.
     """
     model = plan.model
-    own: Served = Served(name=model.id, model=model.id)
+    own = Served(name=model.id, model=plan.upstream_name or model.id)
     named: list[Served] = []
     for at, adapter in enumerate(model.adapters):
         word, fields = call(plan, at, adapter)

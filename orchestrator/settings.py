@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -45,8 +47,42 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _words(value: object) -> object:
+    """A text of several words, as an environment variable has to say it."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _arguments(value: object) -> object:
+    """A command line's part, as a shell would read it."""
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r}: a name is letters, digits and ._:/-, at most 128 of them")
+    return value
+
+
+def _named_path(value: str) -> str:
+    name, equals, path = value.partition("=")
+    if not equals or not path:
+        raise ValueError(f"{value!r}: give an adapter as NAME=PATH")
+    _name(name)
+    return value
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], BeforeValidator(_words)]
+NamedPaths = Annotated[
+    tuple[Annotated[str, AfterValidator(_named_path)], ...], BeforeValidator(_words)
+]
+Arguments = Annotated[tuple[str, ...], BeforeValidator(_arguments)]
 Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_lower)]
-Backend = Annotated[Literal["vllm", "llama_cpp", "pytorch"], BeforeValidator(_lower)]
+Backend = Annotated[
+    Literal["vllm", "llama_server", "llama_cpp", "pytorch"], BeforeValidator(_lower)
+]
 Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeValidator(_lower)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -69,22 +105,38 @@ class Settings(BaseSettings):
         min_length=1,
         description="A catalog name, `demo`, a GGUF file, a folder, or owner/name of a hub.",
     )
+    aliases: Names = Field((), description="Further names of the model for clients.")
     adapter_path: str | None = Field(
-        None, description="LoRA adapter to plan with (`serve` cannot apply it yet)."
+        None, description="LoRA adapter to apply: the model's name means the model with it."
+    )
+    adapters: NamedPaths = Field(
+        (), description="More LoRA adapters, NAME=PATH each: clients ask for them as models."
     )
     quantization: Quantization | None = Field(
         None, description="4bit, 8bit or none; unset lets the hardware tier choose."
     )
     force_backend: Backend | None = Field(
-        None, description="vllm, llama_cpp or pytorch instead of the tier's choice."
+        None,
+        description="vllm, llama_server, llama_cpp or pytorch instead of the planner's choice.",
     )
+    engine_version: str | None = Field(
+        None, min_length=1, description="Version of that engine; unset takes the newest installed."
+    )
+    engine_path: Path | None = Field(
+        None, description="Program of that engine, used as it is instead of an installed one."
+    )
+    engine_url: str | None = Field(
+        None, description="A running server of that engine, http://host:port, used as it is."
+    )
+    engine_args: Arguments = Field(
+        (), description="Flags for the engine's command line, as a shell reads them; they win."
+    )
+    yes: bool = Field(False, description="Install an engine that is missing without asking.")
     force_cpu: bool = Field(False, description="Use no GPU, whatever the machine has.")
     tensor_parallel_size: int | None = Field(
-        None, ge=1, le=1024, description="GPUs per engine (vLLM only; `serve` takes 1)."
+        None, ge=1, le=1024, description="GPUs, or processor groups, per engine (vLLM only)."
     )
-    enable_compile: bool = Field(
-        False, description="torch.compile for the PyTorch engine (not supported yet)."
-    )
+    enable_compile: bool = Field(False, description="torch.compile for the PyTorch engine.")
     context: int | None = Field(
         None, ge=64, le=16_777_216, description="Tokens per sequence; unset takes the tier's."
     )

@@ -33,7 +33,8 @@ class Wish(Value):
     users: int | None = None
     goal: str | None = None
     force_cpu: bool = False
-    lora_rank: int | None = None
+    compile: bool | None = None
+    extra_args: tuple[str, ...] = ()
 
     def pinned(self) -> frozenset[str]:
         """Names of the tuning fields that must not be changed."""
@@ -70,7 +71,9 @@ class Candidate:
             dtype=_dtype(tier, self.model),
             quantization=self.packing or self.model.quantization,
             threads=wish.threads,
-            lora_rank=wish.lora_rank,
+            lora_rank=max((each.rank for each in self.model.adapters), default=None),
+            compile=wish.compile,
+            extra_args=wish.extra_args,
         )
 
 
@@ -88,10 +91,17 @@ def candidates(
     hardware: HardwareProfile,
     launchers: Mapping[EngineName, Launcher],
     wish: Wish,
+    blind: frozenset[EngineName] = frozenset(),
 ) -> Iterator[tuple[Candidate, ...]]:
-    """All of them, in no particular order, in sets of which the first that fits is enough."""
-    groups = card_groups(hardware)
+    """All of them, in no particular order, in sets of which the first that fits is enough.
+
+    Engines in `blind` see no GPUs.
+    """
+    everything = hardware
     for engine, launcher in launchers.items():
+        hidden = {"gpus": (), "links": ()} if engine in blind else {}
+        hardware = everything.model_copy(update=hidden)
+        groups = card_groups(hardware)
         for model in variants:
             if model.format not in launcher.formats:
                 continue

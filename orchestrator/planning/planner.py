@@ -37,13 +37,15 @@ _OF_SIZE = frozenset({"bytes"})  # the weights alone: no other split of the same
 _NEXT = 2  # other plans that the ladder names after its rungs
 
 
-def fingerprint(wish: Wish, model: ModelSpec, version: str, changed_ns: int) -> str:
-    """Names this wish for this very model file and engine version.
+def fingerprint(wish: Wish, plan: EnginePlan, changed_ns: int) -> str:
+    """Names this wish for this very model, its names and adapters, and the engine's version.
 
     What the machine had free when a plan was made is no part of it: an engine that runs takes
     memory that the next plan does not find.
     """
-    parts = (wish.model_dump_json(), model.source, model.weight_bytes, version, changed_ns)
+    model = plan.model
+    names = (plan.aliases, model.adapters, plan.engine_version)
+    parts = (wish.model_dump_json(), model.source, model.weight_bytes, *names, changed_ns)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -54,16 +56,21 @@ def make_plan(
     launchers: Mapping[EngineName, Launcher],
     wish: Wish,
     table: GpuTable | None = None,
+    absent: Mapping[EngineName, str] | None = None,
+    blind: frozenset[EngineName] = frozenset(),
 ) -> EnginePlan:
     """The best plan for one of `variants` of a model, every refusal kept.
 
-    Raises NoEngineFits with all reasons.
+    `absent` says of engines that are not in `launchers` why they cannot be had; those in `blind`
+    were built without the code for this machine's GPUs. Raises NoEngineFits with all reasons.
     """
     tier = choose_tier(tiers, hardware)
     _refuse_impossible(variants, wish)
     order = (wish.engine,) if wish.engine else preference(tier)
     rejected = [
-        Rejection(what=engine, why="this version cannot start it yet")
+        Rejection(
+            what=engine, why=(absent or {}).get(engine, "not among the engines to choose from")
+        )
         for engine in order
         if engine not in launchers
     ]
@@ -85,7 +92,7 @@ def make_plan(
     ]
     known = {gpu.uuid: table.of(gpu) if table else None for gpu in hardware.gpus}
     fitting: list[Fitting] = []
-    for each in candidates(variants, hardware, able, wish):
+    for each in candidates(variants, hardware, able, wish, blind):
         for candidate in each:
             found = _ask(candidate, hardware, tier, wish, able[candidate.engine], known)
             if isinstance(found, Fitting):

@@ -38,6 +38,8 @@ FLOORS: dict[str, int] = {
     "orchestrator.gateway": 3,
     "orchestrator.admin": 4,
     "orchestrator.tables": 3,
+    "orchestrator.engines": 3,
+    "orchestrator.external": 4,
     "orchestrator.advice": 4,
     "orchestrator.startup": 5,
     "orchestrator.serve": 6,

@@ -9,42 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
 from orchestrator.cli.main import guarded
 from orchestrator.cli.serving import Screen
+from orchestrator.engines.shelf import Shelf
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve
 from orchestrator.settings import load_settings
 from orchestrator.startup import decide
-from orchestrator.supervision.environments import MARKER
 from tests.fakes.launcher import FakeLauncher
-
-
-def fake_environment(folder: Path) -> None:
-    """An installed engine whose interpreter is the one that runs the tests."""
-    target = folder / "llama_cpp-fake"
-    (target / "bin").mkdir(parents=True, exist_ok=True)
-    python = target / "bin" / "python"
-    if not python.exists():
-        python.symlink_to(sys.executable)
-    marker: dict[str, object] = {"packages": [], "built_for": None, "build_env": {}}
-    (target / MARKER).write_text(json.dumps(marker))
 
 
 def main() -> None:
     """Serve until told to stop."""
     order = json.loads(sys.argv[1])
-    settings = load_settings(order["settings"], env={})
+    # The fake is a Python program: the interpreter that runs the tests is its engine.
+    given = {"force_backend": "llama_cpp", "engine_path": sys.executable}
+    settings = load_settings({**given, **order["settings"]}, env={})
     configure(settings.log_level)
-    fake_environment(settings.engines)
     launcher = FakeLauncher(order.get("knobs", ()), order.get("serial", True))
-    decision = decide(settings, {"llama_cpp": launcher})
+    shelf = Shelf(settings.engines, os.environ)
+    decision = decide(settings, shelf, {"llama_cpp": launcher})
     screen = Screen(Console(), Console(stderr=True), as_json=True)
-    asyncio.run(serve(settings, decision, screen))
+    asyncio.run(serve(settings, decision, shelf, screen))
 
 
 if __name__ == "__main__":

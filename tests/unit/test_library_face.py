@@ -41,8 +41,6 @@ from orchestrator.errors import (
 from orchestrator.loaded import request_body
 from orchestrator.planning.tiers import parse_tiers
 from orchestrator.resources import config_path
-from orchestrator.settings import load_settings
-from orchestrator.startup import decide
 from tests.harness import ROOT
 
 GIB = 2**30
@@ -230,15 +228,3 @@ def test_errors_come_back_as_the_classes_they_were() -> None:
         )  # fmt: skip
     strange = from_envelope({"code": "from_the_future", "message": "m"})
     assert (type(strange), strange.code) == (EngineRoomError, "from_the_future")
-
-
-def test_force_cpu_plans_a_machine_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy = machine(24).model_copy(update={"ram_total": 64 * GIB, "ram_available": 64 * GIB})
-    monkeypatch.setattr(orchestrator.startup, "probe", lambda **_: roomy)
-    plain, cpu = (decide(load_settings({"force_cpu": on}, {})) for on in (False, True))
-    assert plain.hardware.notes == (
-        "this version builds llama.cpp for processors: 1 GPUs are not used",
-    )
-    assert (plain.plan.gpus, cpu.plan.gpus, cpu.plan.tier) == ((), (), "CPU_ONLY")
-    assert "force_cpu: 1 GPUs are not used" in cpu.hardware.notes
-    assert plain.fingerprint != cpu.fingerprint
