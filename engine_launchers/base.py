@@ -270,27 +270,6 @@ class Quirks(Value):
     chat_fields: frozenset[str] = frozenset()
 
 
-class EngineRequirement(Value):
-    """What has to be installed, into an environment of its own, before an engine can start.
-
-    `built_for` lists the instruction sets that a build on this machine uses, None where nothing is
-    built; an environment made for others is made anew. `build_env` are the variables of that
-    build. `check` is an argv, with `{python}`, that exits 0 where the installation works.
-    """
-
-    engine: EngineName
-    version: str
-    packages: tuple[str, ...]
-    built_for: tuple[str, ...] | None = None
-    build_env: dict[str, str] = Field(default_factory=dict)
-    check: tuple[str, ...]
-
-    @property
-    def needs_compiler(self) -> bool:
-        """Whether a C++ compiler and make have to be there."""
-        return self.built_for is not None
-
-
 class Fit(Value):
     """A launcher's answer that a model can run: the tuning to use and the memory that takes.
 
@@ -314,9 +293,6 @@ class Launcher(Protocol):
     formats: frozenset[ModelFormat]
     quirks: Quirks
     speed: SpeedTraits
-
-    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
-        """What to install on this machine."""
 
     def fit(
         self,

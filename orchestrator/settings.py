@@ -10,19 +10,29 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import re
-import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
+from orchestrator.setting_types import (
+    Arguments,
+    Backend,
+    Goal,
+    NamedPaths,
+    Names,
+    Port,
+    PositiveSeconds,
+    Quantization,
+    Seconds,
+    lower,
+)
 
 PREFIX = "ENGINEROOM_"
 
@@ -41,52 +51,6 @@ DOCUMENT_VARIABLES: dict[str, str] = {
 
 # Variables with our prefix that are not settings: they choose the file, or belong to the Makefile.
 _NOT_SETTINGS = {"ENGINEROOM_CONFIG"}
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _words(value: object) -> object:
-    """A text of several words, as an environment variable has to say it."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _arguments(value: object) -> object:
-    """A command line's part, as a shell would read it."""
-    return tuple(shlex.split(value)) if isinstance(value, str) else value
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(f"{value!r}: a name is letters, digits and ._:/-, at most 128 of them")
-    return value
-
-
-def _named_path(value: str) -> str:
-    name, equals, path = value.partition("=")
-    if not equals or not path:
-        raise ValueError(f"{value!r}: give an adapter as NAME=PATH")
-    _name(name)
-    return value
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
-Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], BeforeValidator(_words)]
-NamedPaths = Annotated[
-    tuple[Annotated[str, AfterValidator(_named_path)], ...], BeforeValidator(_words)
-]
-Arguments = Annotated[tuple[str, ...], BeforeValidator(_arguments)]
-Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_lower)]
-Backend = Annotated[
-    Literal["vllm", "llama_server", "llama_cpp", "pytorch"], BeforeValidator(_lower)
-]
-Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeValidator(_lower)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 def default_data_dir(env: Mapping[str, str]) -> Path:
@@ -209,7 +173,7 @@ class Settings(BaseSettings):
     half_open_s: PositiveSeconds = Field(
         300.0, description="A FAILED engine is tried again after this, seconds."
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = (
         Field("info", description="debug, info, warning or error.")
     )
     log_max_bytes: int = Field(

@@ -7,17 +7,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from engine_launchers.llama_cpp import LlamaCppLauncher
+from engine_launchers.base import EngineName
+from orchestrator.advice import without_gpus
+from orchestrator.engines.choosing import requirement
+from orchestrator.engines.shelf import Engine, Shelf
 from orchestrator.hardware import probe
-from orchestrator.settings import default_data_dir
-from orchestrator.supervision.environments import Environments
+from orchestrator.settings import load_settings
 from tests.harness import Room, clean_env, fake_room, free_ports, processes_of
 
 RoomMaker = Callable[..., Room]
+Installed = Callable[[EngineName], Engine]
 
 
 @pytest.fixture(autouse=True)
@@ -44,23 +48,38 @@ def make_room(tmp_path: Path) -> Iterator[RoomMaker]:
 
 
 @pytest.fixture(scope="session")
-def engines_dir(pytestconfig: pytest.Config) -> Path:
-    """The folder with the real llama.cpp engine, installed once per machine."""
-    folder = default_data_dir(os.environ) / "envs"
-    environments = Environments(folder, os.environ)
-    need = LlamaCppLauncher().requirement(probe())
+def shelf() -> Shelf:
+    """The real engines of this machine, where the command puts them too."""
+    settings = load_settings({}, env={})
+    return Shelf(settings.engines, os.environ, cache=settings.cache)
+
+
+@pytest.fixture(scope="session")
+def installed(shelf: Shelf, pytestconfig: pytest.Config) -> Installed:
+    """`installed("vllm")`: that engine, really installed, once per machine."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    said = time.monotonic()
+    hardware = without_gpus(probe(), "tests run on the processor")
 
-    def progress(line: str, seconds: float) -> None:
-        nonlocal said
-        if time.monotonic() - said > 15:
-            said = time.monotonic()
-            with capture.global_and_fixture_disabled():
-                sys.stderr.write(f"\n[{seconds:.0f} s] installing {need.engine}: {line[:100]}\n")
+    def install(name: EngineName) -> Engine:
+        said = time.monotonic()
 
-    asyncio.run(environments.install(need, progress))
-    return folder
+        def progress(line: str, seconds: float) -> None:
+            nonlocal said
+            if time.monotonic() - said > 15:
+                said = time.monotonic()
+                with capture.global_and_fixture_disabled():
+                    sys.stderr.write(f"\n[{seconds:.0f} s] installing {name}: {line[:100]}\n")
+
+        return asyncio.run(shelf.install(requirement(shelf.table, name, hardware), progress))
+
+    return cache(install)
+
+
+@pytest.fixture(scope="session")
+def engines_dir(shelf: Shelf, installed: Installed) -> Path:
+    """The folder with the real llama.cpp engine, installed once per machine."""
+    installed("llama_cpp")
+    return shelf.folder
 
 
 def real_room(data: Path, engines: Path, *flags: str) -> Room:

@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.resources": 0,
     "engine_launchers": 1,
     "orchestrator.config_file": 1,
+    "orchestrator.setting_types": 1,
     "orchestrator.settings": 2,
     "orchestrator.listening": 1,
     "orchestrator.endings": 1,
@@ -35,10 +36,10 @@ FLOORS: dict[str, int] = {
     "orchestrator.runtimes": 2,
     "orchestrator.observability": 2,
     "orchestrator.supervision": 3,
+    "orchestrator.engines": 3,
     "orchestrator.gateway": 3,
     "orchestrator.admin": 4,
     "orchestrator.tables": 3,
-    "orchestrator.engines": 3,
     "orchestrator.external": 4,
     "orchestrator.advice": 4,
     "orchestrator.startup": 5,
@@ -52,7 +53,10 @@ FLOORS: dict[str, int] = {
 }
 PURE = {
     "engine_launchers",
+    "orchestrator.engines.choosing",
+    "orchestrator.engines.recipe",
     "orchestrator.errors",
+    "orchestrator.setting_types",
     "orchestrator.models.blocks",
     "orchestrator.models.caches",
     "orchestrator.models.catalog",
@@ -78,6 +82,7 @@ FORBIDDEN = {  # never, whatever the floors say
     "orchestrator.gateway": ("supervision", "planning", "hardware", "runtimes", "models", "admin"),
     "orchestrator.supervision": ("gateway",),
     "orchestrator.admin": ("gateway",),
+    "orchestrator.engines": ("settings", "supervision", "planning", "gateway"),
 }
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

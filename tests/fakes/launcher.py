@@ -8,7 +8,6 @@ from pathlib import Path
 from engine_launchers.base import (
     EngineName,
     EnginePlan,
-    EngineRequirement,
     Fit,
     LaunchSpec,
     Listen,
@@ -34,9 +33,6 @@ class FakeLauncher(LlamaCppLauncher):
         self.serial = serial
         real = LlamaCppLauncher.quirks
         self.quirks: Quirks = real.model_copy()
-
-    def requirement(self, hardware: HardwareProfile) -> EngineRequirement:
-        return EngineRequirement(engine=self.name, version=self.version, packages=(), check=())
 
     def fit(
         self,

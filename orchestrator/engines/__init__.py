@@ -1,0 +1,1 @@
+"""Engine environments: what to install (`table`, `choosing`), and what is there (`shelf`)."""

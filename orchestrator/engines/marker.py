@@ -1,0 +1,61 @@
+"""The file that makes a folder an installed engine: what exactly was put there, written last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from engine_launchers.base import EngineName
+from engine_launchers.value import Value
+from orchestrator.engines.choosing import Requirement
+
+MARKER = "engineroom.json"
+
+
+class Marker(Value):
+    """What an environment holds. The fields are those of the requirement that it was made for."""
+
+    engine: EngineName
+    version: str
+    flavour: str
+    program: str
+    packages: tuple[str, ...]
+    without: tuple[str, ...]
+    stands_for: dict[str, str]
+    source: str | None
+    define: dict[str, str]
+    built_for: tuple[str, ...] | None
+    build_env: dict[str, str]
+
+
+def marker(need: Requirement) -> Marker:
+    """The marker of an environment that holds exactly what `need` asks for."""
+    return Marker(
+        engine=need.engine,
+        version=need.version,
+        flavour=need.flavour,
+        program=need.program,
+        packages=need.packages,
+        without=need.without,
+        stands_for=need.stands_for,
+        source=need.source.package if need.source else None,
+        define=need.define,
+        built_for=need.built_for,
+        build_env=need.build_env,
+    )
+
+
+def read_marker(folder: Path) -> Marker | None:
+    """The marker of an environment; None where there is none, or one of another format."""
+    try:
+        return Marker.model_validate_json((folder / MARKER).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_marker(folder: Path, need: Requirement) -> None:
+    """Declare the environment whole, at one stroke."""
+    draft = folder / f".{MARKER}"
+    draft.write_text(marker(need).model_dump_json())
+    draft.replace(folder / MARKER)
