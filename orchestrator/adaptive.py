@@ -33,7 +33,7 @@ _OURS = {"host", "port", "admin_host", "admin_port", "allow_anonymous", "api_key
 _ARGUMENTS = {"model": "model_path", "force_backend": "backend"}
 # Nobody but this interpreter waits for answers, and nothing shall outlive it for long; there is
 # nobody to ask before an engine is installed.
-_CHOSEN = {"drain_s": 5.0, "lease_s": 30.0, "yes": True}
+_CHOSEN = {"drain_s": 5.0, "lease_s": 30.0, "install_missing": True}
 _END_MARGIN_S = 15.0
 
 

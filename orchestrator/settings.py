@@ -95,7 +95,9 @@ class Settings(BaseSettings):
     engine_args: Arguments = Field(
         (), description="Flags for the engine's command line, as a shell reads them; they win."
     )
-    yes: bool = Field(False, description="Install an engine that is missing without asking.")
+    install_missing: bool = Field(
+        False, description="Install an engine that is missing without asking."
+    )
     force_cpu: bool = Field(False, description="Use no GPU, whatever the machine has.")
     tensor_parallel_size: int | None = Field(
         None, ge=1, le=1024, description="GPUs, or processor groups, per engine (vLLM only)."

@@ -103,7 +103,7 @@ def serve(
     tensor_parallel_size: Parallel = None,
     gpu_memory_utilization: MemoryShare = None,
     gpu_layers: GpuLayers = None,
-    yes: Annotated[
+    install_missing: Annotated[
         bool | None, typer.Option("--yes", help="Install a missing engine without asking.")
     ] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.")] = None,
@@ -125,7 +125,7 @@ def serve(
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
     shelf = Shelf(settings.engines, os.environ, cache=settings.cache)
-    offer = screen.offer if not settings.yes else (lambda need: True)
+    offer = screen.offer if not settings.install_missing else (lambda need: True)
     # The launchers of a caller who brings their own come in the context.
     decision = decide(settings, shelf, call.obj, offer)
     screen.begin(decision.plan, decision.second)
