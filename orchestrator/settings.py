@@ -46,7 +46,9 @@ def _lower(value: object) -> object:
 
 
 Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_lower)]
-Backend = Annotated[Literal["vllm", "llama_cpp", "pytorch"], BeforeValidator(_lower)]
+Backend = Annotated[
+    Literal["vllm", "llama_server", "llama_cpp", "pytorch"], BeforeValidator(_lower)
+]
 Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeValidator(_lower)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -76,7 +78,7 @@ class Settings(BaseSettings):
         None, description="4bit, 8bit or none; unset lets the hardware tier choose."
     )
     force_backend: Backend | None = Field(
-        None, description="vllm, llama_cpp or pytorch instead of the tier's choice."
+        None, description="vllm, llama_server, llama_cpp or pytorch instead of the tier's choice."
     )
     force_cpu: bool = Field(False, description="Use no GPU, whatever the machine has.")
     tensor_parallel_size: int | None = Field(

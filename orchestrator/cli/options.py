@@ -23,7 +23,7 @@ Model = Annotated[
 Context = Annotated[int | None, typer.Option(help="Tokens per sequence; pins the plan.")]
 Threads = Annotated[int | None, typer.Option(help="Engine threads; pins the plan.")]
 Quantization = Annotated[str | None, typer.Option(help="4bit, 8bit or none.")]
-Backend = Annotated[str | None, typer.Option(help="vllm, llama_cpp or pytorch.")]
+Backend = Annotated[str | None, typer.Option(help="vllm, llama_server, llama_cpp or pytorch.")]
 ForceCpu = Annotated[bool | None, typer.Option("--force-cpu", help="Use no GPU.")]
 Goal = Annotated[str | None, typer.Option(help="throughput, latency, quality or memory.")]
 Drain = Annotated[float | None, typer.Option(help="Seconds for requests in flight.")]
