@@ -258,13 +258,15 @@ class Quirks(Value):
     """How one engine differs from the ideal server, as data.
 
     `liveness_path` answers without touching the generation lock. `tokenize_path` is asked for
-    token counts, prompts first; None where streams carry a usage chunk. `repetition_field` is the
-    engine's name for the repetition penalty. `completion_fields` and `chat_fields` are the body
-    fields that may reach the engine; a body with another field is refused by name.
+    token counts, prompts first; None where streams carry a usage chunk: with `usage_on_request`
+    when `stream_options.include_usage` asks for it. `repetition_field` is the engine's name for the
+    repetition penalty. `completion_fields` and `chat_fields` are the body fields that may reach the
+    engine; a body with another field is refused by name.
     """
 
     liveness_path: str = "/health"
     tokenize_path: str | None = None
+    usage_on_request: bool = False
     repetition_field: str = "repetition_penalty"
     completion_fields: frozenset[str] = frozenset()
     chat_fields: frozenset[str] = frozenset()

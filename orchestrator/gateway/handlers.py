@@ -88,6 +88,7 @@ class Generating:
         route = target.route
         facts.model = route.name
         body = {**to_completion(request, route.quirks), **target.call}
+        body = openai.asking_usage(body, route.quirks)
         async with self._call(route.name, _COMPLETIONS, body) as call:
             parts: list[str] = []
             async with aclosing(call.stream.chunks()) as chunks:
@@ -127,6 +128,7 @@ class Generating:
         quirks = route.quirks
         allowed = quirks.chat_fields if path == _CHAT else quirks.completion_fields
         body = {**openai.upstream_body(request, allowed), **target.call}
+        body = openai.asking_usage(body, quirks)
         values: list[dict[str, Any]] = []
         parts: list[str] = []
         async with self._call(route.name, path, body) as call:
@@ -163,7 +165,8 @@ class Generating:
                 began = time.monotonic()
                 try:
                     tokens = await self._upstream.prompt_tokens(lease.route, lease.replica, body)
-                    opening = self._upstream.stream(lease.replica, path, body, tokens)
+                    most = tokens or self._upstream.most_tokens(lease.route, body)
+                    opening = self._upstream.stream(lease.replica, path, body, most)
                     stream = await stack.enter_async_context(opening)
                 except NotReached as error:
                     if attempt == _TRIES:

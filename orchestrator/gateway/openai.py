@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from engine_launchers.base import Quirks
 from orchestrator.errors import BadRequest, UnsupportedParameter
 from orchestrator.gateway.generate import Number, StopText
 
@@ -186,6 +187,13 @@ def upstream_body(
         if field not in allowed:
             raise UnsupportedParameter(f"this model's engine does not take {field!r}", param=field)
     return {**body, "stream": True}
+
+
+def asking_usage(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
+    """The body, and with it the question for a usage chunk where the engine wants to be asked."""
+    if not quirks.usage_on_request:
+        return body
+    return {**body, "stream_options": {"include_usage": True}}
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:

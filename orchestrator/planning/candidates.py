@@ -13,6 +13,7 @@ from engine_launchers.value import Value
 from orchestrator.planning.tiers import Tier, nominal_gb
 
 _MAX_RANKS = 64
+_SLOTS = 4  # the fourth stream on two cores still adds; each has a context of its own
 
 
 class Wish(Value):
@@ -56,12 +57,20 @@ class Candidate:
     replicas: int = 1
     packing: str | None = None
 
+    @property
+    def _slots(self) -> int:
+        """Requests at a time that are wished whatever the tier says.
+
+        The documents' tiers of llama.cpp say 1, which is all that its Python server can.
+        """
+        return _SLOTS if self.engine == "llama_server" else 1
+
     def tuning(self, tier: Tier, wish: Wish) -> Tuning:
         """The tier's wish for it, with what a person set."""
         splits = self.engine == "vllm"
         return Tuning(
             max_model_len=wish.max_model_len or min(tier.max_context, self.model.context_max),
-            max_concurrency=wish.users or tier.max_batch,
+            max_concurrency=wish.users or max(tier.max_batch, self._slots),
             gpu_memory_fraction=wish.gpu_memory_fraction or tier.gpu_memory_utilization,
             gpu_layers=wish.gpu_layers,
             flash_attention=True if self.gpus else None,

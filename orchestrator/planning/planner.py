@@ -27,7 +27,7 @@ from orchestrator.errors import NoEngineFits
 from orchestrator.planning.candidates import Candidate, Wish, candidates
 from orchestrator.planning.gpus import GpuSpec, GpuTable
 from orchestrator.planning.pins import keeping
-from orchestrator.planning.ranking import Fitting, passed_over, plan_id, preference, ranked
+from orchestrator.planning.ranking import Fitting, meant, passed_over, plan_id, preference, ranked
 from orchestrator.planning.speed import expect
 from orchestrator.planning.tiers import Tier, choose_tier
 
@@ -230,7 +230,7 @@ def _reasons(
     wished = "/".join(tier.quantizations(hardware))
     if wish.engine:
         told.append(f"engine {wish.engine} was asked for")
-    elif chosen.candidate.engine != tier.backend:
+    elif chosen.candidate.engine not in meant(tier.backend):
         told.append(f"the tier wishes {tier.backend}: the rejected plans say why not")
     if wish.goal:
         told.append(f"goal {wish.goal}: ranked by it among all plans that fit")
