@@ -14,7 +14,7 @@ ENGINES: dict[EngineName, str] = {
 
 # Those that this version can install and start; the others are planned for only.
 LAUNCHERS: dict[EngineName, str] = {
-    name: ENGINES[name] for name in ENGINES if name in {"llama_cpp"}
+    name: ENGINES[name] for name in ENGINES if name in {"llama_cpp", "vllm"}
 }
 
 

@@ -30,7 +30,7 @@ class Tuning(Value):
 
     `max_model_len` is tokens per sequence, `batch` is prompt tokens per evaluation step,
     `gpu_layers` is -1 for all, `tensor_split` the share of each GPU in them, empty for equal.
-    `lora_rank` is the largest of the adapters' ranks.
+    `lora_rank` is the largest of the adapters' ranks. `sleep`: weights can be put aside and back.
     """
 
     max_model_len: int | None = None
@@ -49,6 +49,7 @@ class Tuning(Value):
     flash_attention: bool | None = None
     cpu_offload_bytes: int | None = None
     lora_rank: int | None = None
+    sleep: bool | None = None
     extra_args: tuple[str, ...] = ()
 
 

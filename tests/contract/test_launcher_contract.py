@@ -22,6 +22,7 @@ from engine_launchers.base import (
 from engine_launchers.llama_cpp import _GGML_TYPES
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
+from engine_launchers.vllm import core_ranges
 from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
 from tests.machines import machines
@@ -224,6 +225,8 @@ def said(plan: EnginePlan) -> dict[str, str | None]:
         words["kv_cache_dtype"] = _GGML_TYPES[tuning.kv_cache_dtype]
     if plan.engine == "vllm":
         words["threads"] = tuning.threads if "threads" in plan.pinned else None
+        if tuning.threads is not None and not plan.gpus:
+            words["threads"] = core_ranges(tuning.threads, 1)
     return {name: None if word is None else str(word) for name, word in words.items()}
 
 
