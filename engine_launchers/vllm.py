@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from engine_launchers import naming, vllm_fit
+from engine_launchers import naming, vllm_fit, vllm_rules
 from engine_launchers.base import (
     CrashCause,
     EngineName,

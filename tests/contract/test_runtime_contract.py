@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from engine_launchers.base import ExitResult, LaunchSpec
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import Handle, HandleRecord
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
-from tests.harness import eventually, processes_of
+from tests.harness import eventually, processes_of, watched_by
 
 ENGINE = Path(__file__).parents[1] / "fakes" / "engine.py"
 Starter = Callable[..., HandleRecord]
@@ -134,16 +133,6 @@ async def engine_with_a_part(runtime: ProcessRuntime, *knobs: str) -> tuple[Hand
     assert child is not None
     await eventually(lambda: child in watched_by(shim.pid), 10, "the shim holds it")
     return handle, child
-
-
-def watched_by(pid: int) -> list[int]:
-    """The processes that another one holds pidfds of."""
-    found = []
-    for file in Path(f"/proc/{pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            lines = file.read_text().splitlines()
-            found += [int(line.split()[1]) for line in lines if line.startswith("Pid:")]
-    return found
 
 
 async def test_the_end_of_a_vital_descendant_is_the_end_of_all(runtime: ProcessRuntime) -> None:
