@@ -13,11 +13,6 @@ ENGINES: dict[EngineName, str] = {
     "pytorch": "engine_launchers.pytorch:PyTorchLauncher",
 }
 
-# Those that this version can install and start; the others are planned for only.
-LAUNCHERS: dict[EngineName, str] = {
-    name: ENGINES[name] for name in ENGINES if name in {"llama_server", "llama_cpp"}
-}
-
 
 def load_launcher(name: EngineName) -> Launcher:
     """Return the launcher called `name`; KeyError where there is none."""

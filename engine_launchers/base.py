@@ -31,7 +31,8 @@ class Tuning(Value):
     `max_model_len` is tokens per sequence, `batch` is prompt tokens per evaluation step,
     `gpu_layers` is -1 for all, `tensor_split` the share of each GPU in them, empty for equal.
     `lora_rank` is the largest of the adapters' ranks. `compile` is torch.compile, for the pytorch
-    engine. `extra_args` are a person's own flags: they come last, so they win.
+    engine. `sleep`: weights can be put aside and back. `extra_args` are a person's own flags: they
+    come last, so they win.
     """
 
     max_model_len: int | None = None
@@ -51,6 +52,7 @@ class Tuning(Value):
     cpu_offload_bytes: int | None = None
     lora_rank: int | None = None
     compile: bool | None = None
+    sleep: bool | None = None
     extra_args: tuple[str, ...] = ()
 
 
@@ -155,13 +157,16 @@ class LaunchSpec(Value):
     `argv[0]` may be the word `{engine}`: the caller puts the program of the engine's installation
     there, its own command or the interpreter of its environment. `env` comes on top of the few
     variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
-    added by itself, apart from those of the user.
+    added by itself, apart from those of the user. `vital` are the words with which the command
+    lines (or titles) of those descendants begin that the process cannot live without: where one of
+    them ends, all of it is ended.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str] = Field(default_factory=dict)
     listen: Listen | None = None
     injected: tuple[str, ...] = ()
+    vital: tuple[str, ...] = ()
 
     def with_engine(self, program: str) -> LaunchSpec:
         """The same spec with `{engine}` replaced."""
@@ -170,14 +175,24 @@ class LaunchSpec(Value):
 
 
 class ExitResult(Value):
-    """How a process ended: `code` or `signal`, or in `error` why neither is known."""
+    """How a process ended: `code` or `signal`, or in `error` why neither is known.
+
+    `part` names the vital descendant, such as "VLLM::Worker (4711)", whose end took the rest with
+    it; code and signal are that descendant's own then, both None where they could not be read.
+    """
 
     code: int | None = None
     signal: int | None = None
     oom_killed: bool = False
     error: str | None = None
+    part: str | None = None
 
     def __str__(self) -> str:
+        if self.part is not None:
+            return f"its {self.part} {self._how()}: all of it was ended"
+        return self._how()
+
+    def _how(self) -> str:
         if self.oom_killed:
             return "killed by the kernel for memory"
         if self.signal is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine_launchers import LAUNCHERS, load_launcher
+from engine_launchers import ENGINES, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
@@ -67,7 +67,7 @@ class _Choice:
 
 def all_launchers() -> dict[EngineName, Launcher]:
     """Every engine that this version can start."""
-    return {name: load_launcher(name) for name in LAUNCHERS}
+    return {name: load_launcher(name) for name in ENGINES}
 
 
 def refuse_contradictions(settings: Settings) -> None:

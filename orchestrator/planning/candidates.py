@@ -146,8 +146,8 @@ def _parallel(
     base: Candidate, groups: list[tuple[Gpu, ...]], wish: Wish
 ) -> Iterator[tuple[Candidate, ...]]:
     """Tensor parallel over all cards of a set; where that does not divide, stages of fewer."""
-    if not groups:
-        yield (base,)
+    if not groups:  # workers on the processor, as many as were asked for
+        yield (replace(base, tensor_parallel=wish.tensor_parallel or 1),)
         return
     for group in groups:
         for used in _counts(len(group), wish.tensor_parallel):
