@@ -16,6 +16,7 @@ from rich.console import Console
 from orchestrator import __version__
 from orchestrator.cli import show
 from orchestrator.cli.client import Server, ask, checked, find_server
+from orchestrator.cli.engines import app as engines
 from orchestrator.cli.options import (
     AdapterPath,
     Adapters,
@@ -74,6 +75,7 @@ def root(
 
 app.command()(probe)
 app.command()(plan)
+app.add_typer(engines)
 
 
 @app.command()

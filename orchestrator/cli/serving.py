@@ -10,11 +10,11 @@ from rich.console import Console
 
 from engine_launchers.base import EnginePlan
 from orchestrator import __version__
-from orchestrator.cli.show import duration, gib, print_plain
+from orchestrator.cli.progress import InstallationLine
+from orchestrator.cli.show import gib, print_plain
 from orchestrator.engines.choosing import Requirement
 from orchestrator.serve import Addresses
 
-_QUIET_STEP_S = 10.0
 QUESTION = "What products do you recommend?"
 
 
@@ -27,8 +27,7 @@ class Screen:
     def __init__(self, out: Console, notes: Console, as_json: bool, steps: bool = False) -> None:
         self._out, self._notes, self._json = out, notes, as_json
         self._steps = steps and as_json
-        self._said_at = -_QUIET_STEP_S
-        self._in_place = False
+        self._line = InstallationLine(notes, "the engine", self._step)
 
     def offer(self, need: Requirement) -> bool:
         """Ask a person at a terminal whether to install an engine; programs decline."""
@@ -52,16 +51,7 @@ class Screen:
 
     def installing(self, line: str, seconds: float) -> None:
         """One line that is rewritten on a terminal, a line every ten seconds elsewhere."""
-        text = f"installing the engine, {duration(seconds)}: {' '.join(line.split())}"
-        if self._notes.is_terminal:
-            width = max(20, self._notes.width - 1)
-            self._notes.file.write("\r\x1b[K" + text[:width])
-            self._notes.file.flush()
-            self._in_place = True
-        elif seconds - self._said_at >= _QUIET_STEP_S:
-            self._said_at = seconds
-            print_plain(self._notes, text[:200])
-            self._step(text[:200], seconds)
+        self._line(line, seconds)
 
     def _step(self, text: str, seconds: float) -> None:
         if self._steps:
@@ -73,8 +63,7 @@ class Screen:
 
     def ready(self, addresses: Addresses, seconds: float) -> None:
         """Where it listens, and a line to paste."""
-        if self._in_place:
-            self._notes.file.write("\n")
+        self._line.end()
         if self._json:
             took = round(seconds, 3)
             self._tell({**addresses.__dict__, "start_seconds": took, "version": __version__})

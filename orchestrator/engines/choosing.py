@@ -14,8 +14,8 @@ from orchestrator.engines.table import (
     EngineTable,
     Flavour,
     FlavourName,
-    Processor,
     Source,
+    SourceFlavour,
     Version,
 )
 from orchestrator.errors import EngineMissing
@@ -25,12 +25,33 @@ _VENDORS: dict[FlavourName, Vendor] = {"cuda": "nvidia", "rocm": "amd", "metal":
 _MAKERS: dict[Vendor, str] = {"nvidia": "NVIDIA", "amd": "AMD", "apple": "Apple"}
 
 
+class Compile(Value):
+    """A build on the machine: `target` of the sources in `folder` of `package`.
+
+    `define` are CMake definitions and `env` variables of the build; `needs` names the programs that
+    it calls beside a C++ compiler, each with what has it. `take` are the built files that go `into`
+    the environment. `wheel` are the CMake definitions under which the package itself is installed,
+    as Python only; None where it is not.
+    """
+
+    package: str
+    folder: str
+    tools: tuple[str, ...]
+    target: str
+    define: dict[str, str]
+    env: dict[str, str]
+    needs: dict[str, str]
+    take: tuple[str, ...]
+    into: str
+    wheel: dict[str, str] | None
+
+
 class Requirement(Value):
     """What has to be in an environment of its own before an engine can start.
 
     `built_for` lists the instruction sets that a build on this machine uses, None where nothing is
-    built; an environment made for others is made anew. `build_env` are the variables of that build,
-    `define` its CMake definitions, `needs` the programs that it calls, each with what has it.
+    built; an environment made for others is made anew. `without` are packages left out although
+    others ask for them, `stands_for` names and versions of distributions whose metadata is added.
     `program` is what is started, relative to the environment. `check` are argvs, with `{engine}`
     for that program and `{python}` for the environment's interpreter, that exit 0 where the
     installation works. `main` says that the flavour is the one which the machine would get unasked,
@@ -44,11 +65,8 @@ class Requirement(Value):
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     stands_for: dict[str, str] = Field(default_factory=dict)
-    source: Source | None = None
-    define: dict[str, str] = Field(default_factory=dict)
-    needs: dict[str, str] = Field(default_factory=dict)
+    source: Compile | None = None
     built_for: tuple[str, ...] | None = None
-    build_env: dict[str, str] = Field(default_factory=dict)
     program: str
     check: tuple[tuple[str, ...], ...] = ()
     disk_bytes: int = 0
@@ -58,7 +76,7 @@ class Requirement(Value):
     @property
     def needs_compiler(self) -> bool:
         """Whether a C++ compiler has to be there."""
-        return self.built_for is not None
+        return self.source is not None
 
     @property
     def needs_python(self) -> bool:
@@ -98,7 +116,8 @@ def requirement(
         )
     if why := refusal(engine, chosen, name, hardware):
         raise EngineMissing(why)
-    return _requirement(entry, engine, chosen, name, hardware, name == main)
+    source = table.sources[chosen.source] if chosen.source else None
+    return _requirement(entry, engine, chosen, source, name, hardware, name == main)
 
 
 def refusal(
@@ -177,12 +196,12 @@ def _requirement(
     entry: EngineEntry,
     engine: EngineName,
     version: Version,
+    source: Source | None,
     name: FlavourName,
     hardware: HardwareProfile,
     main: bool,
 ) -> Requirement:
-    flavour, source = version.flavours[name], version.source
-    special = [each for each in version.processors if each.when in hardware.isa]
+    flavour = version.flavours[name]
     lines = [*version.check, *([flavour.check] if flavour.check else [])]
     asked = [("{engine}", *version.version_argv)] if version.version_argv else []
     return Requirement(
@@ -193,11 +212,8 @@ def _requirement(
         packages=flavour.requirements,
         without=flavour.without,
         stands_for=flavour.stands_for,
-        source=source,
-        define=_defined(source, flavour, special) if source else {},
-        needs=flavour.needs,
+        source=_compile(source, version, name, hardware) if source else None,
         built_for=hardware.isa if source else None,
-        build_env={key: value for each in special for key, value in each.env.items()},
         program=entry.program,
         check=(*asked, *(("{python}", "-c", line) for line in lines)),
         disk_bytes=int(flavour.disk_gib * _GIB),
@@ -205,6 +221,21 @@ def _requirement(
     )
 
 
-def _defined(source: Source, flavour: Flavour, special: list[Processor]) -> dict[str, str]:
-    extra = {key: value for each in special for key, value in each.define.items()}
-    return {**source.define, **flavour.define, **extra}
+def _compile(
+    source: Source, version: Version, name: FlavourName, hardware: HardwareProfile
+) -> Compile:
+    special = [each for each in source.processors if each.when in hardware.isa]
+    more = source.flavours.get(name, SourceFlavour())
+    here = {key: value for each in special for key, value in each.define.items()}
+    return Compile(
+        package=source.package,
+        folder=source.folder,
+        tools=source.tools,
+        target=version.target,
+        define={**source.define, **more.define, **here},
+        env={key: value for each in special for key, value in each.env.items()},
+        needs=more.needs,
+        take=version.take,
+        into=version.into,
+        wheel=version.wheel,
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from orchestrator.engines.building import Build
 from orchestrator.engines.choosing import Requirement
+from orchestrator.engines.distributions import add_stand_in, rest_of, site_packages
 from orchestrator.engines.marker import write_marker
-from orchestrator.engines.recipe import Installer
+from orchestrator.engines.recipe import OVERRIDES, Installer, override_lines
 from orchestrator.engines.running import Job
 
 
@@ -17,8 +19,11 @@ class Installation:
     def __init__(
         self, need: Requirement, target: Path, cache: Path, installer: Installer, job: Job
     ) -> None:
-        self._need, self._target, self._cache = need, target, cache
+        self._need, self._target = need, target
         self._installer, self._job = installer, job
+        self._build = (
+            Build(need.source, need.built_for or (), cache, installer, job) if need.source else None
+        )
 
     @property
     def python(self) -> str:
@@ -28,20 +33,50 @@ class Installation:
     async def run(self) -> None:
         """From whatever is there to a whole environment. Raises CommandFailed or OSError."""
         clear(self._target)
-        need, made = self._need, self._installer
-        await self._job.run(made.venv(self._target))
-        fresh = need.needs_compiler
-        cmake = " ".join(f"-D{key}={value}" for key, value in need.define.items())
-        build_env = {**need.build_env, **({"CMAKE_ARGS": cmake} if cmake else {})}
-        await self._job.run(made.install(self.python, need.packages, fresh=fresh), build_env)
+        wheel = None
+        if self._build:
+            await self._build.run()
+            wheel = await self._build.wheel()
+        if self._need.needs_python:
+            await self._job.run(self._installer.venv(self._target))
+            await self._packages(wheel)
+        if self._build and self._need.source:
+            into = self._need.source.into
+            if "{site}" in into:
+                into = into.format(site=site_packages(self._target))
+            self._build.take(self._target / into)
+        for name, version in self._need.stands_for.items():
+            add_stand_in(self._target, self._need.packages, name, version)
         await self._check()
-        write_marker(self._target, need)
+        write_marker(self._target, self._need)
+
+    async def _packages(self, wheel: Path | None) -> None:
+        need, made = self._need, self._installer
+        wanted = [_from(wheel, each) for each in need.packages]
+        if not need.without:
+            await self._job.run(made.install(self.python, wanted))
+        elif made.uv:
+            overrides = self._target / OVERRIDES
+            overrides.write_text(override_lines(need))
+            await self._job.run(made.install(self.python, wanted, overrides=overrides))
+        else:  # pip cannot leave a dependency out: ours first, alone, then what they ask for
+            await self._job.run(made.install(self.python, wanted, dependencies=False))
+            rest = rest_of(self._target, need.packages, need.without)
+            await self._job.run(made.install(self.python, rest))
 
     async def _check(self) -> None:
         engine = str(self._target / self._need.program)
         names = {"{engine}": engine, "{python}": self.python}
         for argv in self._need.check:
             await self._job.run([names.get(word, word) for word in argv])
+
+
+def _from(wheel: Path | None, package: str) -> str:
+    """A requirement, taken from the wheel where that is its package."""
+    name = package.partition("==")[0]
+    if wheel is None or wheel.name.split("-")[0] != name.partition("[")[0].replace("-", "_"):
+        return package
+    return f"{name} @ {wheel.as_uri()}"
 
 
 def clear(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from engine_launchers.base import EngineName
 from engine_launchers.value import Value
-from orchestrator.engines.choosing import Requirement
+from orchestrator.engines.choosing import Compile, Requirement
 
 MARKER = "engineroom.json"
 
@@ -23,10 +23,8 @@ class Marker(Value):
     packages: tuple[str, ...]
     without: tuple[str, ...]
     stands_for: dict[str, str]
-    source: str | None
-    define: dict[str, str]
+    source: Compile | None
     built_for: tuple[str, ...] | None
-    build_env: dict[str, str]
 
 
 def marker(need: Requirement) -> Marker:
@@ -39,10 +37,8 @@ def marker(need: Requirement) -> Marker:
         packages=need.packages,
         without=need.without,
         stands_for=need.stands_for,
-        source=need.source.package if need.source else None,
-        define=need.define,
+        source=need.source,
         built_for=need.built_for,
-        build_env=need.build_env,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.engines.table import EngineEntry
 
 _ANSWER_S = 10.0
-_VERSION = re.compile(r"\bversion:?\s+v?([0-9]+(?:\.[0-9]+)+)")
+_VERSION = re.compile(r"\bversion:?\s+v?(\S+)")
 
 
 class OnPath:
@@ -33,9 +33,11 @@ class OnPath:
         known = self.version(entry, program)
         if known is None and entry.distribution and wanted is None:
             return (program, "unknown"), ""  # to ask it takes longer than to start it
-        able = [wanted] if wanted else [each.version for each in entry.versions]
-        if known in able and known is not None:
-            return (program, known), ""
+        rows = [each for each in entry.versions if wanted in (None, each.version)]
+        for row in rows:
+            if known == (row.says or row.version):
+                return (program, row.version), ""
+        able = [row.says or row.version for row in rows] or [str(wanted)]
         says = f"is version {known}" if known else "does not tell its version"
         return None, (
             f"{program} is not used: it {says}, and flags are known for {', '.join(able)} (give "

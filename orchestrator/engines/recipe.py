@@ -36,22 +36,18 @@ class Installer:
         *,
         dependencies: bool = True,
         overrides: Path | None = None,
-        fresh: bool = False,
     ) -> list[str]:
         """Install into the environment of `python`.
 
-        `overrides` is a file for uv, see `override_lines`. `fresh` takes no wheel that was built
-        here before: it may be another machine's by now, or built with other flags.
+        `overrides` is a file for uv, see `override_lines`.
         """
         alone = [] if dependencies else ["--no-deps"]
         if self.uv is None:
-            cache = ["--no-cache-dir"] if fresh else []
-            flags = ["--no-input", "--compile", *cache, *alone]
+            flags = ["--no-input", "--compile", *alone]
             return [python, "-m", "pip", "install", *flags, *packages]
-        cache = ["--no-cache"] if fresh else []
         found = [word for link in self.links for word in ("--find-links", link)]
         over = ["--override", str(overrides)] if overrides else []
-        flags = ["--python", python, "--compile-bytecode", *cache, *alone, *found, *over]
+        flags = ["--python", python, "--compile-bytecode", *alone, *found, *over]
         return [self.uv, "pip", "install", *flags, *packages]
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 Progress = Callable[[str, float], None]
@@ -45,10 +45,19 @@ class Job:
     def __init__(
         self, log: Path, environment: Mapping[str, str], progress: Progress, held: int | None = None
     ) -> None:
-        self.log, self._environment, self._progress = log, dict(environment), progress
-        self._held = () if held is None else (held,)
+        self.log, self.environment, self._progress = log, dict(environment), progress
+        self._held = [] if held is None else [held]
         self._began = time.monotonic()
         log.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def holding(self, lock: int) -> Iterator[None]:
+        """Let the children inherit a further lock."""
+        self._held.append(lock)
+        try:
+            yield
+        finally:
+            self._held.remove(lock)
 
     def tell(self, line: str) -> None:
         """Pass one line on to the listener."""
@@ -66,11 +75,11 @@ class Job:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**self._environment, **(env or {})},
+            env={**self.environment, **(env or {})},
             cwd=folder,
             limit=1 << 20,
             start_new_session=True,
-            pass_fds=self._held,
+            pass_fds=tuple(self._held),
         )
         lines: list[str] = []
         reader = asyncio.create_task(self._read(process, lines, argv))

@@ -7,30 +7,29 @@ interrupted installation heals itself.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import fcntl
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from engine_launchers.base import EngineName
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.value import Value
-from orchestrator.engines.choosing import Requirement, refusal, requirement
+from orchestrator.engines.choosing import Requirement, requirement
 from orchestrator.engines.installing import Installation
+from orchestrator.engines.locks import locked, try_lock
 from orchestrator.engines.marker import Marker, marker, read_marker
 from orchestrator.engines.onpath import OnPath
 from orchestrator.engines.recipe import Installer
+from orchestrator.engines.removing import remove
 from orchestrator.engines.running import CommandFailed, Job, Progress, child_environment
 from orchestrator.engines.table import EngineTable, load_engine_table
 from orchestrator.errors import EngineMissing
 
 _GIB = 2**30
-_LOOK_S = 0.2
 
 
 class Engine(Value):
@@ -65,7 +64,7 @@ class Shelf:
     ) -> None:
         self.folder = folder
         self.table = load_engine_table() if table is None else table
-        self._environment = child_environment(environment)
+        self.environment = child_environment(environment)
         self.cache = cache or folder / ".cache"
         self._on_path = OnPath(environment.get("PATH", os.defpath))
 
@@ -150,19 +149,27 @@ class Shelf:
         unasked = need.flavour if need else None
         newest = self.table.engines[engine].default.version
         rows.sort(key=lambda row: (row.version != newest, row.flavour != unasked))
-        for row in rows:
-            known = self.table.engines[engine].version(row.version)
-            name = (
-                next((each for each in known.flavours if each == row.flavour), None)
-                if known
-                else None
-            )
-            if known is None or name is None or refusal(engine, known, name, hardware):
-                continue
-            with contextlib.suppress(EngineMissing):  # another Python by now: not usable
-                same = requirement(self.table, engine, hardware, row.version, row.flavour)
-                if marker(same) == row.marker:
-                    yield row
+        yield from (row for row in rows if self.objection(row, hardware) is None)
+
+    def objection(self, row: Installed, hardware: HardwareProfile) -> str | None:
+        """Why an environment cannot be used on `hardware` as it is; None where it can."""
+        try:
+            need = requirement(self.table, row.engine, hardware, row.version, row.flavour)
+        except EngineMissing as error:
+            return error.message
+        said = row.marker
+        if said.built_for is not None and said.built_for != need.built_for:
+            return f"built for a processor with {' '.join(said.built_for)}"
+        if said != marker(need):
+            return "made for other pins than this version's"
+        return None
+
+    def on_path(self, engine: EngineName, version: str | None = None) -> Engine | None:
+        """The program that somebody else installed, where it can be used."""
+        found, _ = self._on_path.find(engine, self.table.engines[engine], version)
+        if found is None:
+            return None
+        return Engine(name=engine, version=found[1], origin="PATH", program=found[0])
 
     def _engine(self, row: Installed) -> Engine:
         return Engine(
@@ -200,7 +207,7 @@ class Shelf:
 
     def preflight(self, need: Requirement) -> None:
         """Raise EngineMissing, in one sentence, where an installation could not succeed."""
-        path = self._environment.get("PATH", os.defpath)
+        path = self.environment.get("PATH", os.defpath)
         if need.needs_compiler and not any(
             shutil.which(tool, path=path) for tool in ("c++", "g++", "clang++")
         ):
@@ -208,7 +215,7 @@ class Shelf:
                 f"engine {need.engine} is built on this machine and needs c++, which is missing: "
                 "install it (Debian, Ubuntu: apt install g++)"
             )
-        for tool, has in need.needs.items():
+        for tool, has in (need.source.needs if need.source else {}).items():
             if not shutil.which(tool, path=path):
                 raise EngineMissing(
                     f"engine {need.engine} ({need.flavour}) is built on this machine and needs "
@@ -228,11 +235,16 @@ class Shelf:
             return found
         self.preflight(need)
         target = self.path(need)
-        async with self._locked(target, progress) as held:
+        began = time.monotonic()
+
+        def waiting() -> None:
+            progress("another process installs it: waiting", time.monotonic() - began)
+
+        async with locked(self.folder / f"{target.name}.lock", waiting) as held:
             if found := self._whole(need):  # another process made it while we waited
                 return found
             log = self.folder / f"{target.name}.log"
-            job = Job(log, self._environment, progress, held)
+            job = Job(log, self.environment, progress, held)
             work = Installation(need, target, self.cache, self._installer(), job)
             try:
                 await work.run()
@@ -256,25 +268,31 @@ class Shelf:
         return None
 
     def _installer(self) -> Installer:
-        uv = shutil.which("uv", path=self._environment.get("PATH"))
-        links = tuple(self._environment.get("PIP_FIND_LINKS", "").split())
+        uv = shutil.which("uv", path=self.environment.get("PATH"))
+        links = tuple(self.environment.get("PIP_FIND_LINKS", "").split())
         return Installer(sys.executable, uv, links)
 
-    @contextlib.asynccontextmanager
-    async def _locked(self, target: Path, progress: Progress) -> AsyncIterator[int]:
-        """Hold the environment for ourselves; gives the lock's descriptor."""
-        began = asyncio.get_running_loop().time()
-        with (self.folder / f"{target.name}.lock").open("w") as file:
-            while not _try_lock(file.fileno()):
-                waited = asyncio.get_running_loop().time() - began
-                progress("another process installs it: waiting", waited)
-                await asyncio.sleep(_LOOK_S)
-            yield file.fileno()
+    # --- removing -------------------------------------------------------------------------------
 
+    def remove(
+        self, engine: EngineName, version: str | None = None, flavour: str | None = None
+    ) -> Installed:
+        """Remove one environment, and say which. Raises EngineMissing where that cannot be.
 
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        It has to be the only one that `version` and `flavour` leave, nothing may run from it, and
+        no other process may be installing it.
+        """
+        rows = [row for row in self.installed() if row.engine == engine]
+        names = ", ".join(f"{row.version} ({row.flavour})" for row in rows) or "no version"
+        rows = [
+            row for row in rows if version in (None, row.version) and flavour in (None, row.flavour)
+        ]
+        if len(rows) != 1:
+            many = "say which with --version and --flavour" if rows else "nothing to remove"
+            raise EngineMissing(f"engine {engine}: {names} is installed: {many}")
+        (row,) = rows
+        with (self.folder / f"{row.folder.name}.lock").open("w") as lock:
+            if not try_lock(lock.fileno()):
+                raise EngineMissing(f"{row.folder.name} is being installed by another process")
+            remove(row.folder)
+        return row

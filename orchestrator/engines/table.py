@@ -20,15 +20,11 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]+$", max_length=64)]
 _MOST_GIB = 1000
 
 
-class Source(Value):
-    """A source package that is compiled on the machine. The keys' meanings stand in the file."""
+class SourceFlavour(Value):
+    """What one flavour adds to a build."""
 
-    package: Pinned
-    folder: str
-    tools: tuple[Pinned, ...]
     define: dict[str, str] = Field(default_factory=dict)
-    target: Word
-    python: bool = False
+    needs: dict[str, str] = Field(default_factory=dict)
 
 
 class Processor(Value):
@@ -40,6 +36,17 @@ class Processor(Value):
     env: dict[str, str] = Field(default_factory=dict)
 
 
+class Source(Value):
+    """A source package that is compiled on the machine. The keys' meanings stand in the file."""
+
+    package: Pinned
+    folder: str
+    tools: tuple[Pinned, ...]
+    define: dict[str, str] = Field(default_factory=dict)
+    flavours: dict[FlavourName, SourceFlavour] = Field(default_factory=dict)
+    processors: tuple[Processor, ...] = ()
+
+
 class Flavour(Value):
     """One version for one kind of accelerator."""
 
@@ -47,8 +54,6 @@ class Flavour(Value):
     requirements: tuple[Pinned, ...] = ()
     without: tuple[Word, ...] = ()
     stands_for: dict[Word, Word] = Field(default_factory=dict)
-    define: dict[str, str] = Field(default_factory=dict)
-    needs: dict[str, str] = Field(default_factory=dict)
     image: str | None = None
     minimum_driver: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")] | None = None
     minimum_capability: tuple[int, int] | None = None
@@ -63,8 +68,12 @@ class Version(Value):
     python: tuple[str, str] | None = None
     version_argv: tuple[str, ...] = ()
     check: tuple[str, ...] = ()
-    source: Source | None = None
-    processors: tuple[Processor, ...] = ()
+    says: str | None = None
+    source: str | None = None
+    target: Word = "all"
+    take: tuple[str, ...] = ()
+    into: str = "bin"
+    wheel: dict[str, str] | None = None
     flavours: dict[FlavourName, Flavour] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -93,9 +102,18 @@ class EngineEntry(Value):
 
 
 class EngineTable(Value):
-    """All engines that can be installed."""
+    """All engines that can be installed, and the sources that some are compiled from."""
 
+    sources: dict[str, Source] = Field(default_factory=dict)
     engines: dict[EngineName, EngineEntry]
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Self:
+        for name, entry in self.engines.items():
+            for version in entry.versions:
+                if version.source and version.source not in self.sources:
+                    raise ValueError(f"{name} {version.version}: no source {version.source}")
+        return self
 
 
 def parse_engine_table(document: object, place: str = "engines.yaml") -> EngineTable:
