@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,11 @@ class _Choice:
 def all_launchers() -> dict[EngineName, Launcher]:
     """Every engine that this version can start."""
     return {name: load_launcher(name) for name in ENGINES}
+
+
+def shelf_of(settings: Settings) -> Shelf:
+    """The engines of this user; what their builds keep lies in the cache folder."""
+    return Shelf(settings.engines, os.environ, cache=settings.cache)
 
 
 def refuse_contradictions(settings: Settings) -> None:

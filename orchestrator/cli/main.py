@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -46,12 +45,11 @@ from orchestrator.cli.options import (
 from orchestrator.cli.planning import plan, probe
 from orchestrator.cli.pull import pull_command
 from orchestrator.cli.serving import Screen
-from orchestrator.engines.shelf import Shelf
 from orchestrator.errors import ControlUnavailable, EngineRoomError
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
 from orchestrator.settings import load_settings
-from orchestrator.startup import decide
+from orchestrator.startup import decide, shelf_of
 
 app = typer.Typer(
     name="engineroom",
@@ -126,7 +124,7 @@ def serve(
     configure(settings.log_level)
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
-    shelf = Shelf(settings.engines, os.environ, cache=settings.cache)
+    shelf = shelf_of(settings)
     offer = screen.offer if not settings.install_missing else (lambda need: True)
     # The launchers of a caller who brings their own come in the context.
     decision = decide(settings, shelf, call.obj, offer)

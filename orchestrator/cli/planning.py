@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,14 +34,14 @@ from orchestrator.cli.options import (
     out,
     print_json,
 )
-from orchestrator.engines.shelf import Engine, Shelf
+from orchestrator.engines.shelf import Engine
 from orchestrator.errors import ConfigError, EngineMissing
 from orchestrator.models.chosen import chosen as chosen_model
 from orchestrator.planning.hypothetical import MOST_GPUS
 from orchestrator.planning.hypothetical import machine as imagine
 from orchestrator.resources import demo_dir
 from orchestrator.settings import Settings, load_settings
-from orchestrator.startup import machine
+from orchestrator.startup import machine, shelf_of
 from orchestrator.tables import load_gpus
 
 _LONGEST_PROFILE = 4 << 20
@@ -175,7 +174,7 @@ def _contradiction(profile: HardwareProfile) -> str:
 
 def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> LaunchSpec:
     """The command line, with the program that the engine has, or would have, on this machine."""
-    shelf = Shelf(settings.engines, os.environ, cache=settings.cache)
+    shelf = shelf_of(settings)
     spec = advisor.launchers[chosen.engine].command(chosen, Listen(port=_EXAMPLE_PORT))
     try:
         found = shelf.find(chosen.engine, advisor.hardware)
