@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ def decoder(tokenizer: Any) -> Decode:
     return decode
 
 
-async def pieces(engine: Engine, stream: Stream, decode: Decode) -> AsyncIterator[Piece]:
-    """The answer as it comes; ends after the piece with a reason, or early if the client is gone."""
+async def pieces(engine: Engine, stream: Stream, decode: Decode) -> AsyncGenerator[Piece]:
+    """The answer as it comes; ends after the piece with a reason, early if the client is gone."""
     past = Detokenizer(decode, stream.prompt)
     scanner = StopScanner(stream.asked.stop)
     eos = frozenset() if stream.asked.ignore_eos else frozenset(engine.loaded.eos)

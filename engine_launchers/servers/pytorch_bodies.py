@@ -1,4 +1,4 @@
-"""What a request's body may say: from bytes to a checked value, or a refusal. Standard library only.
+"""What a body may say: from bytes to a checked value, or a refusal. Standard library only.
 
 A field that this module does not know is refused by its name, and so is a value that the server
 would have to ignore: a client must never believe in an effect that is not there. `null` counts as

@@ -71,6 +71,7 @@ class Engine:
         self._luck = Random(options.seed)  # noqa: S311 seeds of texts, not of secrets
         self._closing: str | None = None
         self._jobs: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
         metrics.watch(
             running=lambda: self._turns.running,
             waiting=lambda: self._turns.waiting,
@@ -79,10 +80,10 @@ class Engine:
             blocks=loaded.num_blocks,
         )
 
-    @property
-    def open(self) -> int:
-        """Requests that have not ended."""
-        return len(self._streams)
+    async def emptied(self) -> None:
+        """Wait until every request has ended."""
+        if self._streams:
+            await self._empty.wait()
 
     def alive(self) -> bool:
         """Whether requests are computed."""
@@ -118,6 +119,7 @@ class Engine:
         number = next(self._numbers)
         stream = Stream(number, adapter, asked, prompt, limit, time.monotonic())
         self._streams[number] = stream
+        self._empty.clear()
         self._turns.join(number, adapter)
         self._pump()
         return stream
@@ -143,7 +145,7 @@ class Engine:
         return limit
 
     async def events(self, stream: Stream) -> AsyncIterator[Tokens]:
-        """Tokens until the last; Refused where the server ends it, CancelledError's like if gone."""
+        """Tokens until the last; fewer if the client is gone, Refused where the server ends it."""
         while True:
             event = await stream.events.get()
             if isinstance(event, Ended):
@@ -162,6 +164,8 @@ class Engine:
             self.loop.cancel(stream.name)
         self.metrics.finished.labels(reason).inc()
         self._turns.leave(stream.ticket)
+        if not self._streams:
+            self._empty.set()
         self._pump()
 
     def refuse_new(self, why: str) -> None:

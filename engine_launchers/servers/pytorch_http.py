@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -140,9 +140,7 @@ class Face:
             return _GONE
         return JSONResponse(shape.whole(text, last.finish, usage(len(ids), last.tokens)))
 
-    async def _pieces(
-        self, stream: Stream, watcher: asyncio.Task[None]
-    ) -> AsyncIterator[Piece]:
+    async def _pieces(self, stream: Stream, watcher: asyncio.Task[None]) -> AsyncGenerator[Piece]:
         """The answer's pieces; whatever happens, the place is free afterwards."""
         reason = "cancelled"
         try:
@@ -158,7 +156,7 @@ class Face:
             self._engine.close(stream, reason)
 
     async def _streamed(
-        self, answer: AsyncIterator[Piece], stream: Stream, shape: Shape
+        self, answer: AsyncGenerator[Piece], stream: Stream, shape: Shape
     ) -> Response:
         """Waits for the first piece, so that what fails before it gets a status of its own."""
         try:
@@ -169,8 +167,8 @@ class Face:
         return StreamingResponse(body, media_type="text/event-stream")
 
     async def _events(
-        self, first: Piece, answer: Any, stream: Stream, shape: Shape
-    ) -> AsyncIterator[bytes]:
+        self, first: Piece, answer: AsyncGenerator[Piece], stream: Stream, shape: Shape
+    ) -> AsyncGenerator[bytes]:
         opening = shape.first()
         last = first
         async with aclosing(answer):
@@ -222,12 +220,14 @@ def _event(data: dict[str, Any]) -> bytes:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+    if not isinstance(error, Refused):
+        raise error
     wait = {"Retry-After": str(error.retry_after)} if error.retry_after else None
     return JSONResponse(error.envelope(), error.status, wait)
 
 
 async def _no_route(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):
+        raise error
     refusal = Refused(str(error.detail), status=error.status_code)
     return JSONResponse(refusal.envelope(), error.status_code)

@@ -56,7 +56,7 @@ class Loop:
         return manager
 
     def start(self) -> None:
-        """Start, and compute two tokens: memory that is not there is missed now; LoadFailed then."""
+        """Start and compute two tokens, so that missing memory is missed now: LoadFailed."""
         if self._loaded.compile:
             compile_layers(self._loaded.model, bool(self._loaded.adapters))
         self._manager.start()

@@ -28,9 +28,10 @@ class LoadFailed(Exception):
 class Loaded:
     """All that generation needs.
 
-    `adapters` maps the names that clients use to PEFT's, which may hold no dot. `max_model_len` is tokens of prompt and answer, `vocabulary` the number of token ids that the
-    model takes, `eos` the ids that end a text; `num_blocks` of `block_size` tokens is the KV cache,
-    `batch_tokens` the most that one forward pass takes.
+    `adapters` maps the names that clients use to PEFT's, which may hold no dot. `max_model_len` is
+    tokens of prompt and answer, `vocabulary` the number of token ids that the model takes, `eos`
+    the ids that end a text; `num_blocks` of `block_size` tokens is the KV cache, `batch_tokens` the
+    most that one forward pass takes, `compile` whether torch.compile is wanted.
     """
 
     model: Any
@@ -119,11 +120,12 @@ def _untruncated(tokenizer: Any) -> None:
 def _context(options: Options, config: Any) -> int:
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     asked = options.max_model_len
-    if longest is None and asked is None:
+    context = asked or longest
+    if context is None:
         raise LoadFailed("model: config.json names no context length; give --max-model-len")
-    if asked and longest and asked > longest:
-        raise LoadFailed(f"max-model-len: {asked} was asked for, the model has {longest}")
-    return int(asked or longest)
+    if longest and context > longest:
+        raise LoadFailed(f"max-model-len: {context} was asked for, the model has {longest}")
+    return int(context)
 
 
 def _blocks(options: Options, context: int) -> int:

@@ -67,7 +67,7 @@ def uniform(seed: int, step: int) -> float:
 
 
 def apply(scores: torch.Tensor, rows: list[Row]) -> torch.Tensor:
-    """`scores` [rows, vocabulary] in float32, changed in place so that the largest is the choice."""
+    """`scores` [rows, vocabulary], float32, changed in place: the largest is the choice."""
     for at, row in enumerate(rows):
         if row.penalizes:
             _penalize(scores[at], row)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> NoReturn:
         loop.start()
     except LoadFailed as error:
         _end(1, str(error))
-    except Exception as error:  # noqa: BLE001 whatever it is, the last line must name it
+    except Exception as error:
         log.exception("while loading")
         _end(1, f"model: {first_line(error)}")
     log.info("loaded in %.1f s: %d KV blocks of %d tokens, %d tokens a sequence, %s",
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> NoReturn:
         listener.listen(2048)
     except OSError as error:
         _end(_PORT_TAKEN, f"port: {error}")
-    died = asyncio.run(Service(loaded, options, loop, os.environ.pop("ENGINE_API_KEY", "")).run(listener))
+    key = os.environ.pop("ENGINE_API_KEY", "")
+    died = asyncio.run(Service(loaded, options, loop, key).run(listener))
     if options.uds:
         with contextlib.suppress(OSError):
             os.unlink(options.uds)
@@ -88,10 +90,10 @@ def bound(options: Options) -> socket.socket:
 def _unix(path: str) -> socket.socket:
     """A Unix socket; what an ended server left there is replaced, a living one's is not."""
     found = socket.socket(socket.AF_UNIX)
-    with socket.socket(socket.AF_UNIX) as other:
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            other.connect(path)
-            raise OSError(98, "Address already in use")
+    gone = (FileNotFoundError, ConnectionRefusedError)
+    with socket.socket(socket.AF_UNIX) as other, contextlib.suppress(*gone):
+        other.connect(path)
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     found.bind(path)

@@ -78,13 +78,14 @@ class Service:
             await self._emptied(FAREWELL_S)
 
     async def _emptied(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self._engine.open and time.monotonic() < deadline:
-            await asyncio.sleep(WATCH_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._engine.emptied(), seconds)
 
 
 async def died(loop: Loop) -> str:
-    """Why the batching loop died, once it has."""
+    """Why the batching loop died, once it has; its thread tells nobody, so it is asked."""
+    never = asyncio.Event()
     while (why := loop.death()) is None:
-        await asyncio.sleep(WATCH_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(never.wait(), WATCH_S)
     return why
