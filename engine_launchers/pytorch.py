@@ -1,15 +1,16 @@
-"""PyTorch through our own server over the transformers library: memory and sizing.
+"""PyTorch through our own server over the transformers library.
 
 For what the other engines cannot load: fine-tuned checkpoints, LoRA adapters, weights that are
 quantized while loading (bitsandbytes NF4 with double quantization, int8), and layers that are
-offloaded to RAM. Its server program is not part of this version: `engineroom plan` knows it,
-`engineroom serve` does not start it yet.
+offloaded to RAM. Its server program is `servers/pytorch_server.py`, started as a file in the
+engine's own environment.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from engine_launchers import pytorch_fit
 from engine_launchers.base import (
@@ -32,15 +33,31 @@ from engine_launchers.relaxing import Rung, first_rung, halved
 from engine_launchers.traits import SpeedTraits
 
 VERSION = "5.23.0"
+SERVER = str(PurePath(__file__).parent / "servers" / "pytorch_server.py")
+_FIELDS = frozenset(
+    {
+        *("model", "max_tokens", "temperature", "top_p", "min_p", "top_k", "seed", "n", "user"),
+        *("stop", "stream", "stream_options", "ignore_eos", "repetition_penalty"),
+        *("presence_penalty", "frequency_penalty"),
+    }
+)
+# The server ends with one line that says what was wrong; the library's own words stand in it.
 _CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
-    (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\]")),
-    (CrashCause.GPU_OOM, re.compile(r"CUDA out of memory|OutOfMemoryError")),
-    (CrashCause.HOST_OOM, re.compile(r"DefaultCPUAllocator: can't allocate memory|MemoryError")),
-    (CrashCause.BAD_FLAGS, re.compile(r"unrecognized arguments|Unsupported quantization method")),
+    (CrashCause.PORT_TAKEN, re.compile(r"port: .*\[Errno 98\]")),
+    (CrashCause.GPU_OOM, re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA error: out of mem")),
     (
-        CrashCause.MODEL_INVALID,
-        re.compile(r"Repo id must be in the form|Unrecognized model|no file"),
+        CrashCause.HOST_OOM,
+        re.compile(
+            r"DefaultCPUAllocator: (can't|not enough)|MemoryError|Cannot allocate memory"
+            r"|unable to mmap|std::bad_alloc"
+        ),
     ),
+    (CrashCause.KV_CACHE_TOO_SMALL, re.compile(r"ERROR: kv: ")),
+    (
+        CrashCause.BAD_FLAGS,
+        re.compile(r"pytorch_server.py: error: |ERROR: max-model-len: |ERROR: device: "),
+    ),
+    (CrashCause.MODEL_INVALID, re.compile(r"ERROR: (model|adapter [^:]*): ")),
 )
 _FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL})
 _RUNGS = (
@@ -56,7 +73,10 @@ class PyTorchLauncher:
     version = VERSION
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
     formats: frozenset[ModelFormat] = frozenset({"safetensors"})
-    quirks = Quirks()
+    quirks = Quirks(
+        completion_fields=_FIELDS | {"prompt"},
+        chat_fields=_FIELDS | {"messages", "max_completion_tokens"},
+    )
     speed = SpeedTraits(
         bandwidth_share={"16bit": 0.55, "8bit": 0.25, "4bit": 0.30},
         seconds_per_layer=2.5e-4,
@@ -85,7 +105,7 @@ class PyTorchLauncher:
         return pytorch_fit.fit(model, hardware, wish, pinned)
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
-        """The server program of this engine, by module name."""
+        """The server program of this engine, by its path, with the plan as flags."""
         tuning = plan.tuning
         packed = tuning.quantization if tuning.quantization in {"NF4", "INT8"} else None
         chosen: tuple[tuple[str, object], ...] = (
@@ -93,17 +113,17 @@ class PyTorchLauncher:
             ("--quantization", packed.lower() if packed else None),
             ("--max-model-len", tuning.max_model_len),
             ("--max-num-seqs", tuning.max_concurrency),
+            ("--max-batch-tokens", tuning.batch),
             ("--threads", tuning.threads),
             ("--cpu-offload-bytes", tuning.cpu_offload_bytes or None),
         )
-        adapters = (word for path in plan.model.adapters for word in ("--adapter", path))
         argv = (
-            *("{python}", "-m", "engine_launchers.servers.pytorch_server"),
+            *("{python}", SERVER),
             *("--model", plan.model.source.removeprefix("hf://")),
             *("--served-model-name", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
             *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
-            *adapters,
+            *(word for path in plan.model.adapters for word in ("--adapter", _named(path))),
             *tuning.extra_args,
         )
         return LaunchSpec(argv=argv, env=plan.visible, listen=listen)
@@ -115,3 +135,8 @@ class PyTorchLauncher:
     def relax(self, plan: EnginePlan, cause: CrashCause) -> EnginePlan | None:
         """Fewer requests at a time, then a shorter context."""
         return first_rung(plan, cause, _RUNGS, lambda smaller: smaller)
+
+
+def _named(path: str) -> str:
+    """An adapter by the name of its folder."""
+    return f"{PurePath(path).name}={path}"

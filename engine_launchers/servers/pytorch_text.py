@@ -34,12 +34,10 @@ class Detokenizer:
         if len(whole) <= len(self._said):
             return ""
         new = whole[len(self._said) :]
-        self._said = whole
-        if whole == text:
-            self._late = 0
-            if len(self._tokens) > _WINDOW:
-                self._tokens = self._tokens[-_CONTEXT:]
-                self._said = self._whole(self._decode(self._tokens))
+        self._said, self._late = whole, 0
+        if whole == text and len(self._tokens) > _WINDOW:
+            self._tokens = self._tokens[-_CONTEXT:]
+            self._said = self._decode(self._tokens)  # may begin within a character; it stays so
         return new
 
     @staticmethod
