@@ -91,6 +91,7 @@ class VllmLauncher:
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
     formats: frozenset[ModelFormat] = frozenset({"safetensors"})
     quirks = Quirks(
+        usage_on_request=True,
         completion_fields=_FIELDS | {"prompt"},
         chat_fields=_FIELDS | {"messages", "tools", "tool_choice", "parallel_tool_calls"},
     )

@@ -69,7 +69,7 @@ def make_plan(
     order = (wish.engine,) if wish.engine else preference(tier)
     rejected = [
         Rejection(
-            what=engine, why=(absent or {}).get(engine, "not among the engines to choose from")
+            what=engine, why=(absent or {}).get(engine, "not one of those to choose from")
         )
         for engine in order
         if engine not in launchers

@@ -23,7 +23,7 @@ DEMO = ROOT / "orchestrator" / "models" / "demo"
 ADAPTERS = DEMO / "adapters"
 FIXTURES = ROOT / "tests" / "fixtures"
 GREEDY: list[dict[str, Any]] = json.loads((FIXTURES / "demo_greedy.json").read_text())["F16"]
-TUNED: dict[str, Any] = json.loads((FIXTURES / "demo_lora_greedy.json").read_text())
+TUNED: dict[str, list[dict[str, Any]]] = json.loads((FIXTURES / "demo_lora_greedy.json").read_text())
 QUESTION = "What products do you recommend?"
 LONG = "Tell me a long story about the shop."
 Installed = Callable[[EngineName], Engine]
@@ -35,7 +35,7 @@ EXACT: dict[EngineName, tuple[str, ...]] = {
     "llama_cpp": (),
     "pytorch": ("--engine-args", "--dtype float32"),
 }
-NAMES = ("garden", "shout")
+NAMES = ("garden", "pirate")
 
 
 def with_adapters(engine: EngineName) -> list[str]:
@@ -213,10 +213,11 @@ def test_adapters_are_models_of_their_own(room: Room) -> None:
         return str(answer.json()["generated_text"])
 
     with ThreadPoolExecutor(4) as pool:  # at once: one name's requests must not see another's
-        for entry in TUNED["prompts"]:
+        for rows in zip(*(TUNED[name] for name in ("base", *NAMES)), strict=True):
             names = ["demo", *NAMES, "demo"]
-            got = list(pool.map(lambda name, entry=entry: ask(entry, name), names))
-            assert got == [entry["answers"][name] for name in names]
+            wanted = [*rows, rows[0]]
+            got = list(pool.map(ask, wanted, names))
+            assert got == [row["text"] for row in wanted]
 
 
 def test_the_serial_server_applies_its_one_adapter_always(
@@ -228,12 +229,12 @@ def test_the_serial_server_applies_its_one_adapter_always(
     made = real_room(tmp_path / "data", engines_dir, *flags)
     try:
         made.start()
-        entry = TUNED["prompts"][0]
+        entry = TUNED["garden"][0]
         for name in ("demo", "garden"):
             answer = made.generate(
                 entry["prompt"], max_new_tokens=entry["max_tokens"], do_sample=False, model=name
             )
-            assert answer.json()["generated_text"] == entry["answers"]["garden"]
+            assert answer.json()["generated_text"] == entry["text"]
     finally:
         made.close()
     assert processes_of(str(tmp_path)) == []
