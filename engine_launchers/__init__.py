@@ -8,13 +8,9 @@ from engine_launchers.base import EngineName, Launcher
 
 ENGINES: dict[EngineName, str] = {
     "vllm": "engine_launchers.vllm:VllmLauncher",
+    "llama_server": "engine_launchers.llama_server:LlamaServerLauncher",
     "llama_cpp": "engine_launchers.llama_cpp:LlamaCppLauncher",
     "pytorch": "engine_launchers.pytorch:PyTorchLauncher",
-}
-
-# Those that this version can install and start; the others are planned for only.
-LAUNCHERS: dict[EngineName, str] = {
-    name: ENGINES[name] for name in ENGINES if name in {"llama_cpp"}
 }
 
 

@@ -30,7 +30,9 @@ class Tuning(Value):
 
     `max_model_len` is tokens per sequence, `batch` is prompt tokens per evaluation step,
     `gpu_layers` is -1 for all, `tensor_split` the share of each GPU in them, empty for equal.
-    `lora_rank` is the largest of the adapters' ranks.
+    `lora_rank` is the largest of the adapters' ranks. `compile` is torch.compile, for the pytorch
+    engine. `sleep`: weights can be put aside and back. `extra_args` are a person's own flags: they
+    come last, so they win.
     """
 
     max_model_len: int | None = None
@@ -49,6 +51,8 @@ class Tuning(Value):
     flash_attention: bool | None = None
     cpu_offload_bytes: int | None = None
     lora_rank: int | None = None
+    compile: bool | None = None
+    sleep: bool | None = None
     extra_args: tuple[str, ...] = ()
 
 
@@ -99,14 +103,27 @@ class Rejection(Value):
     unit: str | None = None
 
 
+class Listen(Value):
+    """Where an engine listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+
+    @property
+    def base_url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
 class EnginePlan(Value):
     """One decision: which engine runs which model how, and why.
 
     `pinned` names the fields of `tuning` that a person set: they are never changed by `relax`.
     `gpus` are indices of the machine's GPUs, `visible` the variables that keep the engine to them.
-    `aliases` are further names of the model for clients. `guide` is what the requirement documents
-    promise for the tier. `ladder` says what is tried next when memory runs out all the same, in
-    order. `rung` counts how often the plan was relaxed after a failure.
+    `aliases` are further names of the model for clients. `address` is that of a server which
+    somebody else runs (runtime "external"), `upstream_name` the model's name there. `guide` is what
+    the requirement documents promise for the tier. `ladder` says what is tried next when memory
+    runs out all the same, in order. `rung` counts how often the plan was relaxed after a failure.
     """
 
     id: str
@@ -119,7 +136,9 @@ class EnginePlan(Value):
     pinned: frozenset[str] = frozenset()
     gpus: tuple[int, ...] = ()
     visible: dict[str, str] = Field(default_factory=dict)
-    runtime: Literal["process"] = "process"
+    runtime: Literal["process", "external"] = "process"
+    address: Listen | None = None
+    upstream_name: str | None = None
     estimate: tuple[MemoryEstimate, ...] = ()
     expected: Expected = Expected()
     guide: Expected | None = None
@@ -132,31 +151,22 @@ class EnginePlan(Value):
 # --- running it -------------------------------------------------------------------------------
 
 
-class Listen(Value):
-    """Where an engine shall listen."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(ge=1, le=65535)
-
-    @property
-    def base_url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
-
-
 class LaunchSpec(Value):
     """Everything that a runtime needs to start one process.
 
     `argv[0]` may be the word `{engine}`: the caller puts the program of the engine's installation
     there, its own command or the interpreter of its environment. `env` comes on top of the few
     variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
-    added by itself, apart from those of the user.
+    added by itself, apart from those of the user. `vital` are the words with which the command
+    lines (or titles) of those descendants begin that the process cannot live without: where one of
+    them ends, all of it is ended.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str] = Field(default_factory=dict)
     listen: Listen | None = None
     injected: tuple[str, ...] = ()
+    vital: tuple[str, ...] = ()
 
     def with_engine(self, program: str) -> LaunchSpec:
         """The same spec with `{engine}` replaced."""
@@ -165,14 +175,24 @@ class LaunchSpec(Value):
 
 
 class ExitResult(Value):
-    """How a process ended: `code` or `signal`, or in `error` why neither is known."""
+    """How a process ended: `code` or `signal`, or in `error` why neither is known.
+
+    `part` names the vital descendant, such as "VLLM::Worker (4711)", whose end took the rest with
+    it; code and signal are that descendant's own then, both None where they could not be read.
+    """
 
     code: int | None = None
     signal: int | None = None
     oom_killed: bool = False
     error: str | None = None
+    part: str | None = None
 
     def __str__(self) -> str:
+        if self.part is not None:
+            return f"its {self.part} {self._how()}: all of it was ended"
+        return self._how()
+
+    def _how(self) -> str:
         if self.oom_killed:
             return "killed by the kernel for memory"
         if self.signal is not None:
@@ -253,13 +273,15 @@ class Quirks(Value):
     """How one engine differs from the ideal server, as data.
 
     `liveness_path` answers without touching the generation lock. `tokenize_path` is asked for
-    token counts, prompts first; None where streams carry a usage chunk. `repetition_field` is the
-    engine's name for the repetition penalty. `completion_fields` and `chat_fields` are the body
-    fields that may reach the engine; a body with another field is refused by name.
+    token counts, prompts first; None where streams carry a usage chunk: with `usage_on_request`
+    when `stream_options.include_usage` asks for it. `repetition_field` is the engine's name for the
+    repetition penalty. `completion_fields` and `chat_fields` are the body fields that may reach the
+    engine; a body with another field is refused by name.
     """
 
     liveness_path: str = "/health"
     tokenize_path: str | None = None
+    usage_on_request: bool = False
     repetition_field: str = "repetition_penalty"
     completion_fields: frozenset[str] = frozenset()
     chat_fields: frozenset[str] = frozenset()

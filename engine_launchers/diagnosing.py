@@ -26,7 +26,7 @@ def diagnosed(exit: ExitResult, tail: Sequence[str], rules: Rules) -> CrashCause
     for cause, pattern in rules:
         if pattern.search(text):
             return cause
-    if exit.signal is not None:
+    if exit.signal is not None or (exit.part is not None and exit.code is None):
         return CrashCause.KILLED
     if exit.code == 2:
         return CrashCause.BAD_FLAGS

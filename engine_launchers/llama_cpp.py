@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine_launchers import llama_fit, llama_memory, naming
+from engine_launchers import llama_fit, llama_rungs, naming
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -28,12 +28,14 @@ from engine_launchers.base import (
     Tuning,
 )
 from engine_launchers.diagnosing import diagnosed
+from engine_launchers.llama_memory import PYTHON
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
-from engine_launchers.relaxing import Rung, first_rung, halved
+from engine_launchers.relaxing import first_rung
 from engine_launchers.traits import CpuTraits, SpeedTraits
 
 VERSION = "0.3.36"
+_RUNGS = (llama_rungs.LAYERS, llama_rungs.CONTEXT, llama_rungs.BATCH)
 _GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
 
 _COMMON_FIELDS = frozenset(
@@ -111,11 +113,23 @@ class LlamaCppLauncher:
         pinned: frozenset[str] = frozenset(),
     ) -> Fit | Rejection:
         """Layers on as many GPUs as the profile has, the rest in RAM; one request at a time."""
+        if len(model.adapters) > 1:
+            why = (
+                f"applies one adapter to every request, the model has {len(model.adapters)}: "
+                "llama_server changes them by request"
+            )
+            return Rejection(
+                what=self.name, why=why, need=len(model.adapters), have=1, unit="adapters"
+            )
         found = llama_fit.fit(self.name, model, hardware, wish, pinned)
         if isinstance(found, Rejection):
             return found
         serial = "one request at a time: the server holds one lock around the model"
-        return found.model_copy(update={"reasons": (*found.reasons, serial)})
+        always = tuple(
+            f"every request gets the adapter {each.name}: it is applied when the model is loaded"
+            for each in model.adapters
+        )
+        return found.model_copy(update={"reasons": (*found.reasons, serial, *always)})
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
         """`python -m llama_cpp.server` with every flag that matters said aloud."""
@@ -129,6 +143,7 @@ class LlamaCppLauncher:
             ("--flash_attn", "true" if tuning.flash_attention else None),
             ("--type_k", _GGML_TYPES.get(tuning.kv_cache_dtype or "")),
             ("--type_v", _GGML_TYPES.get(tuning.kv_cache_dtype or "")),
+            ("--lora_path", next((each.path for each in plan.model.adapters), None)),
         )
         injected = (
             *("--interrupt_requests", "false"),
@@ -147,8 +162,11 @@ class LlamaCppLauncher:
         return LaunchSpec(argv=argv, env=plan.visible, listen=listen, injected=injected)
 
     def served(self, plan: EnginePlan) -> tuple[Served, ...]:
-        """One adapter at most, applied when the model is loaded; the server ignores names."""
-        return naming.served(plan, lambda plan, at, adapter: (plan.model.id, {}))
+        """One adapter at most, which every name means; the server ignores names."""
+        adapters = tuple(a.model_copy(update={"always": True}) for a in plan.model.adapters)
+        model = plan.model.model_copy(update={"adapters": adapters})
+        named = plan.model_copy(update={"model": model})
+        return naming.served(named, lambda plan, at, adapter: (plan.model.id, {}))
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The first rule that matches, then the exit status.
@@ -162,54 +180,4 @@ class LlamaCppLauncher:
         """Fewer layers on the GPU, a shorter context, a smaller batch; None at the end."""
         if not cause.needs_smaller_plan:
             return None
-        return first_rung(plan, cause, _RUNGS, _refit)
-
-
-def _fewer_layers(plan: EnginePlan) -> int | None:
-    layers = plan.tuning.gpu_layers
-    if not layers:
-        return None
-    return (layers if layers > 0 else plan.model.layers + 1) * 3 // 4
-
-
-_ANY = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL})
-_RUNGS = (
-    Rung("gpu_layers", _fewer_layers, frozenset({CrashCause.GPU_OOM})),
-    Rung("max_model_len", halved("max_model_len", llama_fit.MIN_CONTEXT), _ANY),
-    Rung("batch", halved("batch", 64), _ANY),
-)
-
-
-def _refit(plan: EnginePlan) -> EnginePlan:
-    """The same plan with its batch inside its context, and what it now takes."""
-    tuning = plan.tuning
-    context = tuning.max_model_len or llama_fit.MIN_CONTEXT
-    tuning = tuning.model_copy(update={"batch": min(tuning.batch or context, context)})
-    before = plan.estimate
-    run = llama_memory.Run(
-        context=context,
-        gpu_layers=tuning.gpu_layers or 0,
-        devices=len(plan.gpus),
-        shares=tuning.tensor_split,
-        flash_attention=bool(tuning.flash_attention),
-        kv_dtype=tuning.kv_cache_dtype,
-        ubatch=min(tuning.batch or llama_memory.UBATCH, llama_memory.UBATCH),
-    )
-    host, cards = llama_memory.buffers(plan.model, run)
-    held = [*cards, host]
-    after = tuple(
-        old.model_copy(
-            update={
-                "weights": int(new.weights),
-                "kv": int(new.kv),
-                "activations": int(new.compute - new.idle),
-            }
-        )
-        for old, new in zip(before, held, strict=False)
-    )
-    beside = int(llama_memory.host_overhead(plan.model, run))
-    after = tuple(
-        part.model_copy(update={"overhead": beside}) if part.device == "ram" else part
-        for part in after
-    )
-    return plan.model_copy(update={"tuning": tuning, "estimate": after})
+        return first_rung(plan, cause, _RUNGS, lambda smaller: llama_rungs.refit(smaller, PYTHON))

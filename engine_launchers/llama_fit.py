@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from engine_launchers import llama_memory
 from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
-from engine_launchers.llama_memory import Layout, Run
+from engine_launchers.llama_memory import PYTHON, Buffers, Layout, Run, Server
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import gib
 
+UBATCH = llama_memory.UBATCH  # prompt tokens per evaluation step, at most
 MIN_CONTEXT = 512  # nothing shorter is planned unless it was asked for
 _GOOD_CONTEXT = 4096  # worth more than keeping all layers on the card
 _STEP = 256  # contexts are multiples of this many tokens
@@ -33,54 +34,120 @@ class _Room:
     shared: float | None = None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the search starts from; `slots` is the least number of sequences."""
+
+    layout: Layout
+    room: _Room
+    wish: Tuning
+    server: Server
+    slots: int
+    wanted: int
+    least: int
+    pinned: frozenset[str]
+
+    def run(self, context: int, gpu_layers: int, slots: int | None = None) -> Run:
+        """The settings of one try, every sequence with `context` tokens."""
+        wish, cards = self.wish, self.room.cards
+        sequences = slots or self.slots
+        by_itself = self.server.auto_flash and wish.flash_attention is None
+        return Run(
+            context=llama_memory.cells(context) * sequences,
+            gpu_layers=gpu_layers if cards else 0,
+            devices=len(cards),
+            shares=self.room.shares,
+            flash_attention=by_itself or bool(wish.flash_attention and cards),
+            kv_dtype=wish.kv_cache_dtype,
+            ubatch=min(wish.batch or UBATCH, UBATCH),
+            sequences=sequences,
+            server=self.server,
+        )
+
+    def fits(self, run: Run) -> bool:
+        """Whether the host and every card hold it."""
+        room = self.room
+        host, cards = llama_memory.laid_out(self.layout, run)
+        taken = host.total + llama_memory.host_overhead(self.layout.model, run)
+        if room.shared is not None:
+            taken += sum(card.total + room.shared for card in cards)
+        return taken <= room.host and _hold(room, cards)
+
+    def on_cards(self, context: int, gpu_layers: int) -> bool:
+        """Whether the cards hold their part of it."""
+        return _hold(
+            self.room, llama_memory.laid_out(self.layout, self.run(context, gpu_layers))[1]
+        )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What was found: tokens of each sequence, layers on the cards, and why so many."""
+
+    context: int
+    gpu_layers: int
+    reasons: tuple[str, ...] = ()
+
+
 def fit(
     name: str,
     model: ModelSpec,
     hardware: HardwareProfile,
     wish: Tuning,
     pinned: frozenset[str],
+    server: Server = PYTHON,
 ) -> Fit | Rejection:
     """All layers on the cards at the wished context; else fewer tokens; else fewer layers.
 
-    Without GPUs everything lies in RAM. `name` is the engine's, for rejections.
+    Further sequences take what is left then: they cost neither context nor layers, unless their
+    number is pinned. Without GPUs everything lies in RAM. `name` is the engine's, for rejections.
     """
-    if model.format != "gguf":
-        return Rejection(what=name, why=f"reads GGUF files, this is {model.format}")
-    asked = wish.max_model_len
-    if asked and asked > model.context_max and "max_model_len" in pinned:
-        why = f"context {asked} was asked for, the model has {model.context_max}"
-        return Rejection(what=name, why=why, need=asked, have=model.context_max, unit="tokens")
-    wanted = min(asked or model.context_max, model.context_max)
+    refused = _impossible(name, model, wish, pinned, server)
+    if refused is not None:
+        return refused
+    wanted = min(wish.max_model_len or model.context_max, model.context_max)
     used = _usable(model, hardware)
     if hardware.gpus and not used:
         return _no_card(name, model, hardware)
     hardware = hardware.model_copy(update={"gpus": tuple(hardware.gpus[at] for at in used)})
     room = _room(model, hardware)
     layout = Layout.of(model)
-    layers = layout.layers
-    least = wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted)
-    chosen = _choose(layout, room, wish, wanted, least, pinned)
+    asked = _Asked(
+        layout=layout,
+        room=room,
+        wish=wish,
+        server=server,
+        slots=_pinned_slots(wish, pinned, server) or 1,
+        wanted=wanted,
+        least=wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted),
+        pinned=pinned,
+    )
+    chosen = _choose(asked)
     if chosen is None:
-        return _refusal(name, layout, room, wish, least, wanted, pinned)
-    run, reasons = chosen
-    if run.context < wanted:
-        reasons.append(f"context {run.context}: more does not fit, {wanted} tokens wished")
+        return _refusal(name, asked)
+    slots, told = _slots(asked, chosen)
+    run = asked.run(chosen.context, chosen.gpu_layers, slots)
+    reasons = [*chosen.reasons]
+    if chosen.context < wanted:
+        reasons.append(f"context {chosen.context}: more does not fit, {wanted} tokens wished")
     if hardware.gpus:
+        layers = layout.layers
         on_card = layers if run.gpu_layers < 0 else min(run.gpu_layers, layers)
         reasons.append(f"{on_card} of {layers} layers on the GPU: computed from what is free")
+    reasons += told
     threads = wish.threads or hardware.cpu_cores
     reasons.append(f"threads {threads}: usable physical cores are {hardware.cpu_cores}")
     spilled = llama_memory.spilled(layout, run) if hardware.gpus else 0.0
     tuning = wish.model_copy(
         update={
-            "max_model_len": run.context,
-            "max_concurrency": 1,
+            "max_model_len": chosen.context,
+            "max_concurrency": slots,
             "threads": threads,
             "batch": min(wish.batch or run.ubatch, run.context),
             "quantization": model.quantization,
             "gpu_layers": run.gpu_layers if hardware.gpus else 0,
             "tensor_split": run.shares,
-            "flash_attention": run.flash_attention or None,
+            "flash_attention": (run.flash_attention and bool(room.cards)) or None,
             "tensor_parallel": None,
             "pipeline_parallel": None,
             "gpu_memory_fraction": None,
@@ -149,70 +216,76 @@ def _room(model: ModelSpec, hardware: HardwareProfile) -> _Room:
     return _Room(hardware.ram_available * _RAM_SHARE, cards, shares, beside if unified else None)
 
 
-def _run(room: _Room, wish: Tuning, context: int, gpu_layers: int) -> Run:
-    return Run(
-        context=context,
-        gpu_layers=gpu_layers if room.cards else 0,
-        devices=len(room.cards),
-        shares=room.shares,
-        flash_attention=bool(wish.flash_attention and room.cards),
-        kv_dtype=wish.kv_cache_dtype,
-        ubatch=min(wish.batch or llama_memory.UBATCH, llama_memory.UBATCH),
-    )
-
-
-def _on_cards(layout: Layout, room: _Room, wish: Tuning, context: int, gpu_layers: int) -> bool:
-    _, cards = llama_memory.laid_out(layout, _run(room, wish, context, gpu_layers))
+def _hold(room: _Room, cards: tuple[Buffers, ...]) -> bool:
     return all(card.total <= limit for card, limit in zip(cards, room.cards, strict=True))
 
 
-def _fits(layout: Layout, room: _Room, run: Run) -> bool:
-    host, cards = llama_memory.laid_out(layout, run)
-    taken = host.total + llama_memory.host_overhead(layout.model, run)
-    if room.shared is not None:
-        taken += sum(card.total + room.shared for card in cards)
-    return taken <= room.host and all(
-        card.total <= limit for card, limit in zip(cards, room.cards, strict=True)
-    )
+def _impossible(
+    name: str, model: ModelSpec, wish: Tuning, pinned: frozenset[str], server: Server
+) -> Rejection | None:
+    """What no machine could do."""
+    if model.format != "gguf":
+        return Rejection(what=name, why=f"reads GGUF files, this is {model.format}")
+    asked = wish.max_model_len
+    if asked and asked > model.context_max and "max_model_len" in pinned:
+        why = f"context {asked} was asked for, the model has {model.context_max}"
+        return Rejection(what=name, why=why, need=asked, have=model.context_max, unit="tokens")
+    users = _pinned_slots(wish, pinned, server)
+    if users and users > server.slots:
+        why = f"{users} requests at a time were asked for, it works on {server.slots} at most"
+        return Rejection(what=name, why=why, need=users, have=server.slots, unit="requests")
+    return None
 
 
-def _choose(
-    layout: Layout,
-    room: _Room,
-    wish: Tuning,
-    wanted: int,
-    least: int,
-    pinned: frozenset[str],
-) -> tuple[Run, list[str]] | None:
-    """The best run that fits, with reasons; None where there is none."""
+def _pinned_slots(wish: Tuning, pinned: frozenset[str], server: Server) -> int | None:
+    """The number of sequences that a person asked for; a serial server has its one."""
+    if "max_concurrency" not in pinned or server.slots == 1:
+        return None
+    return wish.max_concurrency
 
-    layers = layout.layers
 
-    def at(context: int, gpu_layers: int) -> Run:
-        return _run(room, wish, context, gpu_layers)
+def _slots(asked: _Asked, chosen: _Choice) -> tuple[int, list[str]]:
+    """How many sequences the memory holds beside all that was chosen for one, and why so many."""
+    if asked.server.slots == 1:
+        return 1, []
+    if asked.slots > 1 or "max_concurrency" in asked.pinned:
+        return asked.slots, [f"{asked.slots} sequences: so many full contexts were asked for"]
+    limit = min(asked.wish.max_concurrency or 1, asked.server.slots)
 
-    def longest(gpu_layers: int, least: int) -> Run | None:
-        best = _most(least, wanted, lambda n: _fits(layout, room, at(n, gpu_layers)))
+    def fits(slots: int) -> bool:
+        return asked.fits(asked.run(chosen.context, chosen.gpu_layers, slots))
+
+    slots = _most(1, limit, fits) or 1
+    if slots < limit:
+        return slots, [f"{slots} of {limit} sequences: more full contexts do not fit"]
+    return slots, [f"{slots} sequences at the same time, each with a context of its own"]
+
+
+def _choose(asked: _Asked) -> _Choice | None:
+    """The best that fits; None where nothing does."""
+    wanted, least, layers = asked.wanted, asked.least, asked.layout.layers
+
+    def longest(gpu_layers: int, least: int, *reasons: str) -> _Choice | None:
+        best = _most(least, wanted, lambda n: asked.fits(asked.run(n, gpu_layers)))
         if best is None:
             return None
-        return at(best if best == wanted else max(least, best // _STEP * _STEP), gpu_layers)
+        context = best if best == wanted else max(least, best // _STEP * _STEP)
+        return _Choice(context, gpu_layers, reasons)
 
-    if not room.cards:
-        found = longest(0, least)
-        return None if found is None else (found, [])
-    if "gpu_layers" in pinned and wish.gpu_layers is not None:
-        found = longest(wish.gpu_layers, least)
-        return None if found is None else (found, [f"{wish.gpu_layers} layers were asked for"])
+    if not asked.room.cards:
+        return longest(0, least)
+    if "gpu_layers" in asked.pinned and asked.wish.gpu_layers is not None:
+        said = asked.wish.gpu_layers
+        return longest(said, least, f"{said} layers were asked for")
     whole = longest(-1, max(least, min(_GOOD_CONTEXT, wanted)))
     if whole is not None:
-        return whole, []
+        return whole
     context = wanted
     while context >= least:
         # More layers on the cards leave fewer in RAM: the most that the cards hold decides.
-        hold = partial(_on_cards, layout, room, wish, context)
-        some = _most(0, layers - 1, hold)
-        if some is not None and _fits(layout, room, at(context, some)):
-            return at(context, some), ["the rest of the layers stays in RAM, which is slower"]
+        some = _most(0, layers - 1, partial(asked.on_cards, context))
+        if some is not None and asked.fits(asked.run(context, some)):
+            return _Choice(context, some, ("the rest of the layers stays in RAM, which is slower",))
         if context == least:
             break
         context = max(least, context // 4)
@@ -231,43 +304,43 @@ def _most(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
     return low
 
 
-def _refusal(
-    name: str,
-    layout: Layout,
-    room: _Room,
-    wish: Tuning,
-    least: int,
-    wanted: int,
-    pinned: frozenset[str],
-) -> Rejection:
+def _refusal(name: str, asked: _Asked) -> Rejection:
     """The number that rules it out, and what would do."""
-    model = layout.model
-    run = _run(room, wish, least, 0)
+    layout, room, wish, pinned = asked.layout, asked.room, asked.wish, asked.pinned
+    model, least = layout.model, asked.least
+    run = asked.run(least, 0)
     host, _ = llama_memory.laid_out(layout, run)
     need = host.total + llama_memory.host_overhead(model, run)
     have, where = room.host, "of RAM"
     if room.cards:
         have, where = room.host + sum(room.cards), "of RAM and GPU memory"
     if "gpu_layers" in pinned and room.cards and wish.gpu_layers:
-        _, cards = llama_memory.laid_out(layout, _run(room, wish, least, wish.gpu_layers))
+        _, cards = llama_memory.laid_out(layout, asked.run(least, wish.gpu_layers))
         over = max(range(len(cards)), key=lambda at: cards[at].total - room.cards[at])
         if cards[over].total > room.cards[over]:
             need, have = cards[over].total, room.cards[over]
             where = f"of a GPU for {wish.gpu_layers} layers"
-    shortest = "" if least == wanted else " at the shortest context"
-    advice = ""
-    if "max_model_len" in pinned:
-        free = pinned - {"max_model_len"}
-        found = _choose(layout, room, wish, wanted, min(MIN_CONTEXT, wanted), free)
-        if found is not None:
-            advice = f"; context {found[0].context} would fit"
-    if "gpu_layers" in pinned and wish.gpu_layers and room.cards:
-        free = pinned - {"gpu_layers"}
-        found = _choose(layout, room, wish, wanted, least, free)
-        if found is not None and found[0].gpu_layers >= 0:
-            advice += f"; {found[0].gpu_layers} layers on the GPU would fit"
+    shortest = "" if least == asked.wanted else " at the shortest context"
+    tokens = f"{least} tokens" if asked.slots == 1 else f"{asked.slots} x {least} tokens"
     why = (
-        f"{model.quantization} needs {gib(need)} {where}{shortest} ({least} tokens), "
-        f"{gib(max(0.0, have))} may be used{advice}"
+        f"{model.quantization} needs {gib(need)} {where}{shortest} ({tokens}), "
+        f"{gib(max(0.0, have))} may be used{_advice(asked)}"
     )
     return Rejection(what=name, why=why, need=need, have=max(0.0, have), unit="bytes")
+
+
+def _advice(asked: _Asked) -> str:
+    """What would fit if one of the pins were given up."""
+    told = ""
+    if "max_model_len" in asked.pinned:
+        shorter = replace(asked, least=min(MIN_CONTEXT, asked.wanted))
+        found = _choose(replace(shorter, pinned=asked.pinned - {"max_model_len"}))
+        told += f"; context {found.context} would fit" if found else ""
+    if asked.slots > 1:
+        fewer = _most(1, asked.slots, lambda n: _choose(replace(asked, slots=n)) is not None)
+        told += f"; {fewer} requests at a time would fit" if fewer else ""
+    if "gpu_layers" in asked.pinned and asked.wish.gpu_layers and asked.room.cards:
+        found = _choose(replace(asked, pinned=asked.pinned - {"gpu_layers"}))
+        if found is not None and found.gpu_layers >= 0:
+            told += f"; {found.gpu_layers} layers on the GPU would fit"
+    return told

@@ -23,10 +23,45 @@ UBATCH = 512
 _F32 = 4
 _Q8_K = 292 / 256  # bytes per element of what is multiplied with quantized weights
 CUDA_CONTEXT = 500 * MIB  # beside the buffers of a card: context, cuBLAS
-HOST_OVERHEAD = 79 * MIB  # the server's process: interpreter, libraries, HTTP, graphs
-_VOCAB_ENTRY = 344  # bytes: text both ways, piece, merge, and the sampler's candidate
 _FUSED_QKV = frozenset({"phi2", "phi3", "PhiForCausalLM", "Phi3ForCausalLM", "gptneox", "falcon"})
-_WINDOW_ALIGN = 256  # llama.cpp pads sliding caches to this many cells
+_ALIGN = 256  # llama.cpp pads every sequence's cache to this many cells
+
+
+@dataclass(frozen=True)
+class Server:
+    """What one kind of server adds to llama.cpp's own buffers, and what it does otherwise.
+
+    `overhead` is its process: code, libraries, HTTP, graphs. `vocab_entry` is what each piece of
+    the vocabulary takes: text both ways, merge, a sampler's candidate. Each further sequence takes
+    `slot` bytes, and `slot_entry` for each piece of the vocabulary. `slots` is the most sequences
+    that it works on at the same time, `checkpoints` how many copies it keeps per sequence of what
+    cannot be rolled back: states and windows.
+
+    `last_rows`: the compute buffer holds logits for one token of each sequence, instead of for all
+    tokens of a batch, and its inputs. `auto_flash`: it uses flash attention on processors too.
+    """
+
+    overhead: int
+    vocab_entry: int
+    slot: int = 0
+    slot_entry: int = 0
+    slots: int = 1
+    checkpoints: int = 0
+    last_rows: bool = False
+    auto_flash: bool = False
+
+
+PYTHON = Server(overhead=79 * MIB, vocab_entry=344)
+NATIVE = Server(
+    overhead=int(22.6 * MIB),
+    vocab_entry=240,
+    slot=MIB // 2,
+    slot_entry=16,
+    slots=256,
+    checkpoints=2,
+    last_rows=True,
+    auto_flash=True,
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +85,17 @@ class Run:
     sequences: int = 1
     today: bool = True
     pipeline: bool = True
+    server: Server = PYTHON
 
     @property
     def on_host(self) -> bool:
         """Whether no card computes anything."""
         return self.devices == 0 or self.gpu_layers == 0
+
+
+def cells(context: int) -> int:
+    """What a sequence of `context` tokens takes of the cache."""
+    return -(-context // _ALIGN) * _ALIGN
 
 
 def visible_total(reported: float) -> float:
@@ -119,11 +160,10 @@ def layer_cache(group: CacheGroup, run: Run) -> float:
     """Bytes that one layer of `group` caches for the whole run."""
     if group.kind == "state":
         return float(group.state_bytes * run.sequences)
-    cells = run.context
+    kept = run.context
     if group.kind == "sliding" and group.window:
-        wanted = group.window * run.sequences + run.ubatch
-        cells = min(cells, -(-wanted // _WINDOW_ALIGN) * _WINDOW_ALIGN)
-    return cells * layer_bytes_per_token(group, run.kv_dtype)
+        kept = min(kept, cells(group.window + run.ubatch) * run.sequences)
+    return kept * layer_bytes_per_token(group, run.kv_dtype)
 
 
 def compute_buffer(
@@ -143,8 +183,15 @@ def compute_buffer(
     scores = 0.0 if run.flash_attention else model.heads * context + mask
     attention = scores + 4 * hidden + fused
     used = model.experts_used or 1
-    feed_forward = 2 * used * model.intermediate + 2 * hidden + mask
-    output = model.vocab + hidden if logits else 0
+    feed_forward: float = 2 * used * model.intermediate + 2 * hidden + mask
+    output: float = model.vocab + hidden if logits else 0
+    if run.server.last_rows:
+        # Up, gate and their product, beside the residual; a gate of two hidden sizes at most fits
+        # into the place that attention has left.
+        reused = 3 if model.intermediate <= 2 * hidden else 4
+        seen = mask / 2 if run.flash_attention else mask
+        feed_forward = 3 * used * model.intermediate + reused * hidden + seen
+        output = model.vocab * run.sequences / step
     widest = max(attention, feed_forward, output)
     if pipelined:
         widest += 3 * mask + 4 * hidden
@@ -212,6 +259,9 @@ def laid_out(layout: Layout, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
     # copy for the logits.
     weights[-1] += parts.embedding
     weights[where[-1]] += parts.output + parts.other
+    for adapter in model.adapters:  # its tensors lie beside those that they change
+        for layer in range(len(parts.layers)):
+            weights[where[layer]] += adapter.weight_bytes / len(parts.layers)
     if parts.output == 0 and where[-1] >= 0:
         weights[where[-1]] += parts.embedding
     used = sorted({device for device in where if device >= 0})
@@ -236,17 +286,32 @@ def host_overhead(model: ModelSpec, run: Run) -> float:
 
     The process itself, its vocabulary, and the CPU's scratch memory: a product needs its right
     side in the type of its left one, the widest are the attention weights, in 16 bit like V. On the
-    CPU the pinned version also reserves the input, and K and V of a batch before they are stored,
+    CPU the Python server also reserves the input, and K and V of a batch before they are stored,
     which published compute buffers of other builds do not show.
     """
-    fixed = HOST_OVERHEAD + _VOCAB_ENTRY * model.vocab
+    server, more = run.server, run.sequences - 1
+    fixed: float = server.overhead + (server.vocab_entry + more * server.slot_entry) * model.vocab
+    fixed += more * server.slot
+    fixed += server.checkpoints * run.sequences * _unrollable(model, run)
     if not run.on_host:
         return fixed
     step = min(run.ubatch, run.context)
     kept = 0.0 if run.flash_attention else model.heads * run.context / max(1, run.sequences)
     hidden = model.hidden or model.heads * model.head_dim
-    beside = _F32 * (hidden + 2 * model.kv_heads * model.head_dim)
+    beside = 0 if server.last_rows else _F32 * (hidden + 2 * model.kv_heads * model.head_dim)
     return fixed + step * (beside + max(2 * kept, _Q8_K * model.intermediate))
+
+
+def _unrollable(model: ModelSpec, run: Run) -> float:
+    """Bytes of one copy of a sequence's states and windows, which cannot be rolled back."""
+    total = 0.0
+    for group in model.cache_groups:
+        if group.kind == "state":
+            total += group.layers * group.state_bytes
+        elif group.kind == "sliding" and group.window:
+            kept = min(group.window, run.context / max(1, run.sequences))
+            total += group.layers * kept * layer_bytes_per_token(group, run.kv_dtype)
+    return total
 
 
 def device_overhead(model: ModelSpec) -> float:

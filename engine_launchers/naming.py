@@ -20,14 +20,15 @@ def by_name(plan: EnginePlan, at: int, adapter: Adapter) -> Call:
 
 
 def served(
-    plan: EnginePlan, call: Callable[[EnginePlan, int, Adapter], Call]
+    plan: EnginePlan, call: How, plain: dict[str, JsonValue] | None = None
 ) -> tuple[Served, ...]:
     """The model, its aliases, then its adapters; `call` says how the engine is asked for one.
 
-    An adapter that is applied always stands behind the model's own names as well.
+    An adapter that is applied always stands behind the model's own names as well. `plain` are the
+    fields that a request without any adapter needs.
     """
     model = plan.model
-    own: Served = Served(name=model.id, model=model.id)
+    own = Served(name=model.id, model=plan.upstream_name or model.id, fields=plain or {})
     named: list[Served] = []
     for at, adapter in enumerate(model.adapters):
         word, fields = call(plan, at, adapter)

@@ -1,15 +1,16 @@
-"""PyTorch through our own server over the transformers library: memory and sizing.
+"""PyTorch through our own server over the transformers library.
 
 For what the other engines cannot load: fine-tuned checkpoints, LoRA adapters, weights that are
 quantized while loading (bitsandbytes NF4 with double quantization, int8), and layers that are
-offloaded to RAM. Its server program is not part of this version: `engineroom plan` knows it,
-`engineroom serve` does not start it yet.
+offloaded to RAM. Its server program is `servers/pytorch_server.py`, started as a file in the
+engine's own environment.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from engine_launchers import naming, pytorch_fit
 from engine_launchers.base import (
@@ -32,16 +33,33 @@ from engine_launchers.relaxing import Rung, first_rung, halved
 from engine_launchers.traits import SpeedTraits
 
 VERSION = "5.23.0"
-_CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
-    (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\]")),
-    (CrashCause.GPU_OOM, re.compile(r"CUDA out of memory|OutOfMemoryError")),
-    (CrashCause.HOST_OOM, re.compile(r"DefaultCPUAllocator: can't allocate memory|MemoryError")),
-    (CrashCause.BAD_FLAGS, re.compile(r"unrecognized arguments|Unsupported quantization method")),
-    (
-        CrashCause.MODEL_INVALID,
-        re.compile(r"Repo id must be in the form|Unrecognized model|no file"),
-    ),
+SERVER = str(PurePath(__file__).parent / "servers" / "pytorch_server.py")
+_FIELDS = frozenset(
+    {
+        *("model", "max_tokens", "temperature", "top_p", "min_p", "top_k", "seed", "n", "user"),
+        *("stop", "stream", "stream_options", "ignore_eos", "repetition_penalty"),
+        *("presence_penalty", "frequency_penalty"),
+    }
 )
+# The server ends with one line that says what was wrong; the library's own words stand in it.
+_CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
+    (CrashCause.PORT_TAKEN, re.compile(r"port: .*\[Errno 98\]")),
+    (CrashCause.GPU_OOM, re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA error: out of mem")),
+    (
+        CrashCause.HOST_OOM,
+        re.compile(
+            r"DefaultCPUAllocator: (can't|not enough)|MemoryError|Cannot allocate memory"
+            r"|unable to mmap|std::bad_alloc"
+        ),
+    ),
+    (CrashCause.KV_CACHE_TOO_SMALL, re.compile(r"ERROR: kv: ")),
+    (
+        CrashCause.BAD_FLAGS,
+        re.compile(r"pytorch_server.py: error: |ERROR: max-model-len: |ERROR: device: "),
+    ),
+    (CrashCause.MODEL_INVALID, re.compile(r"ERROR: (model|adapter [^:]*): ")),
+)
+_INJECTED = ("--shutdown-timeout", "5")  # below the grace that a stop leaves
 _FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL})
 _RUNGS = (
     Rung("max_concurrency", halved("max_concurrency", 1), _FULL),
@@ -56,7 +74,11 @@ class PyTorchLauncher:
     version = VERSION
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
     formats: frozenset[ModelFormat] = frozenset({"safetensors"})
-    quirks = Quirks()
+    quirks = Quirks(
+        usage_on_request=True,
+        completion_fields=_FIELDS | {"prompt"},
+        chat_fields=_FIELDS | {"messages", "max_completion_tokens"},
+    )
     speed = SpeedTraits(
         bandwidth_share={"16bit": 0.55, "8bit": 0.25, "4bit": 0.30},
         seconds_per_layer=2.5e-4,
@@ -76,7 +98,7 @@ class PyTorchLauncher:
         return pytorch_fit.fit(model, hardware, wish, pinned)
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
-        """The server program of this engine, by module name."""
+        """The server program of this engine, by its path, with the plan as flags."""
         tuning = plan.tuning
         packed = tuning.quantization if tuning.quantization in {"NF4", "INT8"} else None
         chosen: tuple[tuple[str, object], ...] = (
@@ -84,6 +106,7 @@ class PyTorchLauncher:
             ("--quantization", packed.lower() if packed else None),
             ("--max-model-len", tuning.max_model_len),
             ("--max-num-seqs", tuning.max_concurrency),
+            ("--max-batch-tokens", tuning.batch),
             ("--threads", tuning.threads),
             ("--cpu-offload-bytes", tuning.cpu_offload_bytes or None),
         )
@@ -93,15 +116,17 @@ class PyTorchLauncher:
             for word in ("--adapter", f"{adapter.name}={adapter.path}")
         )
         argv = (
-            *("{engine}", "-m", "engine_launchers.servers.pytorch_server"),
+            *("{engine}", SERVER),
             *("--model", plan.model.source.removeprefix("hf://")),
             *("--served-model-name", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
             *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
+            *(("--compile",) if tuning.compile else ()),
             *adapters,
+            *_INJECTED,
             *tuning.extra_args,
         )
-        return LaunchSpec(argv=argv, env=plan.visible, listen=listen)
+        return LaunchSpec(argv=argv, env=plan.visible, listen=listen, injected=_INJECTED)
 
     def served(self, plan: EnginePlan) -> tuple[Served, ...]:
         """An adapter is asked for by its name."""

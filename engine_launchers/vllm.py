@@ -7,11 +7,12 @@ tensor parallel size; hybrid models must not have more sequences than state bloc
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 
-from engine_launchers import naming, vllm_fit
+from engine_launchers import naming, vllm_fit, vllm_rules
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -33,6 +34,17 @@ from engine_launchers.traits import SpeedTraits
 
 VERSION = "0.32.0"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_FIELDS = frozenset(
+    {
+        *("model", "stream", "stream_options", "max_tokens", "min_tokens", "stop", "seed", "user"),
+        *("temperature", "top_p", "top_k", "min_p", "n", "logit_bias", "ignore_eos"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "response_format"),
+    }
+)
+_VITAL = ("VLLM::EngineCore", "VLLM::Worker")
+_DRAIN_S = 5  # for running requests after a TERM; with 0 and a request in flight vLLM never exits
+_STEP_S, _STEP_CPU_S = 60, 120  # a step that takes longer hangs: 2048 tokens of 7B take 75 s in RAM
+_START_S = 3600  # the supervisor has its own limit
 _CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
     (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\] Address already in use")),
     (
@@ -78,7 +90,11 @@ class VllmLauncher:
     version = VERSION
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
     formats: frozenset[ModelFormat] = frozenset({"safetensors"})
-    quirks = Quirks()
+    quirks = Quirks(
+        usage_on_request=True,
+        completion_fields=_FIELDS | {"prompt"},
+        chat_fields=_FIELDS | {"messages", "tools", "tool_choice", "parallel_tool_calls"},
+    )
     # An L4 reached 90 % of its bandwidth with 16-bit weights, 84 % with FP8, 68 % with 4 bit.
     speed = SpeedTraits(
         bandwidth_share={"16bit": 0.90, "8bit": 0.84, "4bit": 0.68},
@@ -99,35 +115,25 @@ class VllmLauncher:
         return vllm_fit.fit(model, hardware, wish, pinned)
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
-        """`vllm serve` with every flag that the plan decides said aloud."""
-        tuning = plan.tuning
-        chosen: tuple[tuple[str, object], ...] = (
-            ("--tensor-parallel-size", tuning.tensor_parallel),
-            ("--pipeline-parallel-size", _above_one(tuning.pipeline_parallel)),
-            ("--gpu-memory-utilization", tuning.gpu_memory_fraction),
-            ("--max-model-len", tuning.max_model_len),
-            ("--max-num-seqs", tuning.max_concurrency),
-            ("--max-num-batched-tokens", tuning.batch),
-            ("--dtype", tuning.dtype),
-            ("--kv-cache-dtype", tuning.kv_cache_dtype),
-            ("--kv-cache-memory-bytes", None if plan.gpus else _ram_cache(plan)),
-            ("--max-lora-rank", _rank(tuning.lora_rank)),
-            ("--cpu-offload-gb", _whole_gib(tuning.cpu_offload_bytes)),
-        )
-        adapters = plan.model.adapters
-        lora = ("--enable-lora", "--lora-modules", *map(_named, adapters)) if adapters else ()
+        """`vllm serve` with every flag that the plan decides said aloud.
+
+        A key is no part of a plan: whoever starts this may put it into `env` as VLLM_API_KEY. It
+        guards /v1 only, so the address stays on loopback all the same. Compiled graphs are kept in
+        vLLM's own cache folder, which every start shares.
+        """
+        tuning, injected = plan.tuning, _injected(plan)
         argv = (
-            *("{engine}", "-m", "vllm.entrypoints.cli.main", "serve"),
-            plan.model.source.removeprefix("hf://"),
+            *("{engine}", "serve", plan.model.source.removeprefix("hf://")),
             *("--served-model-name", plan.model.id),
             *("--host", listen.host, "--port", str(listen.port)),
-            *(word for flag, value in chosen if value is not None for word in (flag, str(value))),
-            *lora,
+            *(w for flag, value in _chosen(plan) if value is not None for w in (flag, str(value))),
+            *_lora(plan),
+            *injected,
             *tuning.extra_args,
         )
-        env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
-        env |= _threads(plan) | plan.visible
-        return LaunchSpec(argv=argv, env=env, listen=listen)
+        return LaunchSpec(
+            argv=argv, env=_environment(plan), listen=listen, injected=injected, vital=_VITAL
+        )
 
     def served(self, plan: EnginePlan) -> tuple[Served, ...]:
         """An adapter is asked for by its name."""
@@ -167,12 +173,94 @@ _RUNGS = (
 )
 
 
+def _chosen(plan: EnginePlan) -> tuple[tuple[str, object], ...]:
+    """Flags and what the plan decided; None where it leaves the engine's default."""
+    tuning, on_gpu = plan.tuning, bool(plan.gpus)
+    return (
+        ("--tensor-parallel-size", tuning.tensor_parallel),
+        ("--pipeline-parallel-size", _above_one(tuning.pipeline_parallel)),
+        ("--gpu-memory-utilization", tuning.gpu_memory_fraction),
+        ("--max-model-len", tuning.max_model_len or ("auto" if on_gpu else None)),
+        ("--max-num-seqs", tuning.max_concurrency),
+        ("--max-num-batched-tokens", tuning.batch),
+        ("--dtype", tuning.dtype),
+        ("--quantization", _online(plan)),
+        ("--kv-cache-dtype", tuning.kv_cache_dtype),
+        ("--kv-cache-memory-bytes", None if on_gpu else _ram_cache(plan)),
+        ("--cpu-offload-gb", _whole_gib(tuning.cpu_offload_bytes)),
+    )
+
+
+def _injected(plan: EnginePlan) -> tuple[str, ...]:
+    """What is right for every plan on this kind of machine.
+
+    On the processor compiled graphs are left out: a start takes twice as long with them.
+    Only safetensors are read: a pickled weight file could run code.
+    """
+    words = ["--shutdown-timeout", str(_DRAIN_S), "--load-format", "safetensors"]
+    words += ["--disable-access-log-for-endpoints", "/health,/metrics"]
+    if not plan.model.hybrid:
+        words += ["--enable-prefix-caching"]
+    if not plan.gpus:
+        words += ["--enforce-eager"]
+    elif plan.tuning.sleep:
+        words += ["--enable-sleep-mode"]
+    return tuple(words)
+
+
+def _environment(plan: EnginePlan) -> dict[str, str]:
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(_STEP_S if plan.gpus else _STEP_CPU_S),
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(_START_S),
+    }
+    if not plan.model.source.startswith("hf://"):
+        env["HF_HUB_OFFLINE"] = "1"
+    if plan.gpus and plan.tuning.sleep:  # without it there is no way to ask for sleep
+        env["VLLM_SERVER_DEV_MODE"] = "1"
+    return env | _threads(plan) | plan.visible
+
+
 def _threads(plan: EnginePlan) -> dict[str, str]:
-    """Threads that a person asked for; otherwise vLLM binds its own, which is faster."""
-    if plan.tuning.threads is None or "threads" not in plan.pinned:
+    """Where threads run. Left alone, one worker keeps a core free for the scheduler.
+
+    Several workers get a range of cores each, for vLLM's own division goes by memory nodes. A
+    number that a person set is kept; unbound threads were up to 50 times slower beside others.
+    """
+    tuning = plan.tuning
+    pinned = tuning.threads is not None and "threads" in plan.pinned
+    if plan.gpus:
+        return {"OMP_NUM_THREADS": str(tuning.threads)} if pinned else {}
+    ranks = tuning.tensor_parallel or 1
+    if ranks == 1 and not pinned:
         return {}
-    count = {"OMP_NUM_THREADS": str(plan.tuning.threads)}
-    return count if plan.gpus else {**count, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return {"VLLM_CPU_OMP_THREADS_BIND": core_ranges(tuning.threads or ranks, ranks)}
+
+
+def core_ranges(cores: int, ranks: int) -> str:
+    """The cores from 0 on in equal shares: "0-1|2-3" for four cores and two ranks."""
+    each = max(1, cores // ranks)
+    firsts = (rank * each for rank in range(ranks))
+    return "|".join(str(at) if each == 1 else f"{at}-{at + each - 1}" for at in firsts)
+
+
+def _lora(plan: EnginePlan) -> tuple[str, ...]:
+    """All adapters, and room for all of them in one batch."""
+    adapters = plan.model.adapters
+    if not adapters:
+        return ()
+    rank = max(plan.tuning.lora_rank or 1, *(adapter.rank for adapter in adapters))
+    return (
+        *("--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(_rank(rank))),
+        *("--lora-modules", *map(_named, adapters)),
+    )
+
+
+def _online(plan: EnginePlan) -> str | None:
+    """FP8 that is made while a 16-bit artefact is loaded; quantized ones say themselves what."""
+    wanted, stored = plan.tuning.quantization, plan.model.quantization
+    return "fp8" if wanted == "FP8" and stored in vllm_rules.SIXTEEN else None
 
 
 def _above_one(value: int | None) -> int | None:
@@ -183,15 +271,19 @@ def _whole_gib(size: int | None) -> int | None:
     return math.ceil(size / 2**30) if size else None
 
 
-def _rank(rank: int | None) -> int | None:
+def _rank(rank: int) -> int:
     """The next rank that the flag takes: 24 would be refused, 32 holds it."""
-    return next((known for known in _LORA_RANKS if known >= rank), rank) if rank else None
+    return next((known for known in _LORA_RANKS if known >= rank), rank)
 
 
 def _named(adapter: Adapter) -> str:
-    """An adapter as the flag takes it."""
+    """An adapter as the flag takes it; as JSON where a comma would be read as the start of that."""
+    if "," in adapter.name + adapter.path or "=" in adapter.name:
+        return json.dumps({"name": adapter.name, "path": adapter.path})
     return f"{adapter.name}={adapter.path}"
 
 
 def _ram_cache(plan: EnginePlan) -> int | None:
-    return plan.estimate[0].kv if plan.estimate else None
+    """Bytes of cache on each rank."""
+    ranks = plan.tuning.tensor_parallel or 1
+    return plan.estimate[0].kv // ranks if plan.estimate else None

@@ -18,7 +18,9 @@ MIN_CONTEXT = 4096  # less is not worth a server, unless it was asked for or the
 _CPU_FULL_REQUESTS = 4  # with a full context, that the cache in RAM is made for unless told
 _LEAST_SHARED = 512  # for each of a number of users that was asked for
 _TYPICAL_REQUEST = 1024  # tokens that the number of sequences is sized for
-_CPU_OVERHEAD = int(1.8 * 2**30)  # three processes before weights and cache, measured
+# API, EngineCore and one worker before weights and cache, shared pages once; each further worker.
+_CPU_OVERHEAD, _CPU_RANK = int(1.55 * 2**30), int(0.43 * 2**30)
+_CPU_STEP = 2048  # prompt tokens a step, vLLM's own default there
 
 
 def fit(
@@ -133,7 +135,7 @@ def refit(plan: EnginePlan) -> EnginePlan:
     """The same plan with what its tuning now takes of each GPU."""
     cards = [part for part in plan.estimate if part.device.startswith("gpu")]
     if not cards:
-        return plan
+        return _refit_ram(plan)
     tightest = min(cards, key=lambda part: part.capacity - part.others)
     model = loaded(plan.model, plan.tuning.dtype)
     budget = vllm_memory.budget(model, _run(plan), vllm_memory.torch_total(tightest.capacity))
@@ -148,6 +150,19 @@ def refit(plan: EnginePlan) -> EnginePlan:
         for part in plan.estimate
     )
     return plan.model_copy(update={"estimate": after})
+
+
+def _refit_ram(plan: EnginePlan) -> EnginePlan:
+    """What is left of the cache that it had, where the sequences or the context are fewer now."""
+    if not plan.estimate:
+        return plan
+    run, model = _run(plan), loaded(plan.model, plan.tuning.dtype)
+    ranks, part = run.tensor_parallel, plan.estimate[0]
+    full = _full_requests(plan.tuning.max_concurrency or 1, plan.pinned)
+    kv = vllm_memory.ram_cache(model, run, plan.tuning.max_model_len or model.context_max, full)
+    peak = vllm_memory.activation_peak(model, run, 0) * ranks
+    update = {"kv": min(part.kv, int(kv * ranks)), "activations": int(peak)}
+    return plan.model_copy(update={"estimate": (part.model_copy(update=update),)})
 
 
 def holds(plan: EnginePlan) -> bool:
@@ -256,31 +271,41 @@ def _on_cpu(
     wish: Tuning,
     pinned: frozenset[str],
 ) -> Fit | Rejection:
-    """In RAM: the cache has the size that the context and the sequences need."""
-    if model.quantization not in vllm_rules.SIXTEEN:
-        return vllm_rules.no(f"runs {model.quantization} on GPUs only")
+    """In RAM: the cache has the size that the context and the sequences need, and says it."""
+    ranks = wish.tensor_parallel or 1
+    if refused := vllm_rules.refuse_cpu(model, hardware, wish):
+        return refused
     reasons: list[str] = ["in RAM: no GPU is used"]
-    seqs = wish.max_concurrency or 1
-    run = vllm_memory.Run(version=RELEASE, eager=True, max_num_seqs=seqs)
-    weights = model.weight_bytes  # computed in what it is stored in
-    peak = vllm_memory.activation_peak(model, run, 0)
-    room = hardware.ram_available * 0.95 - weights - peak - _CPU_OVERHEAD
-    sized = _size(model, run, room, wish, pinned, reasons) if room > 0 else vllm_rules.no(
-        f"{_of(model)} needs {gib(weights + peak + _CPU_OVERHEAD)} of RAM before any cache, "
+    dtype = wish.dtype or model.dtype
+    model = loaded(model, dtype)
+    run = vllm_memory.Run(
+        version=RELEASE,
+        eager=True,
+        tensor_parallel=ranks,
+        max_num_seqs=wish.max_concurrency or 1,
+        max_num_batched_tokens=wish.batch or _CPU_STEP,
+        kv_cache_dtype=wish.kv_cache_dtype,
+    )
+    weights = model.weight_bytes
+    peak = vllm_memory.activation_peak(model, run, 0) * ranks
+    overhead = cpu_overhead(ranks)
+    room = hardware.ram_available * 0.95 - weights - peak - overhead
+    sized = _size(model, run, room / ranks, wish, pinned, reasons) if room > 0 else vllm_rules.no(
+        f"{_of(model)} needs {gib(weights + peak + overhead)} of RAM before any cache, "
         f"{gib(hardware.ram_available)} are available",
-        weights + peak + _CPU_OVERHEAD, hardware.ram_available, "bytes",
+        weights + peak + overhead, hardware.ram_available, "bytes",
     )  # fmt: skip
     if isinstance(sized, Rejection):
         return sized
-    each = vllm_memory.request_bytes(model, run, sized["max_model_len"])
-    users = sized["max_concurrency"]
-    kv = each * (users if "max_concurrency" in pinned else min(users, _CPU_FULL_REQUESTS))
+    kv = vllm_memory.ram_cache(
+        model, run, sized["max_model_len"], _full_requests(sized["max_concurrency"], pinned)
+    )
     estimate = MemoryEstimate(
         device="ram",
         weights=int(weights),
-        kv=int(min(kv, room)),
+        kv=int(min(kv * ranks, room)),
         activations=int(peak),
-        overhead=_CPU_OVERHEAD,
+        overhead=overhead,
         capacity=hardware.ram_total,
         others=hardware.ram_total - hardware.ram_available,
     )
@@ -289,12 +314,23 @@ def _on_cpu(
         "gpu_memory_fraction": None,
         "gpu_layers": None,
         "threads": wish.threads or hardware.cpu_cores,
+        "batch": run.max_num_batched_tokens,
         "quantization": model.quantization,
-        "dtype": model.dtype,
-        "tensor_parallel": 1,
+        "dtype": dtype,
+        "tensor_parallel": ranks,
     }
     tuning = wish.model_copy(update=update)
     return Fit(tuning=tuning, estimate=(estimate,), reasons=tuple(reasons))
+
+
+def _full_requests(sequences: int, pinned: frozenset[str]) -> int:
+    """With a full context, for which the cache is made: all where a number was asked for."""
+    return sequences if "max_concurrency" in pinned else min(sequences, _CPU_FULL_REQUESTS)
+
+
+def cpu_overhead(ranks: int) -> int:
+    """Bytes of RAM that the processes take before weights and cache."""
+    return _CPU_OVERHEAD + (ranks - 1) * _CPU_RANK
 
 
 def _torch_free(gpu: Gpu, total: float) -> float:

@@ -35,7 +35,7 @@ _GRAPHS_PER_LAYER = (0.0125 * GIB, 0.04 * GIB)
 _VISION_ENCODER = 2.6 * GIB  # 2.5 .. 2.7 GiB of profile for vision models of 7B to 72B
 CONTEXT = 0.6 * GIB  # a CUDA context on an idle card: total minus free at start
 _LORA_BUFFERS = 0.2 * GIB
-_BLOCK = 16
+_BLOCK, _CPU_BLOCK = 16, 128
 _MXFP4_WIDTH = 256
 
 
@@ -263,6 +263,15 @@ def request_bytes(model: ModelSpec, run: Run, tokens: int, step: int = 2048) -> 
     ranks = run.tensor_parallel
     whole = sequence_bytes(model, tokens, run.kv_cache_dtype, ranks, step, windows=run.v1)
     return whole / run.pipeline_parallel
+
+
+def ram_cache(model: ModelSpec, run: Run, context: int, requests: int) -> float:
+    """Cache bytes of one rank on the processor for `requests` with a full `context`.
+
+    Blocks hold 128 tokens there, and one of them is never given out.
+    """
+    whole = math.ceil(context / _CPU_BLOCK) * _CPU_BLOCK
+    return requests * request_bytes(model, run, whole) + request_bytes(model, run, _CPU_BLOCK)
 
 
 def refusal(

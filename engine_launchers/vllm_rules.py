@@ -18,6 +18,7 @@ _AMD_QUANTIZATIONS: dict[str, tuple[str, ...]] = {  # artefact -> chips that hav
     "INT8": ("gfx90a", "gfx942", "gfx950"),
 }
 _NO_FLOAT16 = ("Gemma2", "Gemma3", "Glm4")  # their activations overflow: vLLM refuses to start
+MAX_RANK = 512
 SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
 _QUANTIZATIONS = {  # artefact -> lowest compute capability
     "AWQ": (7, 5), "GPTQ": (7, 5), "INT8": (7, 5), "INT4": (7, 5), "FP8": (8, 9),
@@ -31,6 +32,12 @@ def refuse_artefact(model: ModelSpec) -> Rejection | None:
         return no(f"reads safetensors, this is {model.format}; llama_cpp reads it")
     if model.quantization not in SIXTEEN and model.quantization not in _QUANTIZATIONS:
         return no(f"0.32 cannot load {model.quantization}; the pytorch engine or another variant")
+    for adapter in model.adapters:
+        if adapter.format != "safetensors":
+            return no(f"applies PEFT adapters, {adapter.name} is {adapter.format}")
+        if adapter.rank > MAX_RANK:
+            return no(f"adapter {adapter.name} has rank {adapter.rank}, {MAX_RANK} is the most",
+                            adapter.rank, MAX_RANK, "rank")  # fmt: skip
     return None
 
 
@@ -90,6 +97,21 @@ def refuse_parallel(model: ModelSpec, wish: Tuning) -> Rejection | None:
         return no(f"{model.layers} layers cannot make {stages} stages",
                         model.layers, stages, "layers")  # fmt: skip
     return None
+
+
+def refuse_cpu(model: ModelSpec, hardware: HardwareProfile, wish: Tuning) -> Rejection | None:
+    """Why it cannot run without a GPU; None where it can."""
+    if model.quantization not in SIXTEEN:
+        return no(f"runs {model.quantization} on GPUs only")
+    ranks, stages = wish.tensor_parallel or 1, wish.pipeline_parallel or 1
+    if stages > 1:
+        return no(f"pipeline parallel {stages} needs GPUs", stages, 1, "stages")
+    if ranks > hardware.cpu_cores:
+        return no(
+            f"tensor parallel {ranks} needs a core for each worker, there are "
+            f"{hardware.cpu_cores}", ranks, hardware.cpu_cores, "cores",
+        )  # fmt: skip
+    return refuse_parallel(model, wish)
 
 
 def dtype(model: ModelSpec, gpus: Sequence[Gpu], wish: Tuning, reasons: list[str]) -> str | None:

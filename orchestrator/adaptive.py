@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import secrets
+import shlex
 import sys
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -19,20 +20,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from engine_launchers import LAUNCHERS
 from engine_launchers.base import EnginePlan
 from engine_launchers.machine import HardwareProfile
 from orchestrator.child import Child, private_folder, remove_folder
 from orchestrator.detector import HardwareDetector, InferenceBackend
-from orchestrator.errors import ConfigError, EngineMissing, LaunchFailed, UnknownModel
+from orchestrator.errors import ConfigError, LaunchFailed, UnknownModel
 from orchestrator.loaded import GenerationResult, LoadedModel, request_body
 from orchestrator.settings import PREFIX, Settings, load_settings
 
 # What the library decides by itself, and what a person names by an argument of `load_model`.
 _OURS = {"host", "port", "admin_host", "admin_port", "allow_anonymous", "api_keys", "api_keys_file"}
 _ARGUMENTS = {"model": "model_path", "force_backend": "backend"}
-# Nobody but this interpreter waits for answers, and nothing shall outlive it for long.
-_CHOSEN = {"drain_s": 5.0, "lease_s": 30.0}
+# Nobody but this interpreter waits for answers, and nothing shall outlive it for long; there is
+# nobody to ask before an engine is installed.
+_CHOSEN = {"drain_s": 5.0, "lease_s": 30.0, "install_missing": True}
 _END_MARGIN_S = 15.0
 
 
@@ -80,14 +81,17 @@ class AdaptiveInferenceEngine:
         context: int | None = None,
         threads: int | None = None,
         quantization: str | None = None,
+        adapter_path: str | Path | None = None,
     ) -> EnginePlan:
         """Start serving a model, and return the plan when it can answer.
 
         `backend` overrides the machine's choice, `force_cpu` leaves every GPU alone. `context`
         (tokens per sequence), `threads` and `quantization` ("4bit", "8bit" or "none") are pinned
-        where they are given. The first model of an engine installs it, which takes minutes; the
-        steps go to the logger `orchestrator.adaptive` at level INFO. A model that is loaded is
-        drained and ended first. Blocks: in a coroutine use `asyncio.to_thread`.
+        where they are given. `adapter_path` is a LoRA adapter to apply; a `model_path` that is an
+        adapter's folder stands for its base model with it. The first model of an engine installs
+        it, which takes minutes; the steps go to the logger `orchestrator.adaptive` at level INFO. A
+        model that is loaded is drained and ended first. Blocks: in a coroutine use
+        `asyncio.to_thread`.
 
         Raises ConfigError, ModelInvalid, NoEngineFits, EngineMissing or LaunchFailed.
         """
@@ -98,6 +102,7 @@ class AdaptiveInferenceEngine:
             "context": context,
             "threads": threads,
             "quantization": quantization,
+            "adapter_path": str(adapter_path) if adapter_path else None,
         }
         settings = self._load(asked)
         with self._changing:
@@ -235,11 +240,6 @@ class AdaptiveInferenceEngine:
             chosen = InferenceBackend(backend)
         except ValueError:
             raise ConfigError(f"argument backend: {backend!r} is none of {names}") from None
-        if chosen.value not in LAUNCHERS:
-            raise EngineMissing(
-                f"engine {chosen.value}: this version starts {', '.join(LAUNCHERS)} only; leave "
-                "backend unset to get what runs here"
-            )
         return chosen.value
 
     def _start(self, settings: Settings, asked: Mapping[str, Any]) -> LoadedModel:
@@ -254,7 +254,7 @@ class AdaptiveInferenceEngine:
             "engines_dir": settings.engines,
         }
         final.pop("data_dir", None)
-        variables = {PREFIX + name.upper(): str(value) for name, value in final.items()}
+        variables = {PREFIX + name.upper(): _text(name, value) for name, value in final.items()}
         folder = private_folder(settings.data / "library")
         argv = [*self._command, "serve", "--tied", "--json", "--data-dir", str(folder)]
         limit = 2 * settings.stop_grace_s + _END_MARGIN_S
@@ -273,7 +273,7 @@ class AdaptiveInferenceEngine:
 
 
 class PyTorchEngine(AdaptiveInferenceEngine):
-    """The PyTorch engine by name: safetensors folders and adapters."""
+    """The PyTorch engine by name: models as they were trained, and LoRA adapters on them."""
 
     def load_model(
         self,
@@ -284,12 +284,13 @@ class PyTorchEngine(AdaptiveInferenceEngine):
         context: int | None = None,
         threads: int | None = None,
         quantization: str | None = None,
+        adapter_path: str | Path | None = None,
         load_in_4bit: bool = False,
         load_in_8bit: bool = False,
     ) -> EnginePlan:
-        """As AdaptiveInferenceEngine's; `load_in_4bit` is `quantization="4bit"`.
+        """As AdaptiveInferenceEngine's; `load_in_4bit` is `quantization="4bit"`: NF4 while loading.
 
-        Raises EngineMissing as long as this version cannot start the pytorch engine.
+        `model_path` may be an adapter's folder: its base model is loaded with it.
         """
         wanted = [w for w, on in (("4bit", load_in_4bit), ("8bit", load_in_8bit)) if on]
         if len({*wanted, *((quantization,) if quantization else ())}) > 1:
@@ -301,4 +302,12 @@ class PyTorchEngine(AdaptiveInferenceEngine):
             context=context,
             threads=threads,
             quantization=wanted[0] if wanted else quantization,
+            adapter_path=adapter_path,
         )
+
+
+def _text(name: str, value: object) -> str:
+    """A setting as an environment variable says it."""
+    if not isinstance(value, tuple | list):
+        return str(value)
+    return shlex.join(map(str, value)) if name == "engine_args" else ",".join(map(str, value))

@@ -1,21 +1,16 @@
-"""What would run: plans for any machine and any model, with nothing started.
-
-All engines are considered, those that this version cannot start yet too: a plan says so.
-"""
+"""What would run: plans for any machine and any model, with nothing started."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from engine_launchers import ENGINES, LAUNCHERS, load_launcher
+from engine_launchers import ENGINES, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.model import Adapter, ModelSpec
+from engine_launchers.model import ModelSpec
 from orchestrator.errors import EngineRoomError, NoEngineFits
 from orchestrator.models.resolve import Resolved, load_catalog
-from orchestrator.models.safetensors import PeftAdapter, read_adapter
 from orchestrator.planning.planner import Wish, make_plan
 from orchestrator.settings import Settings
 from orchestrator.tables import load_gpus, load_tiers
@@ -43,6 +38,8 @@ def wish_of(settings: Settings) -> Wish:
         users=settings.users,
         goal=settings.goal,
         force_cpu=settings.force_cpu,
+        compile=settings.enable_compile or None,
+        extra_args=settings.engine_args,
     )
 
 
@@ -61,30 +58,18 @@ class Advisor:
     def __init__(self, hardware: HardwareProfile, settings: Settings) -> None:
         self.hardware = without_gpus(hardware, "force_cpu") if settings.force_cpu else hardware
         self.launchers: dict[EngineName, Launcher] = {n: load_launcher(n) for n in ENGINES}
-        adapter = read_adapter(Path(settings.adapter_path)) if settings.adapter_path else None
-        self._adapters = _applied(adapter)
-        self._base = adapter.base_model if adapter else ""
-        rank = {"lora_rank": adapter.rank if adapter else None}
-        self._wish = wish_of(settings).model_copy(update=rank)
+        self._wish = wish_of(settings)
         self._tiers, self._table = load_tiers(), load_gpus()
 
     def plan(self, variants: Sequence[ModelSpec]) -> EnginePlan:
         """The best plan for one of these artefacts. Raises NoEngineFits with the numbers."""
-        if self._adapters:  # an adapter of safetensors belongs to a model of safetensors
-            apart = {"adapters": self._adapters}
-            variants = [m.model_copy(update=apart) for m in variants if m.format == "safetensors"]
         plan = make_plan(
             variants, self.hardware, self._tiers, self.launchers, self._wish, self._table
         )
         notes = list(plan.reasons)
-        if self._base and not plan.model.source.endswith(self._base):
-            notes.append(f"the adapter was trained on {self._base}: check that this is it")
         if plan.model.source.startswith("hf://"):
             address = plan.model.source.removeprefix("hf://")
             notes.append(f"not on this machine yet: `engineroom pull {address}` fetches it")
-        if plan.engine not in LAUNCHERS:
-            able = " and ".join(LAUNCHERS)
-            notes.append(f"`engineroom serve` of this version starts {able} only, not this plan")
         return plan.model_copy(update={"reasons": tuple(notes)})
 
     def plan_for(self, resolved: Resolved) -> EnginePlan:
@@ -127,21 +112,6 @@ def _order(line: Line) -> tuple[int, float, str]:
     rate = line.plan.expected.tokens_per_second
     slow = bool(rate and sum(rate) / 2 < _READING_SPEED)
     return (1 if slow else 0, -float(line.plan.model.params), line.name)
-
-
-def _applied(adapter: PeftAdapter | None) -> tuple[Adapter, ...]:
-    if adapter is None:
-        return ()
-    return (
-        Adapter(
-            name=adapter.path.name,
-            path=str(adapter.path),
-            format="safetensors",
-            rank=adapter.rank,
-            weight_bytes=adapter.weight_bytes,
-            always=True,
-        ),
-    )
 
 
 _READING_SPEED = 5.0  # tokens per second: slower than people read

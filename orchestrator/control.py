@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from engine_launchers.base import Quirks
+from engine_launchers.base import Quirks, Served
 
 LINE_LIMIT = 4 * 1024 * 1024
 
@@ -39,7 +39,8 @@ class ModelRoute(Message):
 
     `state` is the lifecycle state in lower case; `why` says in words what keeps the model from
     serving. `expected` tells whether waiting makes sense: False for a model that somebody stopped
-    or that failed. `routes` is the allow-list of upstream paths.
+    or that failed. `routes` is the allow-list of upstream paths. `served` holds every name that
+    clients may give, `name` first; empty means just that one.
     """
 
     name: str
@@ -51,10 +52,16 @@ class ModelRoute(Message):
     created: int
     routes: frozenset[str]
     quirks: Quirks
+    served: tuple[Served, ...] = ()
     chat_template: str | None = None
     bos_token: str | None = None
     eos_token: str | None = None
     replicas: tuple[Replica, ...] = ()
+
+    @property
+    def names(self) -> tuple[Served, ...]:
+        """`served`, or the one name that an empty tuple means."""
+        return self.served or (Served(name=self.name, model=self.name),)
 
 
 class GatewayConfig(Message):

@@ -22,6 +22,7 @@ class InferenceBackend(StrEnum):
     """An engine, by the name that settings and plans use."""
 
     VLLM = "vllm"
+    LLAMA_SERVER = "llama_server"
     LLAMA_CPP = "llama_cpp"
     PYTORCH = "pytorch"
 

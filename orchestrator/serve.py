@@ -24,10 +24,11 @@ from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.control import GatewayConfig
 from orchestrator.endings import on_parent_gone, on_signals
 from orchestrator.engines.choosing import Requirement
-from orchestrator.engines.shelf import Engine
+from orchestrator.engines.shelf import Shelf
 from orchestrator.errors import ConfigError, LaunchFailed
 from orchestrator.keys import key_policy
 from orchestrator.listening import listen, port_of, reserve
+from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
 from orchestrator.startup import Decision
@@ -92,13 +93,14 @@ def private_folder(path: Path) -> Path:
 
 
 async def serve(
-    settings: Settings, decision: Decision, audience: Audience, tied: bool = False
+    settings: Settings, decision: Decision, shelf: Shelf, audience: Audience, tied: bool = False
 ) -> None:
     """Run until SIGTERM or SIGINT, or until the admin API asks for the end.
 
-    `tied` also ends it when standard input closes: with the program that started it. A port 0
-    becomes a free port, which the audience and the other commands are told. Raises EngineRoomError
-    with one sentence where the start fails; nothing is left running then.
+    An engine that is missing is installed first, onto `shelf`. `tied` also ends it when standard
+    input closes: with the program that started it. A port 0 becomes a free port, which the audience
+    and the other commands are told. Raises EngineRoomError with one sentence where the start fails;
+    nothing is left running then.
     """
     began = asyncio.get_running_loop().time()
     keys = key_policy(settings)
@@ -125,12 +127,15 @@ async def serve(
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
         run = private_folder(settings.run)
         stack.callback(_remove_if_empty, run)
-        runtime = _runtime(settings, data, run)
-        gateway = _gateway(settings, keys.hashes, data, run, client)
-        engine = await _install(decision, audience, stopping)
-        if engine and not stopping.is_set():
-            orders = _orders(settings, decision, engine, run)
-            supervisor = Supervisor(orders, store, runtime, gateway, client)
+        program = await _program(shelf, decision, audience, stopping)
+        if program is not None:
+            supervisor = Supervisor(
+                _orders(settings, decision, program, run),
+                store,
+                {"process": _runtime(settings, data, run), "external": ExternalRuntime()},
+                _gateway(settings, keys.hashes, data, run, client),
+                client,
+            )
             admin = _admin(supervisor, token, stopping)
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
@@ -199,13 +204,14 @@ def _announce_file(settings: Settings, decision: Decision) -> Addresses:
     return addresses
 
 
-async def _install(
-    decision: Decision, audience: Audience, stopping: asyncio.Event
-) -> Engine | None:
-    """The engine of the plan, made where it is missing; None where that was given up."""
-    if not isinstance(decision.engine, Requirement):
-        return decision.engine
-    work = asyncio.create_task(decision.shelf.install(decision.engine, audience.installing))
+async def _program(
+    shelf: Shelf, decision: Decision, audience: Audience, stopping: asyncio.Event
+) -> str | None:
+    """The plan's engine as a program, installed where it is missing; None if the end came first."""
+    need = decision.engine
+    if not isinstance(need, Requirement):
+        return need.program if need else ""
+    work = asyncio.create_task(shelf.install(need, audience.installing))
     asked = asyncio.create_task(stopping.wait())
     await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
@@ -213,15 +219,15 @@ async def _install(
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
         return None
-    return work.result()
+    return work.result().program
 
 
-def _orders(settings: Settings, decision: Decision, engine: Engine, run: Path) -> Orders:
+def _orders(settings: Settings, decision: Decision, program: str, run: Path) -> Orders:
     return Orders(
         plans=(decision.plan,),
         fingerprints={decision.plan.model.id: decision.fingerprint},
         hardware=decision.hardware,
-        programs={engine.name: engine.program},
+        programs={decision.plan.engine: program},
         launchers=decision.launchers,
         policy=Policy(
             restart_limit=settings.restart_limit,

@@ -21,6 +21,18 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
+from orchestrator.setting_types import (
+    Arguments,
+    Backend,
+    Goal,
+    NamedPaths,
+    Names,
+    Port,
+    PositiveSeconds,
+    Quantization,
+    Seconds,
+    lower,
+)
 
 PREFIX = "ENGINEROOM_"
 
@@ -41,18 +53,6 @@ DOCUMENT_VARIABLES: dict[str, str] = {
 _NOT_SETTINGS = {"ENGINEROOM_CONFIG"}
 
 
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(_lower)]
-Backend = Annotated[Literal["vllm", "llama_cpp", "pytorch"], BeforeValidator(_lower)]
-Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeValidator(_lower)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-
-
 def default_data_dir(env: Mapping[str, str]) -> Path:
     """`$XDG_DATA_HOME/engineroom`, else `~/.local/share/engineroom`."""
     base = env.get("XDG_DATA_HOME")
@@ -69,22 +69,40 @@ class Settings(BaseSettings):
         min_length=1,
         description="A catalog name, `demo`, a GGUF file, a folder, or owner/name of a hub.",
     )
+    aliases: Names = Field((), description="Further names of the model for clients.")
     adapter_path: str | None = Field(
-        None, description="LoRA adapter to plan with (`serve` cannot apply it yet)."
+        None, description="LoRA adapter to apply: the model's name means the model with it."
+    )
+    adapters: NamedPaths = Field(
+        (), description="More LoRA adapters, NAME=PATH each: clients ask for them as models."
     )
     quantization: Quantization | None = Field(
         None, description="4bit, 8bit or none; unset lets the hardware tier choose."
     )
     force_backend: Backend | None = Field(
-        None, description="vllm, llama_cpp or pytorch instead of the tier's choice."
+        None,
+        description="vllm, llama_server, llama_cpp or pytorch instead of the planner's choice.",
+    )
+    engine_version: str | None = Field(
+        None, min_length=1, description="Version of that engine; unset takes the newest installed."
+    )
+    engine_path: Path | None = Field(
+        None, description="Program of that engine, used as it is instead of an installed one."
+    )
+    engine_url: str | None = Field(
+        None, description="A running server of that engine, http://host:port, used as it is."
+    )
+    engine_args: Arguments = Field(
+        (), description="Flags for the engine's command line, as a shell reads them; they win."
+    )
+    install_missing: bool = Field(
+        False, description="Install an engine that is missing without asking."
     )
     force_cpu: bool = Field(False, description="Use no GPU, whatever the machine has.")
     tensor_parallel_size: int | None = Field(
-        None, ge=1, le=1024, description="GPUs per engine (vLLM only; `serve` takes 1)."
+        None, ge=1, le=1024, description="GPUs, or processor groups, per engine (vLLM only)."
     )
-    enable_compile: bool = Field(
-        False, description="torch.compile for the PyTorch engine (not supported yet)."
-    )
+    enable_compile: bool = Field(False, description="torch.compile for the PyTorch engine.")
     context: int | None = Field(
         None, ge=64, le=16_777_216, description="Tokens per sequence; unset takes the tier's."
     )
@@ -157,7 +175,7 @@ class Settings(BaseSettings):
     half_open_s: PositiveSeconds = Field(
         300.0, description="A FAILED engine is tried again after this, seconds."
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = (
         Field("info", description="debug, info, warning or error.")
     )
     log_max_bytes: int = Field(

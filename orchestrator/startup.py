@@ -1,110 +1,140 @@
-"""From settings to a decision: what this version refuses, the machine, the plan that follows."""
+"""From settings to a decision: the machine, the model, the engines that can be had, the plan."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine_launchers import LAUNCHERS, load_launcher
+from engine_launchers import ENGINES, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
 from orchestrator.advice import wish_of, without_gpus
 from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.shelf import Engine, Shelf
-from orchestrator.engines.table import EngineTable
-from orchestrator.errors import ConfigError, ModelInvalid
+from orchestrator.errors import ConfigError, EngineMissing, ModelInvalid, NoEngineFits
+from orchestrator.external import plan_of
 from orchestrator.hardware import probe
-from orchestrator.models.resolve import Resolved, resolve
-from orchestrator.planning.planner import fingerprint, make_plan
+from orchestrator.models.chosen import chosen
+from orchestrator.models.resolve import Resolved
+from orchestrator.planning.planner import Wish, fingerprint, make_plan
 from orchestrator.resources import demo_dir
 from orchestrator.runtimes.process import resident_bytes
 from orchestrator.settings import Settings
 from orchestrator.tables import load_gpus, load_tiers
 
+Offer = Callable[[Requirement], bool]
+"""Asked whether a missing engine shall be installed."""
+
+# Where an engine listens, what it serves and who may use it is ours to say; a key on a command
+# line is read by every user of the machine.
+_OURS = frozenset(
+    {"--host", "--port", "--uds", "--model", "-m", "--alias", "-a", "--model_alias"}
+    | {"--served-model-name", "--api-key", "--api_key", "--api-key-file"}
+)
+
 
 @dataclass(frozen=True)
 class Decision:
-    """What will run, on what."""
+    """What will run, on what, and where its program is.
+
+    `engine` is a Requirement where it has to be installed first, None for a server that runs.
+    `second` says why the first choice was not taken, empty where it was.
+    """
 
     hardware: HardwareProfile
     plan: EnginePlan
     fingerprint: str
     launchers: Mapping[EngineName, Launcher]
-    shelf: Shelf
-    engine: Engine | Requirement
+    engine: Engine | Requirement | None
+    second: str = ""
 
 
 @dataclass(frozen=True)
-class Means:
-    """What a caller brings who has launchers of their own: those, and where they come from."""
+class _Choice:
+    """The engines of this machine: those to choose from, and why not the others."""
 
-    launchers: Mapping[EngineName, Launcher]
-    engines: EngineTable
+    found: Mapping[EngineName, Engine | Requirement]
+    absent: Mapping[EngineName, str]
+
+    def ready(self) -> _Choice:
+        """Those that are here already; the others are told how to be had."""
+        here = {name: each for name, each in self.found.items() if isinstance(each, Engine)}
+        rest = {name: _how_to_get(name) for name in self.found if name not in here}
+        return _Choice(here, {**self.absent, **rest})
 
 
 def all_launchers() -> dict[EngineName, Launcher]:
     """Every engine that this version can start."""
-    return {name: load_launcher(name) for name in LAUNCHERS}
+    return {name: load_launcher(name) for name in ENGINES}
 
 
-def refuse_unsupported(settings: Settings, launchers: Mapping[EngineName, Launcher]) -> None:
-    """Raise ConfigError for a setting that would otherwise be ignored."""
-    able = ", ".join(launchers)
+def shelf_of(settings: Settings) -> Shelf:
+    """The engines of this user; what their builds keep lies in the cache folder."""
+    return Shelf(settings.engines, os.environ, cache=settings.cache)
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Raise ConfigError for settings that cannot be true together, or are not a person's to set."""
     if settings.port == settings.admin_port != 0:
         raise ConfigError(f"port and admin_port are both {settings.port}: choose two")
-    if settings.force_backend and settings.force_backend not in launchers:
-        raise ConfigError(
-            f"FORCE_BACKEND={settings.force_backend}: this version starts {able} only; unset it"
-        )
-    if settings.adapter_path:
-        raise ConfigError(
-            f"ADAPTER_PATH={settings.adapter_path}: this version cannot apply adapters yet; unset "
-            "it, or serve a GGUF file into which the adapter was merged"
-        )
-    if settings.tensor_parallel_size not in (None, 1):
-        raise ConfigError(
-            f"TENSOR_PARALLEL_SIZE={settings.tensor_parallel_size}: {able} runs on one device; "
-            "unset it or set 1"
-        )
-    for name in ("gpu_layers", "gpu_memory_utilization"):
-        if getattr(settings, name) not in (None, 0):
-            raise ConfigError(f"{name}: this version serves from the processor only; unset it")
-    if settings.users not in (None, 1):
-        raise ConfigError(f"users={settings.users}: {able} answers one request at a time; unset it")
-    if settings.enable_compile:
-        raise ConfigError(
-            "ENABLE_COMPILE=1: torch.compile belongs to the pytorch engine, which this version "
-            "cannot start yet; unset it"
-        )
+    for name in ("engine_path", "engine_url", "engine_version"):
+        if getattr(settings, name) and not settings.force_backend:
+            raise ConfigError(f"{name}: say which engine it is with --engine")
+    ways = [n for n in ("engine_path", "engine_url", "engine_version") if getattr(settings, n)]
+    if len(ways) > 1:
+        raise ConfigError(f"{' and '.join(ways)}: each names the engine by itself; give one")
+    if settings.engine_url and (settings.adapter_path or settings.adapters):
+        raise ConfigError("engine_url: adapters are loaded by whoever runs that server")
+    for word in settings.engine_args:
+        if word.split("=")[0] in _OURS:
+            raise ConfigError(f"engine_args: {word.split('=')[0]} is set by Engine Room itself")
 
 
-def shelf_of(settings: Settings, table: EngineTable | None = None) -> Shelf:
-    """The engines that `settings` lead to."""
-    return Shelf(settings.engines, os.environ, table, settings.cache)
+def decide(
+    settings: Settings,
+    shelf: Shelf,
+    launchers: Mapping[EngineName, Launcher] | None = None,
+    offer: Offer = lambda need: False,
+) -> Decision:
+    """Probe, read the model, look for engines, plan.
 
-
-def decide(settings: Settings, means: Means | None = None) -> Decision:
-    """Probe, read the model, plan. Raises ConfigError, ModelInvalid, NoEngineFits, EngineMissing.
-
-    Nothing is installed: the decision's `engine` is what is there, or what would have to be.
+    The plan is the best of all engines that are here or could be installed. Where its engine is
+    missing and `offer` says no, it is the best of those that are here, and says so. Raises
+    ConfigError, ModelInvalid, EngineMissing or NoEngineFits.
     """
-    able = all_launchers() if means is None else means.launchers
-    refuse_unsupported(settings, able)
-    models = _servable(resolve(settings.model, demo_dir(), settings.quantization))
-    hardware = machine(settings)
-    why = "force_cpu" if settings.force_cpu else "this version builds llama.cpp for processors"
-    hardware = without_gpus(_with_ours(hardware, settings), why)
-    # The artefact was chosen by the wish already; what it holds is not asked again.
-    wish = wish_of(settings).model_copy(update={"tensor_parallel": None})
-    plan = make_plan(models, hardware, load_tiers(), able, wish, load_gpus())
-    changed = Path(plan.model.source).stat().st_mtime_ns
-    name = fingerprint(wish, plan.model, plan.engine_version, changed)
-    shelf = shelf_of(settings, means.engines if means else None)
-    engine = shelf.find(plan.engine, hardware, version=plan.engine_version)
-    return Decision(hardware, plan, name, able, shelf, engine)
+    able = all_launchers() if launchers is None else dict(launchers)
+    refuse_contradictions(settings)
+    if settings.engine_url and settings.force_backend:
+        return _external(settings, settings.engine_url, able[settings.force_backend], able)
+    resolved = chosen(
+        settings.model, demo_dir(), None, settings.adapter_path, settings.adapters, settings.aliases
+    )
+    hardware = _with_ours(machine(settings), settings)
+    if settings.force_cpu:
+        hardware = without_gpus(hardware, "force_cpu")
+    wish = wish_of(settings)
+    choice = _engines(settings, shelf, able, hardware)
+    plan = _planned(_servable(resolved, wish, hardware, able), hardware, able, wish, choice)
+    engine, second = choice.found[plan.engine], ""
+    if isinstance(engine, Requirement) and not offer(engine):
+        second = f"{plan.id} would be the first choice: {_how_to_get(plan.engine)}"
+        plan = _without(second, resolved, hardware, able, wish, choice.ready())
+        engine = choice.found[plan.engine]
+    plan = plan.model_copy(update={"aliases": settings.aliases, "engine_version": engine.version})
+    name = fingerprint(wish, plan, _changed(Path(plan.model.source)))
+    return Decision(hardware, plan, name, able, engine, second)
+
+
+def _external(
+    settings: Settings, url: str, launcher: Launcher, able: Mapping[EngineName, Launcher]
+) -> Decision:
+    model = settings.model if "model" in settings.model_fields_set else None
+    plan = plan_of(url, launcher.name, launcher, model, settings.users)
+    plan = plan.model_copy(update={"aliases": settings.aliases})
+    return Decision(machine(settings), plan, fingerprint(wish_of(settings), plan, 0), able, None)
 
 
 def machine(settings: Settings) -> HardwareProfile:
@@ -112,20 +142,94 @@ def machine(settings: Settings) -> HardwareProfile:
     return probe(bandwidth_cache=settings.cache)
 
 
-def _servable(resolved: Resolved) -> tuple[ModelSpec, ...]:
-    """The GGUF variants that lie on this machine: this version serves no others."""
-    ggufs = [each for each in resolved.variants if each.format == "gguf"]
-    here = tuple(each for each in ggufs if not each.source.startswith("hf://"))
-    if here:
+def _engines(
+    settings: Settings,
+    shelf: Shelf,
+    able: Mapping[EngineName, Launcher],
+    hardware: HardwareProfile,
+) -> _Choice:
+    found: dict[EngineName, Engine | Requirement] = {}
+    absent: dict[EngineName, str] = {}
+    for name in able:
+        mine = name == settings.force_backend
+        if settings.force_backend and not mine:
+            continue
+        try:
+            found[name] = shelf.find(
+                name,
+                hardware,
+                version=settings.engine_version if mine else None,
+                path=settings.engine_path if mine else None,
+            )
+        except EngineMissing as error:
+            if mine:
+                raise
+            absent[name] = error.message
+    return _Choice(found, absent)
+
+
+def _planned(
+    models: tuple[ModelSpec, ...],
+    hardware: HardwareProfile,
+    able: Mapping[EngineName, Launcher],
+    wish: Wish,
+    choice: _Choice,
+) -> EnginePlan:
+    launchers = {name: able[name] for name in choice.found}
+    blind = frozenset(n for n, each in choice.found.items() if each.flavour == "cpu")
+    tiers, table = load_tiers(), load_gpus()
+    plan = make_plan(models, hardware, tiers, launchers, wish, table, choice.absent, blind)
+    notes = []
+    if hardware.gpus and plan.engine in blind:
+        notes.append(f"{plan.engine} is built for the processor here: GPUs are not used")
+    if wish.compile and plan.engine != "pytorch":
+        notes.append(f"ENABLE_COMPILE: {plan.engine} compiles by itself, or not at all")
+    return plan.model_copy(update={"reasons": (*plan.reasons, *notes)})
+
+
+def _without(
+    why: str,
+    resolved: Resolved,
+    hardware: HardwareProfile,
+    able: Mapping[EngineName, Launcher],
+    wish: Wish,
+    choice: _Choice,
+) -> EnginePlan:
+    """The best plan of the engines that are here; `why` tells what was wanted instead."""
+    try:
+        plan = _planned(_servable(resolved, wish, hardware, able), hardware, able, wish, choice)
+    except NoEngineFits as error:
+        reason = "" if not choice.found else f" (of those installed, {error.message})"
+        raise EngineMissing(f"{why}{reason}") from error
+    return plan.model_copy(update={"reasons": (*plan.reasons, why)})
+
+
+def _how_to_get(name: EngineName) -> str:
+    return f"{name} is not installed: run `engineroom engines install {name}`, or add --yes"
+
+
+def _servable(
+    resolved: Resolved,
+    wish: Wish,
+    hardware: HardwareProfile,
+    able: Mapping[EngineName, Launcher],
+) -> tuple[ModelSpec, ...]:
+    """The artefacts that lie on this machine; raises ModelInvalid saying which to fetch."""
+    here = tuple(each for each in resolved.variants if not each.source.startswith("hf://"))
+    if here or not resolved.variants:
         return here
-    if ggufs:
-        address = ggufs[0].source.removeprefix("hf://")
-        raise ModelInvalid(
-            f"{resolved.name}: not on this machine yet: run `engineroom pull {address}` first"
-        )
+    plan = make_plan(resolved.variants, hardware, load_tiers(), able, wish, load_gpus())
+    address = plan.model.source.removeprefix("hf://")
     raise ModelInvalid(
-        f"{resolved.name}: a folder of safetensors; this version serves GGUF files only: give one"
+        f"{resolved.name}: not on this machine yet: run `engineroom pull {address}` first "
+        f"({plan.id} would run it)"
     )
+
+
+def _changed(source: Path) -> int:
+    """When a model's files were last written, nanoseconds since the epoch."""
+    files = [source, *source.iterdir()] if source.is_dir() else [source]
+    return max(each.stat().st_mtime_ns for each in files)
 
 
 def _with_ours(hardware: HardwareProfile, settings: Settings) -> HardwareProfile:

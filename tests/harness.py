@@ -51,6 +51,16 @@ async def eventually(check: Callable[[], object], seconds: float, what: str) -> 
     await asyncio.to_thread(until, check, seconds, what)
 
 
+def watched_by(pid: int) -> list[int]:
+    """The processes that another one holds pidfds of."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            lines = file.read_text().splitlines()
+            found += [int(line.split()[1]) for line in lines if line.startswith("Pid:")]
+    return found
+
+
 def clean_env(**more: str) -> dict[str, str]:
     """The test's environment without what would be read as settings."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("ENGINEROOM_")}

@@ -17,16 +17,28 @@ from orchestrator.cli import show
 from orchestrator.cli.client import Server, ask, checked, find_server
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.options import (
+    AdapterPath,
+    Adapters,
+    Aliases,
     Backend,
     Config,
     Context,
     DataDir,
     Drain,
+    EngineArgs,
+    EnginePath,
+    EngineVersion,
     ForceCpu,
+    Goal,
+    GpuLayers,
     Json,
+    MemoryShare,
     Model,
+    Parallel,
     Quantization,
     Threads,
+    Users,
+    given,
     out,
     print_json,
 )
@@ -36,8 +48,8 @@ from orchestrator.cli.serving import Screen
 from orchestrator.errors import ControlUnavailable, EngineRoomError
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
-from orchestrator.settings import Settings, load_settings
-from orchestrator.startup import decide
+from orchestrator.settings import load_settings
+from orchestrator.startup import decide, shelf_of
 
 app = typer.Typer(
     name="engineroom",
@@ -73,10 +85,27 @@ def serve(
     admin_host: Annotated[str | None, typer.Option(help="Address of the admin API.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin API [8002].")] = None,
     context: Context = None,
+    users: Users = None,
+    goal: Goal = None,
     threads: Threads = None,
     quantization: Quantization = None,
+    aliases: Aliases = None,
+    adapter_path: AdapterPath = None,
+    adapters: Adapters = None,
     force_backend: Backend = None,
+    engine_version: EngineVersion = None,
+    engine_path: EnginePath = None,
+    engine_url: Annotated[
+        str | None, typer.Option(help="A running server, http://host:port, used as it is.")
+    ] = None,
+    engine_args: EngineArgs = None,
     force_cpu: ForceCpu = None,
+    tensor_parallel_size: Parallel = None,
+    gpu_memory_utilization: MemoryShare = None,
+    gpu_layers: GpuLayers = None,
+    install_missing: Annotated[
+        bool | None, typer.Option("--yes", help="Install a missing engine without asking.")
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.")] = None,
     drain_s: Drain = None,
     allow_anonymous: Annotated[
@@ -91,14 +120,16 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Start everything for one model and serve it until Ctrl-C or SIGTERM."""
-    flags = {key: value for key, value in locals().items() if key in Settings.model_fields}
-    settings = load_settings(flags, file=config)
+    settings = load_settings(given(locals()), file=config)
     configure(settings.log_level)
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
-    decision = decide(settings, call.obj)  # the means of a caller who brings their own
-    screen.begin(decision.plan)
-    asyncio.run(serve_forever(settings, decision, screen, tied))
+    shelf = shelf_of(settings)
+    offer = screen.offer if not settings.install_missing else (lambda need: True)
+    # The launchers of a caller who brings their own come in the context.
+    decision = decide(settings, shelf, call.obj, offer)
+    screen.begin(decision.plan, decision.second)
+    asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
 
 
 @app.command()

@@ -13,22 +13,30 @@ from engine_launchers.machine import HardwareProfile
 from orchestrator.advice import Advisor
 from orchestrator.cli import show, show_plan
 from orchestrator.cli.options import (
+    AdapterPath,
+    Adapters,
     Backend,
     Config,
     Context,
     DataDir,
+    EngineArgs,
     ForceCpu,
     Goal,
+    GpuLayers,
     Json,
+    MemoryShare,
     Model,
+    Parallel,
     Quantization,
     Threads,
+    Users,
+    given,
     out,
     print_json,
 )
 from orchestrator.engines.shelf import Engine
 from orchestrator.errors import ConfigError, EngineMissing
-from orchestrator.models.resolve import resolve
+from orchestrator.models.chosen import chosen as chosen_model
 from orchestrator.planning.hypothetical import MOST_GPUS
 from orchestrator.planning.hypothetical import machine as imagine
 from orchestrator.resources import demo_dir
@@ -63,25 +71,17 @@ def plan(
     ] = None,
     goal: Goal = None,
     context: Context = None,
-    users: Annotated[
-        int | None, typer.Option(help="Requests with a full context that must fit at once.")
-    ] = None,
+    users: Users = None,
     threads: Threads = None,
     quantization: Quantization = None,
-    adapter_path: Annotated[
-        str | None, typer.Option(help="A LoRA adapter's folder, to be applied.")
-    ] = None,
+    adapter_path: AdapterPath = None,
+    adapters: Adapters = None,
     force_backend: Backend = None,
+    engine_args: EngineArgs = None,
     force_cpu: ForceCpu = None,
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option(help="GPUs per engine; pins the plan.")
-    ] = None,
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of a card for vLLM; pins the plan.")
-    ] = None,
-    gpu_layers: Annotated[
-        int | None, typer.Option(help="Layers on the GPU for llama.cpp; pins the plan.")
-    ] = None,
+    tensor_parallel_size: Parallel = None,
+    gpu_memory_utilization: MemoryShare = None,
+    gpu_layers: GpuLayers = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Rank the catalog: what can this machine run?")
     ] = False,
@@ -96,8 +96,7 @@ def plan(
 
     A dry run for this machine, or for any other.
     """
-    flags = {key: value for key, value in locals().items() if key in Settings.model_fields}
-    settings = load_settings(flags, file=config)
+    settings = load_settings(given(locals()), file=config)
     if everything and model is not None:
         raise typer.BadParameter("give a model or --all, not both")
     advisor = Advisor(_machine(settings, gpu or [], vram_gb, ram_gb, cpus, hardware), settings)
@@ -108,7 +107,9 @@ def plan(
         else:
             show_plan.ranking(out(), advisor.hardware, lines, explain)
         return
-    resolved = resolve(settings.model, demo_dir())
+    resolved = chosen_model(
+        settings.model, demo_dir(), None, settings.adapter_path, settings.adapters
+    )
     chosen = advisor.plan_for(resolved)
     spec = _command(advisor, settings, chosen)
     if as_json:
@@ -172,14 +173,12 @@ def _contradiction(profile: HardwareProfile) -> str:
 
 
 def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> LaunchSpec:
-    """The command line, with the engine's program on this machine; its bare name elsewhere."""
-    spec = advisor.launchers[chosen.engine].command(chosen, Listen(port=_EXAMPLE_PORT))
+    """The command line, with the program that the engine has, or would have, on this machine."""
     shelf = shelf_of(settings)
-    entry = shelf.table.engines[chosen.engine]
+    spec = advisor.launchers[chosen.engine].command(chosen, Listen(port=_EXAMPLE_PORT))
     try:
         found = shelf.find(chosen.engine, advisor.hardware)
-    except EngineMissing:
-        return spec.with_engine(entry.command or Path(entry.program).name)
-    if isinstance(found, Engine):
-        return spec.with_engine(found.program)
-    return spec.with_engine(str(shelf.path(found) / found.program))
+    except EngineMissing:  # another machine's plan: what it needs cannot be installed here
+        return spec.with_engine(chosen.engine)
+    program = found.program if isinstance(found, Engine) else str(shelf.path(found) / found.program)
+    return spec.with_engine(program)

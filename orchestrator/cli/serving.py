@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 
+import typer
 from rich.console import Console
 
 from engine_launchers.base import EnginePlan
 from orchestrator import __version__
 from orchestrator.cli.progress import InstallationLine
 from orchestrator.cli.show import gib, print_plain
+from orchestrator.engines.choosing import Requirement
 from orchestrator.serve import Addresses
 
 QUESTION = "What products do you recommend?"
@@ -26,14 +29,25 @@ class Screen:
         self._steps = steps and as_json
         self._line = InstallationLine(notes, "the engine", self._step)
 
-    def begin(self, plan: EnginePlan) -> None:
-        """Before anything is started."""
+    def offer(self, need: Requirement) -> bool:
+        """Ask a person at a terminal whether to install an engine; programs decline."""
+        if self._json or not (sys.stdin.isatty() and self._notes.is_terminal):
+            return False
+        size = gib(need.disk_bytes)
+        question = f"{need.engine} {need.version} is not installed (up to {size} of disk). Install"
+        return typer.confirm(question, default=True, err=True)
+
+    def begin(self, plan: EnginePlan, second: str = "") -> None:
+        """Before anything is started; `second` says why this is not the first choice."""
         need = gib(sum(part.total for part in plan.estimate))
         self._notes.print(f"[bold]Engine Room[/bold] {__version__}")
         line = f"{plan.model.id} on {plan.engine} {plan.engine_version}, tier {plan.tier}, "
         line += f"context {plan.tuning.max_model_len}, about {need} of memory"
         self._notes.print(line)
         self._step(line, 0)
+        if second:
+            print_plain(self._notes, second)
+            self._step(second, 0)
 
     def installing(self, line: str, seconds: float) -> None:
         """One line that is rewritten on a terminal, a line every ten seconds elsewhere."""

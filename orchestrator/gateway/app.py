@@ -103,7 +103,7 @@ class Gateway:
         return JSONResponse({"models": [self._model(route.name) for route in self.router.routes()]})
 
     def _model(self, name: str) -> dict[str, object]:
-        route = self.router.find(name)
+        route = self.router.find(name).route
         running, waiting = self.router.model_load(name)
         return {
             "name": name,
@@ -111,6 +111,8 @@ class Gateway:
             "ready": self.router.ready(name),
             "why": route.why,
             "engine": route.engine,
+            "aliases": [each.name for each in route.names[1:] if each.adapter is None],
+            "adapters": sorted({each.adapter for each in route.names if each.adapter}),
             "context": route.context,
             "in_flight": running,
             "waiting": waiting,
@@ -118,7 +120,7 @@ class Gateway:
 
     async def openai_models(self, _: Request) -> Response:
         """GET /v1/models."""
-        data = [self._openai_model(route.name) for route in self.router.routes()]
+        data = [self._openai_model(each.served.name) for each in self.router.targets()]
         return JSONResponse({"object": "list", "data": data})
 
     async def openai_model(self, request: Request) -> Response:
@@ -126,9 +128,12 @@ class Gateway:
         return JSONResponse(self._openai_model(request.path_params["model"]))
 
     def _openai_model(self, name: str) -> dict[str, object]:
-        route = self.router.find(name)
+        target = self.router.find(name)
+        route = target.route
         head = {"id": name, "object": "model", "created": route.created, "owned_by": "engineroom"}
-        return {**head, "max_model_len": route.context}
+        # As vLLM tells it: the model behind another name, and whose adapter this is.
+        parent = {"root": route.name, "parent": route.name if target.served.adapter else None}
+        return {**head, **parent, "max_model_len": route.context}
 
     async def show_metrics(self, _: Request) -> Response:
         """GET /metrics."""

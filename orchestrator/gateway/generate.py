@@ -29,10 +29,9 @@ class GenerateRequest(BaseModel):
     stream: StrictBool = False
 
 
-def to_completion(request: GenerateRequest, model: str, quirks: Quirks) -> dict[str, Any]:
-    """The engine's completion body; always a stream, so that leaving frees the engine."""
+def to_completion(request: GenerateRequest, quirks: Quirks) -> dict[str, Any]:
+    """The engine's completion body without its model; always a stream, so leaving frees it."""
     body: dict[str, Any] = {
-        "model": model,
         "prompt": request.prompt,
         "max_tokens": request.max_new_tokens,
         "temperature": request.temperature if request.do_sample else 0,

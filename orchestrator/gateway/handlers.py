@@ -84,9 +84,11 @@ class Generating:
     async def _generate(
         self, exchange: Exchange, request: GenerateRequest, facts: Facts, stream: bool
     ) -> None:
-        route = self._router.find(request.model)
+        target = self._router.find(request.model)
+        route = target.route
         facts.model = route.name
-        body = to_completion(request, route.name, route.quirks)
+        body = {**to_completion(request, route.quirks), **target.call}
+        body = openai.asking_usage(body, route.quirks)
         async with self._call(route.name, _COMPLETIONS, body) as call:
             parts: list[str] = []
             async with aclosing(call.stream.chunks()) as chunks:
@@ -108,7 +110,7 @@ class Generating:
             await exchange.send_event(event(last))
             await exchange.finish()
         else:
-            name = {"model": route.name}
+            name = {"model": target.served.name}
             await exchange.json(result(text, facts.tokens, seconds, reason, **name))
 
     async def _openai(
@@ -118,13 +120,15 @@ class Generating:
         facts: Facts,
         path: str,
     ) -> None:
-        route = self._router.find(request.model)
+        target = self._router.find(request.model)
+        route, name = target.route, target.served.name
         facts.model = route.name
         if path not in route.routes:
             raise BadRequest(f"the engine of {route.name} does not offer {path}")
         quirks = route.quirks
         allowed = quirks.chat_fields if path == _CHAT else quirks.completion_fields
-        body = openai.upstream_body(request, route.name, allowed)
+        body = {**openai.upstream_body(request, allowed), **target.call}
+        body = openai.asking_usage(body, quirks)
         values: list[dict[str, Any]] = []
         parts: list[str] = []
         async with self._call(route.name, path, body) as call:
@@ -136,10 +140,10 @@ class Generating:
                     if not chunk.value["choices"]:
                         continue  # the engine's usage chunk: ours follows if it was asked for
                     if request.stream:
-                        values = [chunk.value]
-                        await exchange.send_event(_frame(chunk))
+                        values = [{**chunk.value, "model": name}]
+                        await exchange.send_event(_frame(chunk, name))
                     else:
-                        values.append(chunk.value)
+                        values.append({**chunk.value, "model": name})
             facts.tokens = await self._completion_tokens(call, parts)
             counts = call.stream.guard.usage or openai.usage(call.prompt_tokens, facts.tokens)
         if not request.stream:
@@ -152,7 +156,7 @@ class Generating:
     @asynccontextmanager
     async def _call(self, model: str, path: str, body: dict[str, Any]) -> AsyncIterator[Call]:
         """Lease a replica and call it; tried once more where the first was not even reached."""
-        self._upstream.refuse_hopeless(self._router.find(model), body)
+        self._upstream.refuse_hopeless(self._router.find(model).route, body)
         for attempt in range(1, _TRIES + 1):
             async with AsyncExitStack() as stack:
                 lease = await stack.enter_async_context(self._router.lease(model, attempt > 1))
@@ -161,7 +165,8 @@ class Generating:
                 began = time.monotonic()
                 try:
                     tokens = await self._upstream.prompt_tokens(lease.route, lease.replica, body)
-                    opening = self._upstream.stream(lease.replica, path, body, tokens)
+                    most = tokens or self._upstream.most_tokens(lease.route, body)
+                    opening = self._upstream.stream(lease.replica, path, body, most)
                     stream = await stack.enter_async_context(opening)
                 except NotReached as error:
                     if attempt == _TRIES:
@@ -209,10 +214,10 @@ class Generating:
             return len(parts)
 
 
-def _frame(chunk: Chunk) -> bytes:
-    """The engine's event, byte for byte where it is one line."""
-    if "\n" in chunk.raw or "\r" in chunk.raw:
-        return event(chunk.value)
+def _frame(chunk: Chunk, model: str) -> bytes:
+    """The engine's event, byte for byte where it is one line and names the model as asked."""
+    if "\n" in chunk.raw or "\r" in chunk.raw or chunk.value.get("model") != model:
+        return event({**chunk.value, "model": model})
     return b"data: " + chunk.raw.encode() + b"\n\n"
 
 

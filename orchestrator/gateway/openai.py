@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from engine_launchers.base import Quirks
 from orchestrator.errors import BadRequest, UnsupportedParameter
 from orchestrator.gateway.generate import Number, StopText
 
@@ -161,10 +162,13 @@ class ChatRequest(_Common):
 
 
 def upstream_body(
-    request: CompletionRequest | ChatRequest, model: str, allowed: frozenset[str]
+    request: CompletionRequest | ChatRequest, allowed: frozenset[str]
 ) -> dict[str, Any]:
-    """The body for the engine; always a stream. Raises UnsupportedParameter naming a field."""
-    body = request.model_dump(exclude_unset=True, exclude_none=True)
+    """The body for the engine, without its model; always a stream.
+
+    Raises UnsupportedParameter naming a field.
+    """
+    body = request.model_dump(exclude_unset=True, exclude_none=True, exclude={"model"})
     if isinstance(request, ChatRequest):
         body["messages"] = [message.plain() for message in request.messages]
         limit = body.pop("max_completion_tokens", None)
@@ -182,7 +186,14 @@ def upstream_body(
     for field in body:
         if field not in allowed:
             raise UnsupportedParameter(f"this model's engine does not take {field!r}", param=field)
-    return {**body, "model": model, "stream": True}
+    return {**body, "stream": True}
+
+
+def asking_usage(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
+    """The body, and with it the question for a usage chunk where the engine wants to be asked."""
+    if not quirks.usage_on_request:
+        return body
+    return {**body, "stream_options": {"include_usage": True}}
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from engine_launchers.base import Served
 from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 
@@ -49,6 +50,19 @@ class _Line:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What a name that a client gave stands for."""
+
+    route: ModelRoute
+    served: Served
+
+    @property
+    def call(self) -> dict[str, object]:
+        """The body fields that make the engine take this very model or adapter."""
+        return {**self.served.fields, "model": self.served.model}
+
+
+@dataclass(frozen=True)
 class Lease:
     """The right to send one request to `replica` of `route`."""
 
@@ -70,6 +84,7 @@ class Router:
         self._max_queue, self._timeout = max_queue, queue_timeout_s
         self._on_change, self._clock = on_change, clock
         self._lines: dict[str, _Line] = {}
+        self._names: dict[str, Target] = {}
         self.version = 0
         self.draining = False
         self.known = False
@@ -92,6 +107,9 @@ class Router:
                 line.slots[key] = slot
             lines[route.name] = line
         gone, self._lines = self._lines, lines
+        self._names = {
+            each.name: Target(route, each) for route in table.models for each in route.names
+        }
         for line in gone.values():
             self._refuse(line, UnknownModel("this model is not served any more"))
         for line in lines.values():
@@ -106,20 +124,24 @@ class Router:
         """Every model of the table."""
         return [line.route for line in self._lines.values()]
 
-    def find(self, name: str | None) -> ModelRoute:
-        """The model called `name`; the only one where a client names none."""
-        return self._line(name).route
+    def targets(self) -> list[Target]:
+        """Every name that clients may give: models, aliases, adapters."""
+        return list(self._names.values())
 
-    def _line(self, name: str | None) -> _Line:
+    def find(self, name: str | None) -> Target:
+        """What `name` stands for; the only model where a client names none.
+
+        Raises ModelUnavailable, BadRequest or UnknownModel.
+        """
         if not self.known:
             raise ModelUnavailable("the gateway has no models yet", retry_after=1)
         if name is None:
             if len(self._lines) != 1:
                 raise BadRequest("name a model: several are served, see /v1/models", param="model")
-            return next(iter(self._lines.values()))
-        if name not in self._lines:
+            name = next(iter(self._lines))
+        if name not in self._names:
             raise UnknownModel("no model of that name is served, see /v1/models", param="model")
-        return self._lines[name]
+        return self._names[name]
 
     def ready(self, name: str) -> bool:
         """Whether a replica of the model takes requests, now or after others."""
@@ -149,7 +171,7 @@ class Router:
         UnknownModel.
         """
         began = self._clock()
-        line = self._line(name)
+        line = self._lines[self.find(name).route.name]
         slot = await self._take(line, again)
         granted = self._clock()
         self._on_change()

@@ -156,8 +156,7 @@ class Upstream:
 
         Asked before a lease, so that a huge prompt costs nobody else's time.
         """
-        texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
-        size = sum(len(text) for text in texts)
+        size = _characters(body)
         if size > route.context * _CHARACTERS_PER_TOKEN:
             raise ContextLengthExceeded(
                 f"this model's maximum context length is {route.context} tokens, the prompt has "
@@ -165,8 +164,13 @@ class Upstream:
                 param="prompt" if "prompt" in body else "messages",
             )
 
+    @staticmethod
+    def most_tokens(route: ModelRoute, body: dict[str, Any]) -> int:
+        """What a prompt that nobody has counted may have: the engine gets the time for it."""
+        return min(route.context, _characters(body))
+
     async def prompt_tokens(self, route: ModelRoute, replica: Replica, body: dict[str, Any]) -> int:
-        """Tokens of the prompt that the engine will see, its bos included.
+        """Tokens of the prompt that the engine will see, its bos included; 0 where it tells later.
 
         Raises ContextLengthExceeded where no room is left for an answer.
         """
@@ -201,6 +205,12 @@ class Upstream:
             return int(answer.json()["count"])
         except (ValueError, KeyError, TypeError) as error:
             raise UpstreamInvalid("the engine's tokenizer gave no count") from error
+
+
+def _characters(body: dict[str, Any]) -> int:
+    """Of the prompt, or of all messages."""
+    texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
+    return sum(len(text) for text in texts)
 
 
 def render_chat(route: ModelRoute, messages: list[dict[str, Any]], tools: Any) -> str | None:

@@ -69,8 +69,8 @@ def resolve(
     exist in the wanted quantization, PullFailed where the hub would know but cannot be asked.
     """
     if name == DEMO:
-        files = (demo / each for each in _DEMO_FILES.values())
-        found = choose(name, (model_spec(path, DEMO) for path in files), quantization)
+        ggufs = [model_spec(demo / each, DEMO) for each in _DEMO_FILES.values()]
+        found = choose(name, (*ggufs, folder_spec(demo, DEMO)), quantization)
         return Resolved(DEMO, found, pinned=False)
     path = Path(name).expanduser()
     if len(name) > _LONGEST_NAME:

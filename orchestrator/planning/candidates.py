@@ -13,6 +13,7 @@ from engine_launchers.value import Value
 from orchestrator.planning.tiers import Tier, nominal_gb
 
 _MAX_RANKS = 64
+_SLOTS = 4  # the fourth stream on two cores still adds; each has a context of its own
 
 
 class Wish(Value):
@@ -33,7 +34,8 @@ class Wish(Value):
     users: int | None = None
     goal: str | None = None
     force_cpu: bool = False
-    lora_rank: int | None = None
+    compile: bool | None = None
+    extra_args: tuple[str, ...] = ()
 
     def pinned(self) -> frozenset[str]:
         """Names of the tuning fields that must not be changed."""
@@ -55,12 +57,20 @@ class Candidate:
     replicas: int = 1
     packing: str | None = None
 
+    @property
+    def _slots(self) -> int:
+        """Requests at a time that are wished whatever the tier says.
+
+        The documents' tiers of llama.cpp say 1, which is all that its Python server can.
+        """
+        return _SLOTS if self.engine == "llama_server" else 1
+
     def tuning(self, tier: Tier, wish: Wish) -> Tuning:
         """The tier's wish for it, with what a person set."""
         splits = self.engine == "vllm"
         return Tuning(
             max_model_len=wish.max_model_len or min(tier.max_context, self.model.context_max),
-            max_concurrency=wish.users or tier.max_batch,
+            max_concurrency=wish.users or max(tier.max_batch, self._slots),
             gpu_memory_fraction=wish.gpu_memory_fraction or tier.gpu_memory_utilization,
             gpu_layers=wish.gpu_layers,
             flash_attention=True if self.gpus else None,
@@ -70,7 +80,9 @@ class Candidate:
             dtype=_dtype(tier, self.model),
             quantization=self.packing or self.model.quantization,
             threads=wish.threads,
-            lora_rank=wish.lora_rank,
+            lora_rank=max((each.rank for each in self.model.adapters), default=None),
+            compile=wish.compile,
+            extra_args=wish.extra_args,
         )
 
 
@@ -88,10 +100,17 @@ def candidates(
     hardware: HardwareProfile,
     launchers: Mapping[EngineName, Launcher],
     wish: Wish,
+    blind: frozenset[EngineName] = frozenset(),
 ) -> Iterator[tuple[Candidate, ...]]:
-    """All of them, in no particular order, in sets of which the first that fits is enough."""
-    groups = card_groups(hardware)
+    """All of them, in no particular order, in sets of which the first that fits is enough.
+
+    Engines in `blind` see no GPUs.
+    """
+    everything = hardware
     for engine, launcher in launchers.items():
+        hidden = {"gpus": (), "links": ()} if engine in blind else {}
+        hardware = everything.model_copy(update=hidden)
+        groups = card_groups(hardware)
         for model in variants:
             if model.format not in launcher.formats:
                 continue
@@ -127,8 +146,8 @@ def _parallel(
     base: Candidate, groups: list[tuple[Gpu, ...]], wish: Wish
 ) -> Iterator[tuple[Candidate, ...]]:
     """Tensor parallel over all cards of a set; where that does not divide, stages of fewer."""
-    if not groups:
-        yield (base,)
+    if not groups:  # workers on the processor, as many as were asked for
+        yield (replace(base, tensor_parallel=wish.tensor_parallel or 1),)
         return
     for group in groups:
         for used in _counts(len(group), wish.tensor_parallel):

@@ -8,10 +8,11 @@ from orchestrator.planning.candidates import Wish
 # The wish's name of each tuning field that has another.
 _WISHES = {"max_concurrency": "users"}
 _REMEDY = {
-    "gpu_layers": "only llama_cpp on a GPU has this setting",
+    "gpu_layers": "only llama_server and llama_cpp on a GPU have this setting",
     "gpu_memory_fraction": "only vllm on a GPU has this setting",
     "tensor_parallel": "only vllm on that many equal GPUs can",
-    "max_concurrency": "this engine answers one request at a time, vllm and pytorch answer more",
+    "max_concurrency": "this engine answers one request at a time, llama_server, vllm and pytorch "
+    "answer more",
 }
 
 

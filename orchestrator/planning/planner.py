@@ -27,7 +27,7 @@ from orchestrator.errors import NoEngineFits
 from orchestrator.planning.candidates import Candidate, Wish, candidates
 from orchestrator.planning.gpus import GpuSpec, GpuTable
 from orchestrator.planning.pins import keeping
-from orchestrator.planning.ranking import Fitting, passed_over, plan_id, preference, ranked
+from orchestrator.planning.ranking import Fitting, meant, passed_over, plan_id, preference, ranked
 from orchestrator.planning.speed import expect
 from orchestrator.planning.tiers import Tier, choose_tier
 
@@ -37,13 +37,15 @@ _OF_SIZE = frozenset({"bytes"})  # the weights alone: no other split of the same
 _NEXT = 2  # other plans that the ladder names after its rungs
 
 
-def fingerprint(wish: Wish, model: ModelSpec, version: str, changed_ns: int) -> str:
-    """Names this wish for this very model file and engine version.
+def fingerprint(wish: Wish, plan: EnginePlan, changed_ns: int) -> str:
+    """Names this wish for this very model, its names and adapters, and the engine's version.
 
     What the machine had free when a plan was made is no part of it: an engine that runs takes
     memory that the next plan does not find.
     """
-    parts = (wish.model_dump_json(), model.source, model.weight_bytes, version, changed_ns)
+    model = plan.model
+    names = (plan.aliases, model.adapters, plan.engine_version)
+    parts = (wish.model_dump_json(), model.source, model.weight_bytes, *names, changed_ns)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -54,16 +56,21 @@ def make_plan(
     launchers: Mapping[EngineName, Launcher],
     wish: Wish,
     table: GpuTable | None = None,
+    absent: Mapping[EngineName, str] | None = None,
+    blind: frozenset[EngineName] = frozenset(),
 ) -> EnginePlan:
     """The best plan for one of `variants` of a model, every refusal kept.
 
-    Raises NoEngineFits with all reasons.
+    `absent` says of engines that are not in `launchers` why they cannot be had; those in `blind`
+    were built without the code for this machine's GPUs. Raises NoEngineFits with all reasons.
     """
     tier = choose_tier(tiers, hardware)
     _refuse_impossible(variants, wish)
     order = (wish.engine,) if wish.engine else preference(tier)
     rejected = [
-        Rejection(what=engine, why="this version cannot start it yet")
+        Rejection(
+            what=engine, why=(absent or {}).get(engine, "not one of those to choose from")
+        )
         for engine in order
         if engine not in launchers
     ]
@@ -85,7 +92,7 @@ def make_plan(
     ]
     known = {gpu.uuid: table.of(gpu) if table else None for gpu in hardware.gpus}
     fitting: list[Fitting] = []
-    for each in candidates(variants, hardware, able, wish):
+    for each in candidates(variants, hardware, able, wish, blind):
         for candidate in each:
             found = _ask(candidate, hardware, tier, wish, able[candidate.engine], known)
             if isinstance(found, Fitting):
@@ -223,7 +230,7 @@ def _reasons(
     wished = "/".join(tier.quantizations(hardware))
     if wish.engine:
         told.append(f"engine {wish.engine} was asked for")
-    elif chosen.candidate.engine != tier.backend:
+    elif chosen.candidate.engine not in meant(tier.backend):
         told.append(f"the tier wishes {tier.backend}: the rejected plans say why not")
     if wish.goal:
         told.append(f"goal {wish.goal}: ranked by it among all plans that fit")

@@ -16,7 +16,9 @@ from orchestrator.planning.candidates import Candidate
 from orchestrator.planning.tiers import Tier
 
 GOALS = ("throughput", "latency", "quality", "memory")
-_ENGINES: tuple[EngineName, ...] = ("vllm", "llama_cpp", "pytorch")
+_ENGINES: tuple[EngineName, ...] = ("vllm", "llama_server", "llama_cpp", "pytorch")
+# The documents' word for llama.cpp, and the servers that it means here, the better one first.
+_MEANT: dict[EngineName, tuple[EngineName, ...]] = {"llama_cpp": ("llama_server", "llama_cpp")}
 _FEWEST_BITS = 4  # what lies partly in RAM is chosen for speed, but not below this
 
 
@@ -62,8 +64,14 @@ class Fitting:
 
 
 def preference(tier: Tier) -> tuple[EngineName, ...]:
-    """The tier's engine first."""
-    return (tier.backend, *(engine for engine in _ENGINES if engine != tier.backend))
+    """The tier's engine first, or those that its word means."""
+    first = meant(tier.backend)
+    return (*first, *(engine for engine in _ENGINES if engine not in first))
+
+
+def meant(backend: EngineName) -> tuple[EngineName, ...]:
+    """The engines that a tier's word stands for."""
+    return _MEANT.get(backend, (backend,))
 
 
 def plan_id(item: Fitting) -> str:
@@ -130,7 +138,8 @@ def passed_over(item: Fitting, best: Fitting, tier: Tier, goal: str | None) -> R
     if item.candidate.engine != best.candidate.engine and goal is None:
         order = preference(tier)
         at, top = order.index(item.candidate.engine), order.index(best.candidate.engine)
-        why = f"fits, the tier prefers {best.candidate.engine} (place {top + 1} of 3, not {at + 1})"
+        place = f"place {top + 1} of {len(order)}, not {at + 1}"
+        why = f"fits, the tier prefers {best.candidate.engine} ({place})"
         return Rejection(what=name, why=why, need=at + 1, have=top + 1, unit="place")
     if mine != theirs:
         wish = "" if goal else f", the tier wishes {tier.quantization}"

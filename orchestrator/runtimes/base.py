@@ -34,7 +34,7 @@ class HandleRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    runtime: Literal["process"] = "process"
+    runtime: Literal["process", "external"] = "process"
     name: str
     generation: int
     spec: LaunchSpec

@@ -94,6 +94,7 @@ class ProcessRuntime:
             "folder": str(record.folder),
             "socket": str(record.socket),
             "tmp": str(tmp),
+            "vital": record.spec.vital,
             "lease_s": options.lease_s,
             "grace_s": options.grace_s,
         }
@@ -318,7 +319,7 @@ def resident_bytes(folder: Path) -> int:
 
 
 def _exit_result(told: Mapping[str, Any]) -> ExitResult:
-    fields = {key: told.get(key) for key in ("code", "signal", "error")}
+    fields = {key: told.get(key) for key in ("code", "signal", "error", "part")}
     return ExitResult.model_validate(fields)
 
 

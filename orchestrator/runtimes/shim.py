@@ -7,13 +7,15 @@ Run as `python shim.py`, with one JSON object on standard input:
     folder              where `pid.json` and `exit.json` are written
     socket              path of the Unix socket to listen on
     tmp                 private TMPDIR, removed at the end
+    vital               words with which the command lines of vital descendants begin
     lease_s, grace_s    seconds without a renewal before the engine is stopped; TERM to KILL
 
 It leaves its starter's session and becomes a child subreaper, so that whatever the engine forks
-comes back to it. The engine writes to the log file itself: no pipe can block it. Once the engine
-runs (or could not be started) one line of JSON goes to standard output and the starter is free to
-die. On the socket, lines of JSON: `{"op": "renew"}` and `{"op": "stop", "grace_s": 10}` come in;
-`{"event": "hello", …}` and `{"event": "exit", …}` go out.
+comes back to it. Where a vital descendant ends that nobody asked to, the whole tree is killed: the
+rest may take seconds to notice. The engine writes to the log file itself: no pipe can block it.
+Once the engine runs (or could not be started) one line of JSON goes to standard output and the
+starter is free to die. On the socket, lines of JSON: `{"op": "renew"}` and `{"op": "stop",
+"grace_s": 10}` come in; `{"event": "hello", …}` and `{"event": "exit", …}` go out.
 """
 
 from __future__ import annotations
@@ -33,15 +35,21 @@ from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 TICK_S = 1.0
+SCAN_MAX_S = 16.0  # between two looks for further vital descendants
+LAST_WORDS_S = 1.0  # for the log, where a vital descendant was not killed but left by itself
 
 
 def identity(pid: int) -> dict[str, Any]:
     """(boot id, pid, start time) of a live process; OSError when there is none."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot_id = file.read().strip()
+    return {"boot_id": boot_id, "pid": pid, "started": int(stat(pid)[19])}
+
+
+def stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third, its state, on; OSError when there is none."""
     with open(f"/proc/{pid}/stat") as file:
-        started = int(file.read().rsplit(")", 1)[1].split()[19])
-    return {"boot_id": boot_id, "pid": pid, "started": started}
+        return file.read().rsplit(")", 1)[1].split()
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
@@ -53,17 +61,64 @@ def write_json(path: str, value: dict[str, Any]) -> None:
     os.replace(path + ".new", path)
 
 
-def children_of(pid: int) -> list[int]:
-    """Direct children, from /proc: the kernel's own list is optional, `stat` always there."""
-    found = []
+def descendants_of(pid: int) -> dict[int, int]:
+    """Live descendants and their start times, from /proc: the kernel's own list is optional."""
+    children: dict[int, list[tuple[int, int]]] = {}
     for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(name))
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = stat(int(name))
+                if fields[0] != "Z":
+                    children.setdefault(int(fields[1]), []).append((int(name), int(fields[19])))
+    found: dict[int, int] = {}
+    parents = [pid]
+    while parents:
+        below = children.get(parents.pop(), [])
+        found.update(below)
+        parents += [child for child, _ in below]
     return found
+
+
+class Vital:
+    """The descendants that the engine cannot live without, each held by a pidfd."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = tuple(words)
+        self.held: dict[int, tuple[int, int, str]] = {}  # pidfd -> pid, start time, title
+        self.look_at, self.pause = 0.0, TICK_S
+
+    def found(self, leader: int) -> list[int]:
+        """Pidfds of those that were not known; looks ever less often."""
+        if not self.words or time.monotonic() < self.look_at:
+            return []
+        fresh, known = [], {who[:2] for who in self.held.values()}
+        for pid, started in descendants_of(os.getpid()).items():
+            if pid == leader or (pid, started) in known:
+                continue
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+                title = file.read(256).split(b"\0", 1)[0].decode(errors="replace")
+                if not title.startswith(self.words):
+                    continue
+                pidfd = os.pidfd_open(pid)
+                if int(stat(pid)[19]) != started:  # its pid was used again while we looked
+                    os.close(pidfd)
+                    continue
+                self.held[pidfd] = (pid, started, title)
+                fresh.append(pidfd)
+        self.pause = TICK_S if fresh or not self.held else min(2 * self.pause, SCAN_MAX_S)
+        self.look_at = time.monotonic() + self.pause
+        return fresh
+
+    def ended(self, pidfd: int) -> dict[str, Any]:
+        """Let go of one that ended: its name, and its status while its parent has not taken it."""
+        pid, started, title = self.held.pop(pidfd)
+        os.close(pidfd)
+        how: dict[str, Any] = {"code": None, "signal": None, "part": f"{title} ({pid})"}
+        with contextlib.suppress(OSError):
+            if (fields := stat(pid))[0] == "Z" and int(fields[19]) == started:
+                code = os.waitstatus_to_exitcode(int(fields[49]))
+                how["code" if code >= 0 else "signal"] = abs(code)
+        return how
 
 
 class Shim:
@@ -76,6 +131,8 @@ class Shim:
         self.lease_ends = time.monotonic() + spec["lease_s"]
         self.kill_at: float | None = None
         self.exit: dict[str, Any] | None = None
+        self.vital = Vital(spec["vital"])
+        self.lost: dict[str, Any] | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with contextlib.suppress(FileNotFoundError):
@@ -126,8 +183,11 @@ class Shim:
                 key.data(key.fileobj)
             self.reap()
             self.check_deadlines()
+            for pidfd in self.vital.found(self.pids["child"]["pid"]):
+                self.selector.register(pidfd, selectors.EVENT_READ, self.part_ended)
             self.rotate()
         self.sweep()
+        self.exit = self.lost or self.exit
         with contextlib.suppress(OSError):  # a full disk: whoever is connected is told below
             write_json(os.path.join(self.spec["folder"], "exit.json"), self.exit)
         shutil.rmtree(self.spec["tmp"], ignore_errors=True)
@@ -148,6 +208,14 @@ class Shim:
         # A second request may shorten the grace, never lengthen it.
         wanted = time.monotonic() + grace_s
         self.kill_at = wanted if self.kill_at is None else min(self.kill_at, wanted)
+
+    def part_ended(self, pidfd: int) -> None:
+        """A vital descendant is gone: unless that was asked for, the rest goes too."""
+        self.selector.unregister(pidfd)
+        how = self.vital.ended(pidfd)
+        if self.kill_at is None:
+            self.lost = how
+            self.kill_at = time.monotonic() + (0.0 if how["signal"] else LAST_WORDS_S)
 
     def signal_group(self, number: signal.Signals) -> None:
         if self.child is not None and self.exit is None:
@@ -181,7 +249,7 @@ class Shim:
         if self.child is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.child.pid, signal.SIGKILL)
-        while left := children_of(os.getpid()):
+        while left := descendants_of(os.getpid()):
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -117,6 +117,16 @@ class Policy:
     stop_grace_s: float = 10.0
     probe_limit: int = 3
     half_open_s: float | None = 300.0
+    starting_grace_s: float = 2.0
+
+    def grace(self, state: State) -> float:
+        """Seconds between TERM and KILL: nothing is in flight in what has not become ready.
+
+        vLLM swallows a TERM while it starts, and would take the whole of a longer grace.
+        """
+        if state is S.STARTING:
+            return min(self.stop_grace_s, self.starting_grace_s)
+        return self.stop_grace_s
 
     def delay(self, failures: int, luck: float) -> float:
         """Pause before the next start: 0, then 1, 2, 4 … seconds, +-25 % by `luck` in [0, 1)."""
@@ -187,7 +197,7 @@ def _launch(now: Lifecycle, why: str, policy: Policy, **changes: object) -> Resu
 
 
 def _kill(now: Lifecycle, why: str, policy: Policy, after: After | None = None) -> Result:
-    kill = Kill(now.generation, policy.stop_grace_s)
+    kill = Kill(now.generation, policy.grace(now.state))
     return _move(now, S.STOPPING, why, kill, after=after or now.after)
 
 

@@ -78,12 +78,12 @@ class Supervisor:
         self,
         orders: Orders,
         store: Store,
-        runtime: Runtime,
+        runtimes: Mapping[str, Runtime],
         gateway: GatewayWorkload,
         client: httpx.AsyncClient,
     ) -> None:
         self.orders, self.store, self.metrics = orders, store, ControlMetrics()
-        self._runtime, self._client = runtime, client
+        self._runtimes, self._client = runtimes, client
         self._link = GatewayLink(orders.control_socket, self._on_failed, self._on_gateway)
         self._version = 0
         self._draining = False
@@ -94,7 +94,8 @@ class Supervisor:
         self._hooks = Hooks(changed=self._on_change, saved=self._save, gone=self._forget)
         self._models: dict[str, _Model] = {}
         self._started = time.time()
-        self._gateway = Instance(gateway, runtime, orders.policy, orders.probes, self._hooks)
+        process = runtimes["process"]
+        self._gateway = Instance(gateway, process, orders.policy, orders.probes, self._hooks)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -103,9 +104,10 @@ class Supervisor:
 
         Raises LaunchFailed where this machine cannot run processes as we need it.
         """
-        available = await self._runtime.check()
-        if not available.usable:
-            raise LaunchFailed(f"engines cannot be started here: {available.why}")
+        for runtime in self._runtimes.values():
+            available = await runtime.check()
+            if not available.usable:
+                raise LaunchFailed(f"engines cannot be started here: {available.why}")
         saved = {row.name: row for row in self.store.saved()}
         for plan in self.orders.plans:
             self._models[plan.model.id] = self._model(plan, saved.get(f"{plan.model.id}-0"))
@@ -136,7 +138,7 @@ class Supervisor:
         generation = saved.record.generation if saved else 0
         instance = Instance(
             workload,
-            self._runtime,
+            self._runtimes[plan.runtime],
             self.orders.policy,
             self.orders.probes,
             self._hooks,
@@ -156,7 +158,8 @@ class Supervisor:
                 self.store.add_event("engine.adopted", name, generation=row.record.generation)
                 await instance.wait_for(lc.SERVING | {S.BACKOFF, S.STARTING, S.FAILED})
                 continue
-            if not wanted and (stale := await self._runtime.recover(row.record)) is not None:
+            runtime = self._runtimes[row.record.runtime]
+            if not wanted and (stale := await runtime.recover(row.record)) is not None:
                 _log.info("engine=%s is not wanted any more and is stopped", name)
                 self.store.add_event("engine.unwanted", name)
                 await stale.stop(self.orders.policy.stop_grace_s)
@@ -281,6 +284,7 @@ class Supervisor:
             created=model.created,
             routes=launcher.routes,
             quirks=launcher.quirks,
+            served=launcher.served(plan),
             chat_template=plan.model.chat_template,
             bos_token=plan.model.bos_token,
             eos_token=plan.model.eos_token,

@@ -19,12 +19,12 @@ class EngineWorkload:
         name: str,
         plan: EnginePlan,
         launcher: Launcher,
-        python: str,
+        program: str,
         client: httpx.AsyncClient,
         fingerprint: str,
     ) -> None:
         self.name, self.plan, self.launcher = name, plan, launcher
-        self._python, self._client = python, client
+        self._program, self._client = program, client
         self.fingerprint = fingerprint
 
     @property
@@ -35,12 +35,14 @@ class EngineWorkload:
         return (f'"GET {quirks.liveness_path} ', *counted)
 
     def command(self, listen: Listen) -> LaunchSpec:
-        """The launcher's command, with the interpreter of the engine's own environment."""
-        return self.launcher.command(self.plan, listen).with_engine(self._python)
+        """The launcher's command, with the program of the engine's installation."""
+        if self.plan.address:  # nothing is started
+            return LaunchSpec(argv=(), listen=self.plan.address)
+        return self.launcher.command(self.plan, listen).with_engine(self._program)
 
     def listen(self) -> Listen | None:
-        """Any free loopback port."""
-        return None
+        """Any free loopback port, or where a server runs already."""
+        return self.plan.address
 
     async def alive(self, base_url: str) -> None:
         """One GET of a path that does not touch the generation lock."""
@@ -49,7 +51,8 @@ class EngineWorkload:
     async def ready(self, base_url: str) -> None:
         """Alive, and one token can be generated: what is loaded may still crash at first use."""
         await self.alive(base_url)
-        body = {"model": self.plan.model.id, "prompt": "Hi", "max_tokens": 1, "temperature": 0}
+        own = self.launcher.served(self.plan)[0]
+        body = {"prompt": "Hi", "max_tokens": 1, "temperature": 0, "model": own.model, **own.fields}
         try:
             url = base_url + "/v1/completions"
             answer = await self._client.post(url, json=body, timeout=None)

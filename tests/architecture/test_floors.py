@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.resources": 0,
     "engine_launchers": 1,
     "orchestrator.config_file": 1,
+    "orchestrator.setting_types": 1,
     "orchestrator.settings": 2,
     "orchestrator.listening": 1,
     "orchestrator.endings": 1,
@@ -39,6 +41,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.gateway": 3,
     "orchestrator.admin": 4,
     "orchestrator.tables": 3,
+    "orchestrator.external": 4,
     "orchestrator.advice": 4,
     "orchestrator.startup": 5,
     "orchestrator.serve": 6,
@@ -54,6 +57,7 @@ PURE = {
     "orchestrator.engines.choosing",
     "orchestrator.engines.recipe",
     "orchestrator.errors",
+    "orchestrator.setting_types",
     "orchestrator.models.blocks",
     "orchestrator.models.caches",
     "orchestrator.models.catalog",
@@ -74,6 +78,8 @@ PURE = {
     "orchestrator.gateway.openai",
     "orchestrator.gateway.body",
 }
+PROGRAMS = "engine_launchers.servers."  # run in an engine's own environment, as files
+PURE_PARTS = {f"{PROGRAMS}pytorch_{part}" for part in ("bodies", "flags", "text", "turns")}
 IMPURE_IMPORTS = {"asyncio", "httpx", "subprocess", "socket", "os", "time", "random", "threading"}
 FORBIDDEN = {  # never, whatever the floors say
     "orchestrator.gateway": ("supervision", "planning", "hardware", "runtimes", "models", "admin"),
@@ -125,12 +131,35 @@ def test_launchers_never_import_the_orchestrator(module: str) -> None:
     assert not any(name.startswith("orchestrator") for name in imports(MODULES[module]))
 
 
-@pytest.mark.parametrize(
-    "module", [m for m in MODULES if any(m == p or m.startswith(p + ".") for p in PURE)]
-)
+def pure(module: str) -> bool:
+    """Whether a module promises to do nothing but compute."""
+    if module.startswith(PROGRAMS):
+        return module in PURE_PARTS
+    return any(module == p or module.startswith(p + ".") for p in PURE)
+
+
+@pytest.mark.parametrize("module", filter(pure, MODULES))
 def test_pure_modules_do_no_io(module: str) -> None:
     roots = {name.split(".")[0] for name in imports(MODULES[module])}
     assert not roots & IMPURE_IMPORTS
+
+
+def test_an_engines_program_and_ours_know_nothing_of_each_other() -> None:
+    programs = {module for module in MODULES if module.startswith(PROGRAMS)}
+    assert programs >= PURE_PARTS
+    names = {module.rsplit(".", 1)[1] for module in programs}
+    for module, path in MODULES.items():
+        if module in programs:
+            roots = {name.split(".")[0] for name in imports(path)}
+            assert not roots & {"orchestrator", "engine_launchers"}
+        else:
+            assert not imports(path) & (programs | names)
+
+
+@pytest.mark.parametrize("module", sorted(PURE_PARTS))
+def test_pure_parts_of_a_program_need_nothing_installed(module: str) -> None:
+    roots = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert roots <= sys.stdlib_module_names
 
 
 def test_the_shim_needs_nothing_but_the_standard_library() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_launchers import ENGINES, LAUNCHERS, load_launcher
+from engine_launchers import ENGINES, load_launcher
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -21,6 +21,7 @@ from engine_launchers.base import (
 from engine_launchers.llama_cpp import _GGML_TYPES
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
+from engine_launchers.vllm import core_ranges
 from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
 from tests.machines import machines
@@ -166,7 +167,7 @@ def test_an_old_line_in_the_log_does_not_blame_a_healthy_exit(launcher: Launcher
     assert launcher.diagnose(ExitResult(oom_killed=True), tail) is CrashCause.HOST_OOM
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", ENGINES)
 def test_the_body_fields_are_an_allow_list(name: EngineName) -> None:
     launcher = load_launcher(name)
     fields = launcher.quirks.completion_fields | launcher.quirks.chat_fields
@@ -213,8 +214,13 @@ def said(plan: EnginePlan) -> dict[str, str | None]:
     }
     if plan.engine == "llama_cpp" and tuning.kv_cache_dtype:
         words["kv_cache_dtype"] = _GGML_TYPES[tuning.kv_cache_dtype]
+    if plan.engine == "llama_server":
+        words["gpu_layers"] = "all" if tuning.gpu_layers == -1 else tuning.gpu_layers
+        words["gpu_layers"] = words["gpu_layers"] if plan.gpus else None
     if plan.engine == "vllm":
         words["threads"] = tuning.threads if "threads" in plan.pinned else None
+        if tuning.threads is not None and not plan.gpus:
+            words["threads"] = core_ranges(tuning.threads, 1)
     return {name: None if word is None else str(word) for name, word in words.items()}
 
 
@@ -227,7 +233,8 @@ def test_the_command_carries_every_decided_field(launcher: Launcher) -> None:
         for field, word in said(plan).items():
             assert word is None or word in everywhere, f"{place}: {plan.model.id}: {field} {word}"
         if plan.tuning.tensor_split:
-            assert {str(share) for share in plan.tuning.tensor_split} <= everywhere
+            shares = tuple(str(share) for share in plan.tuning.tensor_split)
+            assert set(shares) <= everywhere or ",".join(shares) in everywhere
 
 
 def test_pins_survive_every_rung_on_every_machine(launcher: Launcher) -> None:

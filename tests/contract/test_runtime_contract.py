@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from engine_launchers.base import ExitResult, LaunchSpec
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import Handle, HandleRecord
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
-from tests.harness import eventually, processes_of
+from tests.harness import eventually, processes_of, watched_by
 
+ENGINE = Path(__file__).parents[1] / "fakes" / "engine.py"
 Starter = Callable[..., HandleRecord]
 
 
@@ -111,6 +113,45 @@ async def test_nothing_of_the_tree_survives_even_what_left_its_session(
     grandchild = psutil.Process(int(handle.record.log.read_text()))
     await handle.stop(0.2)
     assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+
+
+async def engine_with_a_part(runtime: ProcessRuntime, *knobs: str) -> tuple[Handle, int]:
+    """The fake engine with a vital child that the shim has had time to find; the child's pid."""
+    argv = (sys.executable, str(ENGINE), "--port", "0", "--vital-child", "FAKE::Worker_1", *knobs)
+    handle = await runtime.start(
+        runtime.record("child", 1, LaunchSpec(argv=argv, vital=("FAKE::Worker",)))
+    )
+
+    def part() -> int | None:
+        told = handle.record.log.read_text() if handle.record.log.exists() else ""
+        words = [line.split()[1] for line in told.splitlines() if line.startswith("vital ")]
+        return int(words[0]) if words else None
+
+    await eventually(part, 10, "a vital child")
+    shim, child = handle.record.shim, part()
+    assert shim is not None
+    assert child is not None
+    await eventually(lambda: child in watched_by(shim.pid), 10, "the shim holds it")
+    return handle, child
+
+
+async def test_the_end_of_a_vital_descendant_is_the_end_of_all(runtime: ProcessRuntime) -> None:
+    handle, part = await engine_with_a_part(runtime, "--ignore-sigterm")
+    began = time.monotonic()
+    os.kill(part, signal.SIGKILL)
+    exit = await handle.wait()
+    assert time.monotonic() - began < 2
+    assert exit.part == f"FAKE::Worker_1 ({part})"
+    assert exit.signal in {9, None}  # its parent may have taken its status before the shim read it
+    assert str(exit).startswith(f"its FAKE::Worker_1 ({part}) ended")
+    assert handle.record.child is not None
+    assert not is_alive(handle.record.child)
+
+
+async def test_a_stop_that_was_asked_for_is_no_lost_part(runtime: ProcessRuntime) -> None:
+    handle, part = await engine_with_a_part(runtime, "--graceful-exit-0")
+    assert await handle.stop(5) == ExitResult(code=0)
+    assert not psutil.pid_exists(part)
 
 
 async def test_a_program_that_is_not_there_is_a_launch_failure(runtime: ProcessRuntime) -> None:

@@ -30,6 +30,8 @@ Process knobs
   --term-waits                  SIGTERM first waits for running plain (non-stream) answers
   --fork-grandchild             daemon in a session of its own that holds stdout, for ten minutes;
                                 prints `grandchild PID`
+  --vital-child TITLE           a child with that command line, which lives as long as its parent;
+                                prints `vital PID`. Nothing here notices its end
   --print-env                   print `environment: [...]`, the sorted names, as JSON
   --log-flood BYTES_PER_S       write that much to stdout once ready
   --log-line BYTES              write one line of that length once ready
@@ -69,6 +71,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -85,7 +88,7 @@ SWITCHES = (
 PROCESS_KNOBS: dict[str, Any] = (
     {"host": "127.0.0.1", "port": 8000, "model": "fake", "load_s": 0.0}
     | {"fail_on_start": OFF, "fail_text": "RuntimeError: engine failed", "fail_while": ""}
-    | {"oom_after": OFF, "oom_text": "vllm", "log_flood": 0, "log_line": 0}
+    | {"oom_after": OFF, "oom_text": "vllm", "vital_child": "", "log_flood": 0, "log_line": 0}
     | dict.fromkeys(SWITCHES.split(), False)
 )
 COUNTS = "hang_after_tokens exit_after_tokens error_after_tokens cut_after_tokens"
@@ -667,6 +670,12 @@ def fork_grandchild() -> None:
     os._exit(0)
 
 
+def vital_child(title: str) -> None:
+    """A shell that waits for the end of its input, which is ours."""
+    script = 'echo "vital $$" >&2; read -r line; exit "${line:-1}"'
+    subprocess.Popen((title, "-c", script), executable="/bin/sh", stdin=subprocess.PIPE)
+
+
 def parse_args() -> tuple[Namespace, Namespace]:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(usage="engine.py [--KNOB [VALUE]]...", allow_abbrev=False)
@@ -696,6 +705,8 @@ def main() -> int:
         say(f"environment: {json.dumps(sorted(os.environ))}\n")
     if settings.fork_grandchild:
         fork_grandchild()
+    if settings.vital_child:
+        vital_child(settings.vital_child)
     if settings.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     code = asyncio.run(Engine(settings, knobs).live())

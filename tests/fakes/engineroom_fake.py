@@ -11,18 +11,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 from orchestrator.cli.main import app, guarded
 from tests.fakes.launcher import FakeLauncher
-from tests.fakes.serve_fake import fake_environment, means
 
 
 def main() -> None:
     """Run one command."""
     knobs = json.loads(sys.argv.pop(1))
-    fake_environment(Path(os.environ["ENGINEROOM_ENGINES_DIR"]))
-    app(obj=means(FakeLauncher(knobs, serial=False)))
+    # The fake is a Python program: the interpreter that runs the tests is its engine.
+    os.environ.setdefault("ENGINEROOM_FORCE_BACKEND", "llama_cpp")
+    os.environ["ENGINEROOM_ENGINE_PATH"] = sys.executable
+    app(obj={"llama_cpp": FakeLauncher(knobs, serial=False)})
 
 
 if __name__ == "__main__":

@@ -55,4 +55,4 @@ class FakeLauncher(LlamaCppLauncher):
         )
         # The fake has no context: the plan's stands in its environment, to tell plans apart.
         env = {"FAKE_CONTEXT": str(plan.tuning.max_model_len)}
-        return LaunchSpec(argv=argv, env=env, listen=listen)
+        return LaunchSpec(argv=argv, env=env, listen=listen, vital=("FAKE::",))

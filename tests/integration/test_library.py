@@ -82,7 +82,7 @@ def test_one_life(make_engine: EngineMaker, tmp_path: Path, caplog: Any) -> None
     assert engine.model == "demo"
     assert engine.hardware.cpu_cores >= 1
     steps = [r.getMessage() for r in caplog.records if r.name == "orchestrator.adaptive"]
-    assert steps[0].startswith("demo on llama_cpp fake, tier ")
+    assert steps[0].startswith("demo on llama_cpp unknown, tier ")
     assert steps[-1].startswith("demo is ready after ")
     result = engine.generate(prompt="Hi", max_new_tokens=3, temperature=0.7)
     assert isinstance(result, GenerationResult)

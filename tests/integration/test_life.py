@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.harness import Room, free_ports, until
+from tests.harness import Room, free_ports, until, watched_by
 
 RoomMaker = Callable[..., Room]
 
@@ -47,6 +47,25 @@ def test_a_killed_engine_ends_its_stream_with_one_error_and_is_replaced(
     assert room.generate("again", max_new_tokens=2).status_code == 200
     after = room.engine()
     assert after["pid"] != before["pid"]
+    assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+
+
+def test_an_engine_that_lost_a_vital_process_is_replaced_within_two_seconds(
+    make_room: RoomMaker,
+) -> None:
+    room = make_room("--vital-child", "FAKE::Worker_1").start()
+    before = room.engine()
+    leader = psutil.Process(before["pid"])
+    (part,) = [each for each in leader.children() if each.cmdline()[0] == "FAKE::Worker_1"]
+    shim = leader.parent()
+    assert shim is not None
+    until(lambda: part.pid in watched_by(shim.pid), 10, "the shim holds it")
+    began = time.monotonic()
+    part.kill()
+    until(lambda: not leader.is_running(), 5, "the engine ends with it")
+    assert time.monotonic() - began < 2
+    assert room.generate("again", max_new_tokens=2).status_code == 200
+    assert room.engine()["pid"] != before["pid"]
     assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
 
 

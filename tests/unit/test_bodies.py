@@ -90,9 +90,8 @@ def test_an_unknown_field_is_refused_by_name() -> None:
 
 
 def test_defaults_are_those_of_the_documents() -> None:
-    body = to_completion(generate(), "demo", QUIRKS)
+    body = to_completion(generate(), QUIRKS)
     assert body == {
-        "model": "demo",
         "prompt": "Hi",
         "max_tokens": 256,
         "temperature": 0.7,
@@ -102,12 +101,12 @@ def test_defaults_are_those_of_the_documents() -> None:
 
 
 def test_do_sample_false_is_greedy_whatever_the_temperature() -> None:
-    body = to_completion(generate(do_sample=False, temperature=1.5, top_p=0.3), "demo", QUIRKS)
+    body = to_completion(generate(do_sample=False, temperature=1.5, top_p=0.3), QUIRKS)
     assert (body["temperature"], body["top_p"]) == (0, 1)
 
 
 def test_the_engine_gets_its_own_name_for_the_repetition_penalty() -> None:
-    body = to_completion(generate(repetition_penalty=1.1, stop="x", seed=3), "demo", QUIRKS)
+    body = to_completion(generate(repetition_penalty=1.1, stop="x", seed=3), QUIRKS)
     assert (body["repeat_penalty"], body["stop"], body["seed"]) == (1.1, "x", 3)
 
 
@@ -125,19 +124,18 @@ def test_a_result_counts_tokens_per_second() -> None:
 def chat(**fields: Any) -> dict[str, Any]:
     body = {"messages": [{"role": "user", "content": "Hi"}], **fields}
     request = parse(openai.ChatRequest, json.dumps(body).encode())
-    return openai.upstream_body(request, "demo", QUIRKS.chat_fields)
+    return openai.upstream_body(request, QUIRKS.chat_fields)
 
 
 def completion(**fields: Any) -> dict[str, Any]:
     request = parse(openai.CompletionRequest, json.dumps({"prompt": "Hi", **fields}).encode())
-    return openai.upstream_body(request, "demo", QUIRKS.completion_fields)
+    return openai.upstream_body(request, QUIRKS.completion_fields)
 
 
 def test_bodies_are_re_encoded_as_streams() -> None:
-    assert completion() == {"prompt": "Hi", "model": "demo", "stream": True}
+    assert completion() == {"prompt": "Hi", "stream": True}
     assert completion(prompt=["Hi"], stream=False, stream_options={"include_usage": True}) == {
         "prompt": "Hi",
-        "model": "demo",
         "stream": True,
     }
 
@@ -193,7 +191,7 @@ def test_what_a_client_was_given_it_may_send_back() -> None:
         logprobs=False, store=False, parallel_tool_calls=True, service_tier="auto", stop=None,
     )  # fmt: skip
     assert body["messages"][1] == {"role": "assistant", "content": "x"}
-    assert set(body) == {"messages", "model", "stream"}
+    assert set(body) == {"messages", "stream"}
 
 
 @pytest.mark.parametrize(

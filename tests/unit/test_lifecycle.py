@@ -242,3 +242,15 @@ def test_random_histories_never_leave_the_table_or_overspend(
         recent = [t for t in now.failures if clock - t < POLICY.restart_window_s]
         if now.state is S.STARTING and isinstance(event, lc.Exited):
             assert len(recent) <= POLICY.restart_limit
+
+
+def test_what_has_not_become_ready_gets_a_short_grace_and_never_a_longer_one() -> None:
+    starting = drive(lc.Start())
+    stalled = lc.Deadline(1, "start")
+    for event in (lc.Stop(30), lc.Stop(0, "restart"), stalled):
+        now, actions = lc.step(starting, event, POLICY, 5.0)
+        assert (now.state, actions[0]) == (S.STOPPING, lc.Kill(1, POLICY.starting_grace_s))
+        _, actions = lc.step(starting, event, replace(POLICY, stop_grace_s=0.5), 5.0)
+        assert actions[0] == lc.Kill(1, 0.5)
+    _, actions = lc.step(READY, lc.Stop(0), POLICY, 5.0)
+    assert actions[0] == lc.Kill(1, POLICY.stop_grace_s)

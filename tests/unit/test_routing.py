@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from engine_launchers.base import Quirks
+from engine_launchers.base import Quirks, Served
 from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 from orchestrator.gateway.routing import Router
@@ -225,9 +225,23 @@ async def test_a_lease_survives_the_replacement_of_its_replica() -> None:
     assert made.in_flight() == {"m-0": 0}
 
 
+async def test_aliases_and_adapters_lease_the_same_replica() -> None:
+    made = router(replica())
+    route = table(replica()).models[0]
+    tuned = Served(name="tuned", model="m", fields={"lora": [{"id": 0, "scale": 1.0}]}, adapter="t")
+    names = (Served(name="m", model="m"), Served(name="alias", model="m"), tuned)
+    changed = route.model_copy(update={"served": names})
+    made.apply(table(replica()).model_copy(update={"models": (changed,)}))
+    assert made.find("alias").call == {"model": "m"}
+    assert made.find("tuned").call == {"model": "m", "lora": [{"id": 0, "scale": 1.0}]}
+    assert [each.served.name for each in made.targets()] == ["m", "alias", "tuned"]
+    async with made.lease("tuned") as lease:
+        assert (lease.route.name, made.in_flight()) == ("m", {"m-0": 1})
+
+
 async def test_names() -> None:
     made = router(replica())
-    assert made.find(None).name == "m"
+    assert made.find(None).route.name == "m"
     with pytest.raises(UnknownModel):
         made.find("../../etc/passwd")
     two = table(replica())

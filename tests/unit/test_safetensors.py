@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ModelInvalid
 from orchestrator.models.folder import folder_spec
+from orchestrator.models.gguf_spec import model_spec
 from orchestrator.models.safetensors import folder_tensors, read_adapter, read_json, read_tensors
 from orchestrator.resources import demo_dir
 from tests.fakes.model_files import HF_TENSORS, write_folder, write_safetensors
@@ -193,6 +194,15 @@ def test_an_adapter_is_described(tmp_path: Path) -> None:
 def test_what_is_no_adapter_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ModelInvalid):
         read_adapter(adapter(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("name", "rank"), [("garden", 8), ("pirate", 4)])
+def test_the_demos_adapters(name: str, rank: int) -> None:
+    found = read_adapter(demo_dir() / "adapters" / name)
+    assert (found.rank, found.alpha, found.base_model) == (rank, 2 * rank, "demo")
+    assert found.target_modules == ("k_proj", "o_proj", "q_proj", "v_proj")
+    with pytest.raises(ModelInvalid, match="a LoRA adapter, not a model"):
+        model_spec(demo_dir() / "adapters" / f"{name}.gguf", name)
 
 
 def test_an_adapter_without_weights_is_refused(tmp_path: Path) -> None:

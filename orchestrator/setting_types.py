@@ -1,0 +1,54 @@
+"""What the values of settings may look like. Pure: from a text to a value, or to what is wrong."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+
+def lower(value: object) -> object:
+    """Words in capitals are the same words."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def _words(value: object) -> object:
+    """A text of several words, as an environment variable has to say it."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _arguments(value: object) -> object:
+    """A command line's part, as a shell would read it."""
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r}: a name is letters, digits and ._:/-, at most 128 of them")
+    return value
+
+
+def _named_path(value: str) -> str:
+    name, equals, path = value.partition("=")
+    if not equals or not path:
+        raise ValueError(f"{value!r}: give an adapter as NAME=PATH")
+    _name(name)
+    return value
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], BeforeValidator(_words)]
+NamedPaths = Annotated[
+    tuple[Annotated[str, AfterValidator(_named_path)], ...], BeforeValidator(_words)
+]
+Arguments = Annotated[tuple[str, ...], BeforeValidator(_arguments)]
+Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(lower)]
+Backend = Annotated[Literal["vllm", "llama_server", "llama_cpp", "pytorch"], BeforeValidator(lower)]
+Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeValidator(lower)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]

@@ -1,0 +1,336 @@
+"""Real vLLM on the processor, through the launcher's command and the process runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import httpx
+import psutil
+import pytest
+
+from engine_launchers.base import CrashCause, EnginePlan, ExitResult, Fit, Listen, Tuning
+from engine_launchers.model import Adapter
+from engine_launchers.vllm import VllmLauncher
+from orchestrator.advice import without_gpus
+from orchestrator.hardware import probe
+from orchestrator.models.folder import folder_spec
+from orchestrator.resources import demo_dir
+from orchestrator.runtimes.base import Handle
+from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
+from tests.harness import free_ports, until
+
+pytestmark = pytest.mark.slow
+T = TypeVar("T")
+GIB = 2**30
+KEY = "a key for tests"
+QUESTION = "What products do you recommend?"
+START_S = 400.0  # 25 s on an idle machine
+
+
+class Program(Protocol):
+    """An engine that is installed."""
+
+    @property
+    def program(self) -> str: ...
+
+
+class Engine:
+    """One vLLM under a shim, and an event loop for its lease."""
+
+    def __init__(self, folder: Path, program: str, plan: EnginePlan, **env: str) -> None:
+        self.plan, self.launcher = plan, VllmLauncher()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        (folder / "logs").mkdir()
+        options = ProcessOptions(
+            folder=folder / "instances", logs=folder / "logs", sockets=folder, lease_s=60,
+            grace_s=10, log_max_bytes=2**24, log_files=2,
+        )  # fmt: skip
+        runtime = ProcessRuntime(options, os.environ)
+        listen = Listen(port=free_ports(1)[0])
+        spec = self.launcher.command(plan, listen).with_engine(program)
+        spec = spec.model_copy(update={"env": {**spec.env, **env}})
+        self.began = time.monotonic()
+        self.handle: Handle = self.do(runtime.start(runtime.record("v", 1, spec)))
+        key = env.get("VLLM_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.Client(
+            base_url=listen.base_url, timeout=120, trust_env=False, headers=headers
+        )
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    @property
+    def log(self) -> list[str]:
+        path = self.handle.record.log
+        return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+    def ready(self) -> Engine:
+        until(self._answers, START_S, "vLLM answers")
+        return self
+
+    def _answers(self) -> bool:
+        assert is_alive(self._leader), "\n".join(self.log[-40:])
+        try:
+            return self.http.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    @property
+    def _leader(self) -> Any:
+        assert self.handle.record.child is not None
+        return self.handle.record.child
+
+    def tree(self) -> list[psutil.Process]:
+        leader = psutil.Process(self._leader.pid)
+        return [leader, *leader.children(recursive=True)]
+
+    def part(self, title: str) -> psutil.Process:
+        return next(each for each in self.tree() if each.cmdline()[0].startswith(title))
+
+    def stop(self, grace_s: float = 10) -> ExitResult:
+        return self.do(self.handle.stop(grace_s))
+
+    def wait(self) -> ExitResult:
+        return self.do(self.handle.wait())
+
+    def close(self) -> None:
+        if is_alive(self._leader):
+            self.stop()
+        self.http.close()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    # --- asking ---
+
+    def complete(self, prompt: str, **fields: Any) -> dict[str, Any]:
+        body = {"model": "demo", "prompt": prompt, "max_tokens": 32, "temperature": 0, **fields}
+        answer = self.http.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    def stream(self, prompt: str, **fields: Any) -> list[dict[str, Any]]:
+        body = {"model": "demo", "prompt": prompt, "max_tokens": 32, "temperature": 0, **fields}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        with self.http.stream("POST", "/v1/completions", json=body) as answer:
+            assert answer.status_code == 200
+            data = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+        assert data[-1] == "[DONE]"
+        return [json.loads(each) for each in data[:-1]]
+
+
+def text(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["text"])
+
+
+def random_adapter(folder: Path, rank: int = 8) -> Adapter:
+    """A LoRA adapter for the demo's queries and values that changes what it says."""
+    folder.mkdir()
+    luck, tensors = random.Random(7), dict[str, tuple[int, int]]()
+    for layer in range(3):
+        for name, out in (("q_proj", 256), ("v_proj", 128)):
+            base = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{base}.lora_A.weight"] = (rank, 256)
+            tensors[f"{base}.lora_B.weight"] = (out, rank)
+    header: dict[str, Any] = {}
+    data = b""
+    for name, (rows, columns) in tensors.items():
+        values = [luck.gauss(0, 0.3) for _ in range(rows * columns)]
+        raw = struct.pack(f"<{len(values)}f", *values)
+        place = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": place}
+        data += raw
+    head = json.dumps(header).encode()
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + data)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "task_type": "CAUSAL_LM",
+              "target_modules": ["q_proj", "v_proj"], "bias": "none"}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return Adapter(
+        name="other", path=str(folder), format="safetensors", rank=rank, weight_bytes=len(data)
+    )
+
+
+def plan_of(*adapters: Adapter, pinned: frozenset[str] = frozenset(), **wish: Any) -> EnginePlan:
+    """What the launcher plans for the demo on this machine without its GPUs."""
+    model = folder_spec(demo_dir(), "demo").model_copy(update={"adapters": adapters})
+    hardware = without_gpus(probe(), "tests run on the processor")
+    names = pinned | {"max_concurrency"}
+    fit = VllmLauncher().fit(model, hardware, Tuning(max_model_len=2048, **wish), names)
+    assert isinstance(fit, Fit), fit
+    return EnginePlan(
+        id="v", engine="vllm", engine_version="0.32.0", tier="CPU_ONLY", model=model,
+        tuning=fit.tuning, pinned=names, estimate=fit.estimate, reasons=fit.reasons,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def program(installed: Callable[[str], Program]) -> str:
+    return installed("vllm").program
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, program: str) -> Iterator[Engine]:
+    """One engine with an adapter, for all tests that do not end it."""
+    folder = tmp_path_factory.mktemp("v")
+    plan = plan_of(random_adapter(folder / "adapter"), max_concurrency=8)
+    engine = Engine(folder, program, plan)
+    yield engine.ready()
+    engine.close()
+
+
+def test_every_flag_is_one_of_this_version(program: str) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    told = subprocess.run(
+        [program, "serve", "--help=all"], capture_output=True, text=True, check=True, env=env
+    )
+    known = set(re.findall(r"--[a-z0-9-]+", told.stdout))
+    adapter = Adapter(name="a", path="/a", format="safetensors", rank=24)
+    everything = Tuning(
+        max_concurrency=1, gpu_memory_fraction=0.9, dtype="bfloat16", kv_cache_dtype="fp8",
+        tensor_parallel=2, pipeline_parallel=2, batch=2048, cpu_offload_bytes=GIB,
+        quantization="FP8", sleep=True,
+    )  # fmt: skip
+    base = plan_of(adapter, max_concurrency=1)
+    on_gpus = base.model_copy(update={"tuning": everything, "gpus": (0, 1, 2, 3)})
+    for plan in (base, on_gpus):
+        argv = VllmLauncher().command(plan, Listen(port=1)).argv
+        assert {word for word in argv if word.startswith("--")} <= known
+
+
+def test_it_takes_the_memory_that_was_planned(one: Engine) -> None:
+    one.complete(QUESTION)
+    parts = [each.memory_full_info() for each in one.tree()]
+    held = sum(each.uss for each in parts) + max(each.shared for each in parts)
+    assert one.plan.estimate[0].total == pytest.approx(held, rel=0.10)
+
+
+def test_a_stream_says_what_a_plain_answer_says(one: Engine) -> None:
+    for fields in ({}, {"temperature": 1.0, "seed": 5}, {"max_tokens": 200}):
+        whole = one.complete(QUESTION, **fields)
+        chunks = one.stream(QUESTION, **fields)
+        said = "".join(text(each) for each in chunks if each["choices"])
+        assert said == text(whole)
+        assert chunks[-1]["usage"] == whole["usage"]
+        ends = [each["choices"][0]["finish_reason"] for each in chunks if each["choices"]]
+        assert ends[-1] == whole["choices"][0]["finish_reason"]
+
+
+def test_token_counts_are_the_tokenizers(one: Engine) -> None:
+    for prompt in (QUESTION, "Hi", "Grüße, 世界!"):
+        answer = one.complete(prompt, max_tokens=7, ignore_eos=True)
+        told = one.http.post("/tokenize", json={"model": "demo", "prompt": prompt}).json()
+        assert answer["usage"]["prompt_tokens"] == told["count"]
+        assert answer["usage"]["completion_tokens"] == 7
+
+
+def test_a_seed_repeats_and_another_differs(one: Engine) -> None:
+    def asked(seed: int) -> str:
+        return text(one.complete(QUESTION, temperature=1.5, seed=seed, max_tokens=60))
+
+    assert asked(1) == asked(1)
+    assert len({asked(seed) for seed in range(5)}) > 1
+
+
+def test_a_stop_string_ends_it_and_is_left_out(one: Engine) -> None:
+    whole = text(one.complete(QUESTION))
+    word = whole.split()[2]
+    answer = one.complete(QUESTION, stop=[word])
+    assert text(answer) == whole[: whole.index(word)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_an_adapter_is_asked_for_by_its_name(one: Engine) -> None:
+    served = {each.name: each.model for each in one.launcher.served(one.plan)}
+    names = {each["id"] for each in one.http.get("/v1/models").json()["data"]}
+    assert set(served.values()) == names
+    plain, other = text(one.complete(QUESTION)), one.complete(QUESTION, model=served["other"])
+    assert text(other) != plain
+    assert text(one.complete(QUESTION)) == plain
+
+
+def test_every_field_of_the_allow_list_is_taken(one: Engine) -> None:
+    values: dict[str, Any] = {
+        "model": "demo", "stream": False, "stream_options": None, "max_tokens": 8, "min_tokens": 2,
+        "stop": ["zzz"], "seed": 3, "user": "u", "temperature": 0.5, "top_p": 0.9, "top_k": 20,
+        "min_p": 0.01, "n": 1, "logit_bias": {"5": 1}, "ignore_eos": False,
+        "presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1,
+        "response_format": {"type": "text"}, "prompt": "Hi", "tools": None, "tool_choice": None,
+        "parallel_tool_calls": True, "messages": [{"role": "user", "content": "Hi"}],
+    }  # fmt: skip
+    quirks = one.launcher.quirks
+    for path, fields in (
+        ("/v1/completions", quirks.completion_fields),
+        ("/v1/chat/completions", quirks.chat_fields),
+    ):
+        answer = one.http.post(path, json={field: values[field] for field in fields})
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_stop_with_requests_in_flight_takes_no_longer_than_its_grace(one: Engine) -> None:
+    """The last one: it ends the engine."""
+    with ThreadPoolExecutor() as pool:
+        busy = pool.submit(one.http.post, "/v1/completions", json={
+            "model": "demo", "prompt": "Hi", "max_tokens": 1900, "ignore_eos": True})  # fmt: skip
+        until(lambda: _running(one), 30, "a request runs")
+        began = time.monotonic()
+        exit = one.stop(10)
+        assert time.monotonic() - began < 10
+        assert exit == ExitResult(code=0)
+        busy.exception(30)
+
+
+def _running(engine: Engine) -> bool:
+    found = re.search(r"num_requests_running\{.*\} ([\d.]+)", engine.http.get("/metrics").text)
+    return bool(found and float(found[1]) > 0)
+
+
+def test_a_stop_while_it_starts_is_over_at_once(tmp_path: Path, program: str) -> None:
+    engine = Engine(tmp_path, program, plan_of(max_concurrency=1))
+    until(lambda: any("(EngineCore" in line for line in engine.log), START_S, "its core starts")
+    began = time.monotonic()
+    engine.stop(2)
+    assert time.monotonic() - began < 4
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, program: str) -> Iterator[Engine]:
+    """Two workers, and a key in the environment."""
+    plan = plan_of(
+        tensor_parallel=2, max_concurrency=4, pinned=frozenset({"tensor_parallel"})
+    )  # fmt: skip
+    engine = Engine(tmp_path_factory.mktemp("t"), program, plan, VLLM_API_KEY=KEY)
+    yield engine.ready()
+    engine.close()
+
+
+def test_two_workers_serve_and_the_key_is_asked_for(two: Engine) -> None:
+    assert {each.cmdline()[0] for each in two.tree()} >= {"VLLM::Worker_TP0", "VLLM::Worker_TP1"}
+    answer = two.complete(QUESTION, max_tokens=20, ignore_eos=True)
+    assert answer["usage"]["completion_tokens"] == 20
+    refused = httpx.get(f"{two.http.base_url}/v1/models", trust_env=False)
+    assert refused.status_code == 401
+    assert not any(KEY in word for each in two.tree() for word in each.cmdline())
+
+
+def test_a_killed_worker_is_the_end_of_the_whole_engine(two: Engine) -> None:
+    tree, worker = two.tree(), two.part("VLLM::Worker_TP1")
+    began = time.monotonic()
+    worker.kill()
+    exit = two.wait()
+    assert time.monotonic() - began < 2
+    assert exit.part == f"VLLM::Worker_TP1 ({worker.pid})"
+    assert two.launcher.diagnose(exit, two.log[-100:]) is CrashCause.KILLED
+    assert not any(each.is_running() for each in tree)
