@@ -20,7 +20,9 @@ def adapter(name: str = "a", path: str = "/adapters/a", rank: int = 24) -> Adapt
     return Adapter(name=name, path=path, format="safetensors", rank=rank)
 
 
-def plan(*adapters: Adapter, gpus: tuple[int, ...] = (), source: str = "/m", **tuning: Any):  # type: ignore[no-untyped-def]
+def plan(
+    *adapters: Adapter, gpus: tuple[int, ...] = (), source: str = "/m", **tuning: Any
+) -> EnginePlan:
     model = artefact(SMALL, "BF16").model_copy(update={"adapters": adapters, "source": source})
     return EnginePlan(
         id="x", engine="vllm", engine_version="0.32.0", tier="T", model=model,
@@ -143,9 +145,9 @@ def test_what_memory_could_not_hold_shrinks_and_a_cache_too_small_keeps_its_size
     longer = VllmLauncher().relax(before, CrashCause.KV_CACHE_TOO_SMALL)
     assert longer is not None
     assert longer.estimate[0].kv == before.estimate[0].kv
-    smaller: EnginePlan | None = before
-    held = [before.estimate[0].total]
-    while smaller := VllmLauncher().relax(smaller, CrashCause.HOST_OOM):
+    held, smaller = [before.estimate[0].total], before
+    while relaxed := VllmLauncher().relax(smaller, CrashCause.HOST_OOM):
+        smaller = relaxed
         held.append(smaller.estimate[0].total)
     assert len(held) > 3
     assert held == sorted(held, reverse=True)
