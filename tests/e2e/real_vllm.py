@@ -43,7 +43,8 @@ class Engine:
     def __init__(self, folder: Path, program: str, plan: EnginePlan, **env: str) -> None:
         self.plan, self.launcher = plan, VllmLauncher()
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
         (folder / "logs").mkdir()
         options = ProcessOptions(
             folder=folder / "instances", logs=folder / "logs", sockets=folder, lease_s=60,
@@ -101,7 +102,10 @@ class Engine:
         if is_alive(self._leader):
             self.stop()
         self.http.close()
+        self.do(_settled())
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
 
     # --- asking ---
 
@@ -119,6 +123,12 @@ class Engine:
             data = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
         assert data[-1] == "[DONE]"
         return [json.loads(each) for each in data[:-1]]
+
+
+async def _settled() -> None:
+    """Let every other task of this loop end: they close what they hold."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.wait_for(asyncio.gather(*rest, return_exceptions=True), 10)
 
 
 def text(answer: dict[str, Any]) -> str:
