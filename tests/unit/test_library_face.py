@@ -172,7 +172,7 @@ def test_a_backend_that_cannot_be_started_is_refused_by_name(
     engine = AdaptiveInferenceEngine(auto_detect=False, data_dir=tmp_path)
     with pytest.raises(ConfigError, match="auto_detect=False: give load_model a backend"):
         engine.load_model("demo")
-    with pytest.raises(ConfigError, match="'vlm' is none of vllm, llama_cpp, pytorch"):
+    with pytest.raises(ConfigError, match="'vlm' is none of vllm, llama_server"):
         engine.load_model("demo", backend="vlm")
     with pytest.raises(EngineMissing, match="engine vllm: this version starts llama_cpp"):
         engine.load_model("demo", backend=InferenceBackend.VLLM, force_cpu=False)
