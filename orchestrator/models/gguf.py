@@ -47,11 +47,12 @@ FILE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One row of the tensor table: how many elements, how many bytes."""
+    """One row of the tensor table: how many elements, how many bytes; the shape, rows last."""
 
     name: str
     elements: int
     size: int
+    shape: tuple[int, ...] = ()
 
 
 @dataclass
@@ -164,12 +165,13 @@ def _tensor(reader: _Reader, header: Header) -> int:
     dims = reader.scalar("<I")
     if dims > 4:
         raise reader.fail(f"tensor {name[:64]!r} has {dims} dimensions")
-    elements = math.prod(reader.scalar("<Q") for _ in range(dims))
+    shape = tuple(reader.scalar("<Q") for _ in range(dims))
+    elements = math.prod(shape)
     kind, offset = reader.scalar("<I"), reader.scalar("<Q")
     if kind not in _BLOCKS:
         raise reader.fail(f"tensor {name[:64]!r} has the unknown type {kind}")
     per_block, block_bytes = _BLOCKS[kind]
     size = -(-elements // per_block) * block_bytes
-    header.tensors.append(TensorInfo(name, elements, size))
+    header.tensors.append(TensorInfo(name, elements, size, shape))
     end: int = offset + size
     return end
