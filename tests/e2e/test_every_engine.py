@@ -1,7 +1,7 @@
 """All engines for real, through the whole server: the same model gives the same answers on each.
 
 The recorded answers are those of llama.cpp with 16-bit weights; the smallest margin between the
-first and the second token of any step is 2.2, far more than rounding to bfloat16 moves a logit.
+first and the second token of any step is 1.6, far more than rounding to bfloat16 moves a logit.
 """
 
 from __future__ import annotations
