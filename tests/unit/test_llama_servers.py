@@ -155,7 +155,7 @@ def test_states_and_windows_have_checkpoints_that_are_counted() -> None:
     assert after(argv, "--ctx-checkpoints") == "2"
     assert after(NATIVE.command(plan(Q4, fit()), Listen(port=1)).argv, "--ctx-checkpoints") == "0"
     plain = Q4.model_copy(update={"caches": (full,)})
-    wish = {"max_model_len": 1024, "max_concurrency": 2}
+    wish: dict[str, Any] = {"max_model_len": 1024, "max_concurrency": 2}
     more = fit(model, **wish).estimate[-1].overhead - fit(plain, **wish).estimate[-1].overhead
     assert more == 2 * 2 * 16 * 2**20
 
