@@ -68,9 +68,7 @@ def make_plan(
     _refuse_impossible(variants, wish)
     order = (wish.engine,) if wish.engine else preference(tier)
     rejected = [
-        Rejection(
-            what=engine, why=(absent or {}).get(engine, "not one of those to choose from")
-        )
+        Rejection(what=engine, why=(absent or {}).get(engine, "not one of those to choose from"))
         for engine in order
         if engine not in launchers
     ]
