@@ -255,7 +255,7 @@ def _slots(asked: _Asked, chosen: _Choice) -> tuple[int, list[str]]:
     def fits(slots: int) -> bool:
         return asked.fits(asked.run(chosen.context, chosen.gpu_layers, slots))
 
-    slots = _most(1, limit, fits) or 1
+    slots = (_most(1, limit, fits) or 1) if limit > 1 else 1
     if slots < limit:
         return slots, [f"{slots} of {limit} sequences: more full contexts do not fit"]
     return slots, [f"{slots} sequences at the same time, each with a context of its own"]
@@ -264,6 +264,8 @@ def _slots(asked: _Asked, chosen: _Choice) -> tuple[int, list[str]]:
 def _choose(asked: _Asked) -> _Choice | None:
     """The best that fits; None where nothing does."""
     wanted, least, layers = asked.wanted, asked.least, asked.layout.layers
+    if asked.layout.parts.total > asked.room.host + sum(asked.room.cards):
+        return None  # no search where the weights alone are too many
 
     def longest(gpu_layers: int, least: int, *reasons: str) -> _Choice | None:
         best = _most(least, wanted, lambda n: asked.fits(asked.run(n, gpu_layers)))

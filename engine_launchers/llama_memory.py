@@ -12,85 +12,35 @@ layers are offloaded, layer i of n + 1 (the output layer counts) to the card who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine_launchers.caches import layer_bytes_per_token
-from engine_launchers.model import CacheGroup, ModelSpec, WeightParts
+from engine_launchers.llama_layout import (
+    MIB,
+    NATIVE,
+    PYTHON,
+    UBATCH,
+    Layout,
+    Run,
+    Server,
+    layer_groups,
+    placement,
+    segments,
+    weight_parts,
+)
+from engine_launchers.model import CacheGroup, ModelSpec
 
-MIB = 2**20
-UBATCH = 512
+__all__ = [
+    "NATIVE", "PYTHON", "UBATCH", "Buffers", "Layout", "Run", "Server", "buffers", "cells",
+    "compute_buffer", "device_overhead", "host_overhead", "laid_out", "layer_cache",
+    "layer_groups", "placement", "spilled", "visible_total", "weight_parts",
+]  # fmt: skip
+
 _F32 = 4
 _Q8_K = 292 / 256  # bytes per element of what is multiplied with quantized weights
 CUDA_CONTEXT = 500 * MIB  # beside the buffers of a card: context, cuBLAS
 _FUSED_QKV = frozenset({"phi2", "phi3", "PhiForCausalLM", "Phi3ForCausalLM", "gptneox", "falcon"})
 _ALIGN = 256  # llama.cpp pads every sequence's cache to this many cells
-
-
-@dataclass(frozen=True)
-class Server:
-    """What one kind of server adds to llama.cpp's own buffers, and what it does otherwise.
-
-    `overhead` is its process: code, libraries, HTTP, graphs. `vocab_entry` is what each piece of
-    the vocabulary takes: text both ways, merge, a sampler's candidate. Each further sequence takes
-    `slot` bytes, and `slot_entry` for each piece of the vocabulary. `slots` is the most sequences
-    that it works on at the same time, `checkpoints` how many copies it keeps per sequence of what
-    cannot be rolled back: states and windows.
-
-    `last_rows`: the compute buffer holds logits for one token of each sequence, instead of for all
-    tokens of a batch, and its inputs. `auto_flash`: it uses flash attention on processors too.
-    """
-
-    overhead: int
-    vocab_entry: int
-    slot: int = 0
-    slot_entry: int = 0
-    slots: int = 1
-    checkpoints: int = 0
-    last_rows: bool = False
-    auto_flash: bool = False
-
-
-PYTHON = Server(overhead=79 * MIB, vocab_entry=344)
-NATIVE = Server(
-    overhead=int(22.6 * MIB),
-    vocab_entry=240,
-    slot=MIB // 2,
-    slot_entry=16,
-    slots=256,
-    checkpoints=2,
-    last_rows=True,
-    auto_flash=True,
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """The settings of one llama.cpp run that decide about memory.
-
-    `gpu_layers` -1 means all, output layer included. `sequences` is the number of slots; their
-    contexts add up to `context`. `shares` are the relative parts of several cards, empty: equal.
-    `today`: as in the pinned version, the output layer counts as the first of `gpu_layers`;
-    builds up to 2025 took it last.
-    `pipeline`: several cards take turns on one prompt, as since 2024.
-    """
-
-    context: int
-    gpu_layers: int = -1
-    devices: int = 1
-    shares: tuple[float, ...] = ()
-    flash_attention: bool = False
-    kv_dtype: str | None = None
-    ubatch: int = UBATCH
-    sequences: int = 1
-    today: bool = True
-    pipeline: bool = True
-    server: Server = PYTHON
-
-    @property
-    def on_host(self) -> bool:
-        """Whether no card computes anything."""
-        return self.devices == 0 or self.gpu_layers == 0
 
 
 def cells(context: int) -> int:
@@ -123,39 +73,6 @@ class Buffers:
         return self.weights + self.kv + self.compute - self.idle
 
 
-def weight_parts(model: ModelSpec) -> WeightParts:
-    """The model's parts; without a table of tensors, the layers share what is not the token table.
-
-    The token table is then guessed at the average size of a weight.
-    """
-    if model.weights is not None and model.weights.layers:
-        return model.weights
-    average = model.weight_bytes / max(1, model.params)
-    table = int(min(model.weight_bytes * 0.5, model.vocab * model.hidden * average))
-    output = 0 if model.tied_embeddings else table
-    rest = model.weight_bytes - table - output
-    return WeightParts(
-        embedding=table, output=output, layers=(rest // model.layers,) * model.layers
-    )
-
-
-def layer_groups(groups: Sequence[CacheGroup]) -> tuple[int, ...]:
-    """Position in `groups` of each layer's group, spread evenly, as models interleave them."""
-    if len(groups) == 1:
-        return (0,) * groups[0].layers
-    taken = [0] * len(groups)
-    order: list[int] = []
-    total = sum(group.layers for group in groups)
-    for at in range(1, total + 1):
-        behind = [
-            group.layers * at / total - done for group, done in zip(groups, taken, strict=True)
-        ]
-        next_one = max(range(len(groups)), key=lambda i: behind[i])
-        taken[next_one] += 1
-        order.append(next_one)
-    return tuple(order)
-
-
 def layer_cache(group: CacheGroup, run: Run) -> float:
     """Bytes that one layer of `group` caches for the whole run."""
     if group.kind == "state":
@@ -183,61 +100,19 @@ def compute_buffer(
     scores = 0.0 if run.flash_attention else model.heads * context + mask
     attention = scores + 4 * hidden + fused
     used = model.experts_used or 1
-    feed_forward: float = 2 * used * model.intermediate + 2 * hidden + mask
-    output: float = model.vocab + hidden if logits else 0
+    feed_forward = 2 * used * model.intermediate + 2 * hidden + mask
+    output = float(model.vocab + hidden) if logits else 0.0
     if run.server.last_rows:
         # Up, gate and their product, beside the residual; a gate of two hidden sizes at most fits
         # into the place that attention has left.
         reused = 3 if model.intermediate <= 2 * hidden else 4
-        seen = mask / 2 if run.flash_attention else mask
+        seen = mask / 2 if run.flash_attention else mask  # a mask of 16 bit is enough then
         feed_forward = 3 * used * model.intermediate + reused * hidden + seen
         output = model.vocab * run.sequences / step
     widest = max(attention, feed_forward, output)
     if pipelined:
         widest += 3 * mask + 4 * hidden
     return widest * step * _F32
-
-
-def placement(layers: int, run: Run) -> tuple[int, ...]:
-    """Device index of each layer and, last, of the output layer; -1 is the host."""
-    wanted = layers + 1 if run.gpu_layers < 0 else min(run.gpu_layers, layers + 1)
-    if run.devices == 0 or wanted == 0:
-        return (-1,) * (layers + 1)
-    if run.today or wanted > layers:
-        first, with_output = layers + 1 - wanted, True
-    else:
-        first, with_output = layers - wanted, False
-    shares = run.shares or (1.0,) * run.devices
-    edges = [sum(shares[: i + 1]) / sum(shares) for i in range(run.devices)]
-    where: list[int] = []
-    for layer in range(layers + 1):
-        if layer < first or (layer == layers and not with_output):
-            where.append(-1)
-            continue
-        position = (layer - first) / wanted
-        where.append(next((d for d, edge in enumerate(edges) if position < edge), run.devices - 1))
-    return tuple(where)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A model's layers in order, taken apart once for many runs."""
-
-    model: ModelSpec
-    parts: WeightParts
-    groups: tuple[CacheGroup, ...]
-    of_layer: tuple[int, ...]
-
-    @classmethod
-    def of(cls, model: ModelSpec) -> Layout:
-        """Weights and cache of every layer."""
-        groups = tuple(group for group in model.cache_groups if group.layers)
-        return cls(model, weight_parts(model), groups, layer_groups(groups))
-
-    @property
-    def layers(self) -> int:
-        """What `gpu_layers` counts: the repeating layers and the output layer."""
-        return len(self.parts.layers) + 1
 
 
 def buffers(model: ModelSpec, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
@@ -247,24 +122,32 @@ def buffers(model: ModelSpec, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
 
 def laid_out(layout: Layout, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
     """(host, one per device) of a model that was taken apart before."""
-    model, parts, of_layer = layout.model, layout.parts, layout.of_layer
-    where = placement(len(parts.layers), run)
+    model, parts = layout.model, layout.parts
+    last = len(parts.layers)
     cached = [layer_cache(group, run) for group in layout.groups]
     weights = [0.0] * (run.devices + 1)
     kv = [0.0] * (run.devices + 1)
-    for layer, size in enumerate(parts.layers):
-        weights[where[layer]] += size
-        kv[where[layer]] += cached[of_layer[layer]] if layer < len(of_layer) else 0.0
+    used: list[int] = []
+    output = -1
+    for device, start, end in segments(last, run):
+        if start == end:
+            continue
+        if device >= 0:
+            used.append(device)
+        if end > last:
+            output = device
+        end = min(end, last)
+        weights[device] += layout.upto[end] - layout.upto[start]
+        kv[device] += sum(
+            each * (count[end] - count[start])
+            for each, count in zip(cached, layout.counts, strict=True)
+        )
     # A tied table is used twice: the host looks tokens up, the device of the output layer owns a
     # copy for the logits.
     weights[-1] += parts.embedding
-    weights[where[-1]] += parts.output + parts.other
-    for adapter in model.adapters:  # its tensors lie beside those that they change
-        for layer in range(len(parts.layers)):
-            weights[where[layer]] += adapter.weight_bytes / len(parts.layers)
-    if parts.output == 0 and where[-1] >= 0:
-        weights[where[-1]] += parts.embedding
-    used = sorted({device for device in where if device >= 0})
+    weights[output] += parts.output + parts.other
+    if parts.output == 0 and output >= 0:
+        weights[output] += parts.embedding
     pipelined = run.pipeline and len(used) > 1
     compute = compute_buffer(model, run, pipelined)
     host_compute = compute if not used else _host_compute(model, run, pipelined)
@@ -277,8 +160,12 @@ def laid_out(layout: Layout, run: Run) -> tuple[Buffers, tuple[Buffers, ...]]:
 
 def spilled(layout: Layout, run: Run) -> float:
     """Bytes of the repeating layers that stay in RAM."""
-    where = placement(len(layout.parts.layers), run)
-    return float(sum(size for layer, size in enumerate(layout.parts.layers) if where[layer] < 0))
+    last = len(layout.parts.layers)
+    return sum(
+        layout.upto[min(end, last)] - layout.upto[min(start, last)]
+        for device, start, end in segments(last, run)
+        if device < 0
+    )
 
 
 def host_overhead(model: ModelSpec, run: Run) -> float:

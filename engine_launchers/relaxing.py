@@ -14,7 +14,9 @@ _SAID = {  # what people call a field
     "max_concurrency": "sequences",
     "gpu_memory_fraction": "gpu_memory_utilization",
     "gpu_layers": "layers on the GPU",
+    "kv_cache_dtype": "cache",
 }
+_UNSET = {"kv_cache_dtype": "f16"}  # what a field without a value means
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def first_rung(
         if value is None:
             continue
         before, said = getattr(plan.tuning, rung.field), _SAID.get(rung.field, rung.field)
+        before = _UNSET.get(rung.field) if before is None else before
         smaller = plan.model_copy(
             update={
                 "tuning": plan.tuning.model_copy(update={rung.field: value}),

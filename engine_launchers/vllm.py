@@ -148,7 +148,7 @@ class VllmLauncher:
 
         The last rung leaves more of the card alone, for what vLLM does not count.
         """
-        return first_rung(plan, cause, _RUNGS, vllm_fit.refit)
+        return first_rung(plan, cause, _RUNGS, lambda plan: vllm_fit.refit(plan, cause))
 
 
 _FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM})

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from engine_launchers import vllm_memory, vllm_rules
-from engine_launchers.base import EnginePlan, Fit, MemoryEstimate, Rejection, Tuning
+from engine_launchers.base import CrashCause, EnginePlan, Fit, MemoryEstimate, Rejection, Tuning
 from engine_launchers.caches import longest_context
 from engine_launchers.loading import loaded
 from engine_launchers.machine import Gpu, HardwareProfile
@@ -131,11 +131,14 @@ def _on_gpus(
     )
 
 
-def refit(plan: EnginePlan) -> EnginePlan:
-    """The same plan with what its tuning now takes of each GPU."""
+def refit(plan: EnginePlan, cause: CrashCause | None = None) -> EnginePlan:
+    """The same plan with what its tuning now takes of each device.
+
+    In RAM a cache that was too small for its context keeps its size, others shrink with it.
+    """
     cards = [part for part in plan.estimate if part.device.startswith("gpu")]
     if not cards:
-        return _refit_ram(plan)
+        return plan if cause is CrashCause.KV_CACHE_TOO_SMALL else _refit_ram(plan)
     tightest = min(cards, key=lambda part: part.capacity - part.others)
     model = loaded(plan.model, plan.tuning.dtype)
     budget = vllm_memory.budget(model, _run(plan), vllm_memory.torch_total(tightest.capacity))

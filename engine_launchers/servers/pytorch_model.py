@@ -55,8 +55,6 @@ def first_line(error: BaseException) -> str:
 def load(options: Options) -> Loaded:
     """Everything in memory, except the KV cache; LoadFailed where it cannot be."""
     folder = Path(options.model)
-    if not folder.is_dir():
-        raise LoadFailed(f"model: {options.model} is no folder")
     device = _device(options)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -184,11 +182,8 @@ def _model(options: Options, folder: Path, device: str) -> Any:
 
 
 def _add_adapter(model: Any, adapter: Adapter, name: str) -> None:
-    folder = Path(adapter.path)
-    if not (folder / "adapter_config.json").is_file():
-        raise LoadFailed(f"adapter {adapter.name}: {folder} holds no adapter_config.json")
     try:
-        told = model.load_adapter(str(folder), adapter_name=name, local_files_only=True)
+        told = model.load_adapter(adapter.path, adapter_name=name)
     except Exception as error:
         raise LoadFailed(f"adapter {adapter.name}: {first_line(error)}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -36,6 +36,8 @@ def main(argv: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     listener = bound(options)
+    if (lacking := absent(options)) is not None:
+        _end(1, lacking)
     _quiet(options)
     began = time.monotonic()
     # Not at the top: the port is checked before seconds go into importing torch.
@@ -70,6 +72,16 @@ def main(argv: list[str]) -> NoReturn:
         _end(LOOP_DIED, f"loop: the batching loop died: {died}")
     loop.stop(2.0)
     _end(0, "stopped")
+
+
+def absent(options: Options) -> str | None:
+    """What is not there at all; told before seconds go into importing torch."""
+    if not os.path.isdir(options.model):
+        return f"model: {options.model} is no folder"
+    for adapter in options.adapters:
+        if not os.path.isfile(os.path.join(adapter.path, "adapter_config.json")):
+            return f"adapter {adapter.name}: {adapter.path} holds no adapter_config.json"
+    return None
 
 
 def bound(options: Options) -> socket.socket:

@@ -54,58 +54,48 @@ def always(path: str) -> Asked:
 def with_adapters(resolved: Resolved, asked: Sequence[Asked]) -> Resolved:
     """The artefacts that can carry every adapter, with them.
 
-    Raises ModelInvalid for files that are no adapters or belong to another kind of model,
-    ConfigError where no artefact of the model has the adapters' format.
+    Raises ModelInvalid for files that are no adapters or belong to another model, ConfigError where
+    no artefact of the model has the adapters' format.
     """
     if not asked:
         return resolved
     read = [_read(each) for each in asked]
-    names = {adapter.name for adapter, _ in read}
-    kept = _carrying(resolved.variants, read, names)
+    kept = _carrying(resolved.variants, read)
     if not kept:
         formats = sorted({each.format for each in resolved.variants})
-        given = ", ".join(f"{a.name} ({_words(a.format)})" for a, _ in read)
+        given = ", ".join(f"{each.name} ({_words(each.format)})" for each in read)
         raise ConfigError(
             f"{resolved.name} is known as {' and '.join(formats)}, the adapters given are {given}: "
             "a folder of PEFT goes with safetensors, a GGUF adapter with a GGUF file; give every "
             "adapter in the format of the model"
         )
-    return replace(resolved, variants=kept, others=_carrying(resolved.others, read, names))
+    return replace(resolved, variants=kept, others=_carrying(resolved.others, read))
 
 
-def _carrying(
-    variants: Sequence[ModelSpec], read: Sequence[tuple[Adapter, str]], names: set[str]
-) -> tuple[ModelSpec, ...]:
+def _carrying(variants: Sequence[ModelSpec], read: Sequence[Adapter]) -> tuple[ModelSpec, ...]:
+    names = {each.name for each in read}
     kept: list[ModelSpec] = []
     for model in variants:
-        mine = tuple(adapter for adapter, _ in read if adapter.format == model.format)
-        if {adapter.name for adapter in mine} != names:
+        mine = tuple(each for each in read if each.format == model.format)
+        if {each.name for each in mine} != names:
             continue
-        for adapter, made_for in read:
-            if adapter.format == model.format == "gguf" and made_for != model.architecture:
-                raise ModelInvalid(
-                    f"{adapter.path}: an adapter for {made_for}, {model.id} is {model.architecture}"
-                )
+        if model.format == "gguf":
+            for each in mine:
+                read_gguf_adapter(Path(each.path), model)
         kept.append(model.model_copy(update={"adapters": mine}))
     return tuple(kept)
 
 
-def _read(asked: Asked) -> tuple[Adapter, str]:
-    """The adapter, and what it was made for: its base model, or an architecture of GGUF."""
+def _read(asked: Asked) -> Adapter:
     path = asked.path.expanduser().absolute()
     if not path.exists():
         raise ModelInvalid(f"adapter {asked.name}: {path}: no such file or folder")
-    if path.is_dir():
-        peft = read_adapter(path)
-        return _adapter(asked, path, "safetensors", peft.rank, peft.weight_bytes), peft.base_model
-    gguf = read_gguf_adapter(path)
-    return _adapter(asked, path, "gguf", gguf.rank, gguf.weight_bytes), gguf.architecture
-
-
-def _adapter(asked: Asked, path: Path, kind: ModelFormat, rank: int, size: int) -> Adapter:
+    if not path.is_dir():
+        return read_gguf_adapter(path).adapter(asked.name, asked.always)
+    peft = read_adapter(path)
     return Adapter(
-        name=asked.name, path=str(path), format=kind, rank=rank, weight_bytes=size,
-        always=asked.always,
+        name=asked.name, path=str(path), format="safetensors", rank=peft.rank,
+        weight_bytes=peft.weight_bytes, always=asked.always,
     )  # fmt: skip
 
 

@@ -320,8 +320,10 @@ def _sentence(
 
 
 def _first(names: Sequence[str]) -> str:
-    """The first of names that share a reason, and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    """Names that share a reason: two, or the first and how many more there are."""
+    if len(names) < 3:
+        return " and ".join(names)
+    return f"{names[0]} and {len(names) - 1} more"
 
 
 def _short(item: Rejection) -> float:

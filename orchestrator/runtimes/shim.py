@@ -36,7 +36,8 @@ from typing import Any
 PR_SET_CHILD_SUBREAPER = 36
 TICK_S = 1.0
 SCAN_MAX_S = 16.0  # between two looks for further vital descendants
-LAST_WORDS_S = 1.0  # for the log, where a vital descendant was not killed but left by itself
+LAST_WORDS_S = 5.0  # for an engine that ends its own vital descendants: it has to log why
+DOUBT_S = 1.5  # the same where nobody knows how a descendant ended
 
 
 def identity(pid: int) -> dict[str, Any]:
@@ -142,9 +143,7 @@ class Shim:
         self.listener.listen(16)
         self.listener.setblocking(False)
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
-        wake_read, wake_write = os.pipe()
-        for end in (wake_read, wake_write):
-            os.set_blocking(end, False)
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self.begin_stop(spec["grace_s"]))
@@ -187,7 +186,6 @@ class Shim:
                 self.selector.register(pidfd, selectors.EVENT_READ, self.part_ended)
             self.rotate()
         self.sweep()
-        self.exit = self.lost or self.exit
         with contextlib.suppress(OSError):  # a full disk: whoever is connected is told below
             write_json(os.path.join(self.spec["folder"], "exit.json"), self.exit)
         shutil.rmtree(self.spec["tmp"], ignore_errors=True)
@@ -215,7 +213,10 @@ class Shim:
         how = self.vital.ended(pidfd)
         if self.kill_at is None:
             self.lost = how
-            self.kill_at = time.monotonic() + (0.0 if how["signal"] else LAST_WORDS_S)
+            soft = how["signal"] in (None, signal.SIGTERM, signal.SIGINT)
+            in_doubt = how["signal"] is how["code"] is None
+            pause = DOUBT_S if in_doubt else LAST_WORDS_S if soft else 0.0
+            self.kill_at = time.monotonic() + pause
 
     def signal_group(self, number: signal.Signals) -> None:
         if self.child is not None and self.exit is None:
@@ -241,8 +242,8 @@ class Shim:
             if self.child is not None and pid == self.child.pid:
                 code = os.waitstatus_to_exitcode(status)
                 self.child.returncode = code
-                how = {"code": code} if code >= 0 else {"signal": -code}
-                self.exit = {"code": None, "signal": None, **how}
+                own = {"code": code if code >= 0 else None, "signal": -code if code < 0 else None}
+                self.exit = self.lost if self.lost and code == -signal.SIGKILL else own
 
     def sweep(self) -> None:
         """KILL what the engine left behind: its group, then whatever was re-parented to us."""

@@ -148,6 +148,14 @@ async def test_the_end_of_a_vital_descendant_is_the_end_of_all(runtime: ProcessR
     assert not is_alive(handle.record.child)
 
 
+async def test_an_engine_that_ends_its_own_parts_says_why_itself(runtime: ProcessRuntime) -> None:
+    handle, part = await engine_with_a_part(runtime, "--graceful-exit-0")
+    os.kill(part, signal.SIGTERM)
+    assert handle.record.child is not None
+    os.kill(handle.record.child.pid, signal.SIGTERM)
+    assert await handle.wait() == ExitResult(code=0)
+
+
 async def test_a_stop_that_was_asked_for_is_no_lost_part(runtime: ProcessRuntime) -> None:
     handle, part = await engine_with_a_part(runtime, "--graceful-exit-0")
     assert await handle.stop(5) == ExitResult(code=0)

@@ -1,4 +1,8 @@
-"""All engines for real, through the whole server: the same model gives the same answers on each."""
+"""All engines for real, through the whole server: the same model gives the same answers on each.
+
+The recorded answers are those of llama.cpp with 16-bit weights; the smallest margin between the
+first and the second token of any step is 1.6, far more than rounding to bfloat16 moves a logit.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import Any
 import openai
 import pytest
 
+from engine_launchers import ENGINES
 from engine_launchers.base import EngineName
 from orchestrator.engines.shelf import Engine
 from tests.conftest import real_room
@@ -23,18 +28,13 @@ DEMO = ROOT / "orchestrator" / "models" / "demo"
 ADAPTERS = DEMO / "adapters"
 FIXTURES = ROOT / "tests" / "fixtures"
 GREEDY: list[dict[str, Any]] = json.loads((FIXTURES / "demo_greedy.json").read_text())["F16"]
-TUNED: dict[str, list[dict[str, Any]]] = json.loads((FIXTURES / "demo_lora_greedy.json").read_text())
+TUNED: dict[str, list[dict[str, Any]]] = json.loads(
+    (FIXTURES / "demo_lora_greedy.json").read_text()
+)
 QUESTION = "What products do you recommend?"
 LONG = "Tell me a long story about the shop."
 Installed = Callable[[EngineName], Engine]
 
-# The recorded answers are those of float32 and of llama.cpp's F16; rounding to bfloat16 is not.
-EXACT: dict[EngineName, tuple[str, ...]] = {
-    "vllm": ("--engine-args", "--dtype float32"),
-    "llama_server": (),
-    "llama_cpp": (),
-    "pytorch": ("--engine-args", "--dtype float32"),
-}
 NAMES = ("garden", "pirate")
 
 
@@ -46,7 +46,7 @@ def with_adapters(engine: EngineName) -> list[str]:
     return [word for n in NAMES for word in ("--adapter", f"{n}={ADAPTERS / (n + ending)}")]
 
 
-@pytest.fixture(scope="module", params=list(EXACT))
+@pytest.fixture(scope="module", params=list(ENGINES))
 def room(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -58,7 +58,7 @@ def room(
     installed(engine)
     folder = tmp_path_factory.mktemp(engine)
     flags = ["--engine", engine, "--quantization", "none", "--alias", "gpt-shop"]
-    made = real_room(folder / "data", engines_dir, *flags, *EXACT[engine], *with_adapters(engine))
+    made = real_room(folder / "data", engines_dir, *flags, *with_adapters(engine))
     yield made.start(240)
     made.close()
     assert processes_of(str(folder)) == []

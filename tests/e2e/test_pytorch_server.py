@@ -19,7 +19,7 @@ import pytest
 
 from tests.harness import ROOT, clean_env, free_ports, sample, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
 SCRIPT = ROOT / "engine_launchers" / "servers" / "pytorch_server.py"
 PROMPT = "What products do you recommend?"
@@ -40,7 +40,7 @@ class Server:
         with log.open("w") as out:
             self.process = subprocess.Popen(argv, stderr=out, stdout=out, env=env, cwd=log.parent)
         self.http = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}", timeout=120, trust_env=False
+            base_url=f"http://127.0.0.1:{self.port}", timeout=300, trust_env=False
         )
 
     def ready(self) -> Server:
@@ -52,7 +52,7 @@ class Server:
                 return self.http.get("/health").status_code == 200
             return False
 
-        until(healthy, 150, "health")
+        until(healthy, 300, "health")
         return self
 
     def end(self, seconds: float = 60) -> tuple[int, str]:
@@ -88,7 +88,7 @@ class Server:
         return [json.loads(each) for each in found]
 
     def metric(self, name: str) -> float:
-        return sample(self.http.get("/metrics").text, f"pytorch_engine_{name}", {})
+        return sample(self.http.get("/metrics").text, f"pytorch_engine_{name} ", {})
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def pytorch_python() -> Path:
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A bytecode cache for all servers of this file: importing torch takes half the time then."""
-    return clean_env(PYTHONPYCACHEPREFIX=str(tmp_path_factory.mktemp("pyc")))
+    """With a bytecode cache for all servers of this file: torch is imported in half the time."""
+    return {"PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("pyc")), **clean_env()}
 
 
 Start = Callable[..., Server]
@@ -213,7 +213,7 @@ def test_no_max_tokens_is_16_for_a_completion_and_the_room_for_a_chat(server: Se
 
 def test_text_is_cut_before_a_stop_string_wherever_tokens_end(server: Server) -> None:
     whole = server.text(max_tokens=60, temperature=0)
-    for stop in ("wool", "t, the wo", "lamp.", "I", " Would you"):
+    for stop in ("wool", "e, the wo", "lamp.", "I", " Would you"):
         ask: dict[str, Any] = {
             "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "stop": [stop, "never"],
         }  # fmt: skip
@@ -371,7 +371,7 @@ def test_models_and_metrics(server: Server) -> None:
 
 def test_key_and_line_and_drain(start: Start) -> None:
     server = start(
-        "--max-num-seqs", "1", "--max-queue-size", "2", "--shutdown-timeout", "30",
+        "--max-num-seqs", "1", "--max-queue-size", "2", "--shutdown-timeout", "120",
         ENGINE_API_KEY=KEY,
     ).ready()  # fmt: skip
     assert server.ask(prompt="Hi").status_code == 401
@@ -382,7 +382,7 @@ def test_key_and_line_and_drain(start: Start) -> None:
     assert server.text("Hi", max_tokens=2)
     assert KEY not in " ".join(psutil.Process(server.process.pid).cmdline())
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        ask: dict[str, Any] = {"prompt": "Hi", "max_tokens": 600, **LONG}
+        ask: dict[str, Any] = {"prompt": "Hi", "max_tokens": 200, **LONG}
         first = pool.submit(server.ask, **ask)
         until(lambda: server.metric("requests_running") == 1, 10, "one runs")
         waiting = [pool.submit(server.ask, **ask) for _ in range(2)]
@@ -393,7 +393,7 @@ def test_key_and_line_and_drain(start: Start) -> None:
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.ask(prompt="Hi").json()["error"]["type"] == "unavailable_error", 5, "")
         for each in (first, *waiting):
-            assert each.result(60).json()["usage"]["completion_tokens"] == 600
+            assert each.result(60).json()["usage"]["completion_tokens"] == 200
     assert server.end() == (0, "INFO: stopped")
 
 
@@ -425,24 +425,23 @@ def test_it_ends_at_once_with_its_reason_when_the_loop_dies(start: Start) -> Non
     assert answer.json()["error"]["code"] == "engine_died"
     code, last = server.end(10)
     assert code == 70
-    assert "the batching loop died" in last
-    assert "memory" in last.lower()
+    assert "the batching loop died: RuntimeError: " in last
 
 
 def test_blocks_are_bounded_and_preempted_requests_come_back(start: Start) -> None:
-    """Eight long requests over blocks for three: all end right, and memory stays where it was."""
+    """Six requests over blocks for two: all end right, and memory stays where it was."""
     server = start(
-        "--dtype", "float32", "--max-model-len", "1024", "--num-blocks", "48"
+        "--dtype", "float32", "--max-model-len", "512", "--num-blocks", "16"
     ).ready()  # fmt: skip
-    ask: dict[str, Any] = {"max_tokens": 900, "temperature": 0.8, "seed": 3, "ignore_eos": True}
+    ask: dict[str, Any] = {"max_tokens": 450, "temperature": 0.8, "seed": 3, "ignore_eos": True}
     alone = server.text(**ask)
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        crowd = list(pool.map(lambda _: server.text(**ask), range(8)))
-    assert crowd.count(alone) == 8
+        crowd = list(pool.map(lambda _: server.text(**ask), range(6)))
+    assert crowd.count(alone) == 6
     assert process.memory_info().rss - before < 300 * 2**20
-    assert server.metric("kv_blocks") == 48
+    assert server.metric("kv_blocks") == 16
     assert server.http.get("/health").status_code == 200
 
 
@@ -516,7 +515,7 @@ def test_a_unix_socket_serves_too(start: Start, tmp_path: Path) -> None:
                 return client.get("/health").status_code == 200
             return False
 
-        until(healthy, 150, "health")
+        until(healthy, 300, "health")
     server.process.send_signal(signal.SIGTERM)
     assert server.end(10)[0] == 0
     assert not path.exists()

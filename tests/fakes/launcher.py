@@ -32,7 +32,9 @@ class FakeLauncher(LlamaCppLauncher):
         self.knobs = tuple(knobs)
         self.serial = serial
         real = LlamaCppLauncher.quirks
-        self.quirks: Quirks = real.model_copy()
+        asked = {"tokenize_path": None, "usage_on_request": True}  # as vLLM and llama-server do
+        changed = asked if "--usage-in-stream" in self.knobs else {}
+        self.quirks: Quirks = real.model_copy(update=changed)
 
     def fit(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ def _value(value: Any) -> bytes:
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
         return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + _text(value)
     inner = [_value(each) for each in value]
@@ -31,12 +34,17 @@ def _value(value: Any) -> bytes:
 
 
 def write_gguf(
-    path: Path, meta: Mapping[str, Any], tensors: Mapping[str, int], version: int = 3
+    path: Path,
+    meta: Mapping[str, Any],
+    tensors: Mapping[str, int | tuple[int, ...]],
+    version: int = 3,
 ) -> Path:
-    """A GGUF file with F32 vectors: `tensors` maps names to element counts."""
+    """A GGUF file with F32 tensors: `tensors` maps names to element counts, or shapes."""
     table, offset = b"", 0
-    for name, size in tensors.items():
-        table += _text(name) + struct.pack("<IQIQ", 1, size, 0, offset)
+    for name, shape in tensors.items():
+        dims = shape if isinstance(shape, tuple) else (shape,)
+        size = math.prod(dims)
+        table += _text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, 0, offset)
         offset += -(-size * 4 // _ALIGN) * _ALIGN
     pairs = b"".join(_text(key) + _value(value) for key, value in meta.items())
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(meta)) + pairs + table

@@ -264,3 +264,23 @@ def test_a_queue_deadline_is_a_503_with_a_time_to_come_back(make_room: RoomMaker
     assert (late.status_code, late.json()["error"]["code"]) == (503, "model_unavailable")
     assert int(late.headers["retry-after"]) >= 1
     blocker.join(20)
+
+
+def test_an_engine_is_asked_for_the_usage_that_clients_are_told(make_room: RoomMaker) -> None:
+    """The fake counts words as tokens of a prompt, which no tokenizer of ours would."""
+    room = make_room("--usage-in-stream").start()
+    told = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    plain: dict[str, Any] = {"prompt": "one two three", "max_tokens": 5}
+    assert room.http.post(f"{room.url}/v1/completions", json=plain).json()["usage"] == told
+    messages = [{"role": "user", "content": "one two three"}]
+    chat: dict[str, Any] = {"messages": messages, "max_tokens": 5}
+    assert room.http.post(f"{room.url}/v1/chat/completions", json=chat).json()["usage"] == told
+    path = "/v1/chat/completions"
+    _, unasked = events_of(room, path, {**chat, "stream": True})
+    assert not any('"usage"' in event for event in unasked)
+    _, asked = events_of(
+        room, path, {**chat, "stream": True, "stream_options": {"include_usage": True}}
+    )
+    (counts,) = [json.loads(event)["usage"] for event in asked if '"usage"' in event]
+    assert counts == told
+    assert room.generate("one two", max_new_tokens=4).json()["token_count"] == 4

@@ -233,3 +233,11 @@ def test_tool_calls_are_put_together() -> None:
     message = openai.whole_answer(chunks, openai.usage(1, 1))["choices"][0]["message"]
     call = {"name": "f", "arguments": '{"a":1}'}
     assert message["tool_calls"] == [{"type": "function", "function": call, "id": "c"}]
+
+
+def test_an_engine_that_wants_to_be_asked_for_usage_is_asked() -> None:
+    plain = {"prompt": "Hi", "stream": True}
+    assert openai.asking_usage(plain, QUIRKS) == plain
+    asking = QUIRKS.model_copy(update={"usage_on_request": True})
+    asked = {"stream_options": {"include_usage": True}}
+    assert openai.asking_usage(plain, asking) == plain | asked

@@ -157,7 +157,7 @@ def test_wrong_adapters_are_refused_before_any_engine_starts(on: Any, tmp_path: 
     for settings, error, words in (
         ({"adapter_path": "/none"}, ModelInvalid, "no such file or folder"),
         ({"adapters": f"cut={tmp_path / 'cut.gguf'}"}, ModelInvalid, "truncated"),
-        ({"adapters": f"m={demo_dir() / 'demo.F16.gguf'}"}, ModelInvalid, "no adapter"),
+        ({"adapters": f"m={demo_dir() / 'demo.F16.gguf'}"}, ModelInvalid, "not a LoRA adapter"),
         ({"adapters": f"{garden},p={ADAPTERS / 'garden'}"}, ConfigError, "in the format of"),
         ({"adapters": garden, "aliases": "g"}, ConfigError, "two things"),
         ({"adapters": garden.replace("g=", "demo=")}, ConfigError, "two things"),

@@ -56,7 +56,9 @@ def check(plan: EnginePlan, hardware: HardwareProfile) -> None:
     assert plan.tuning.max_model_len is not None
     assert 1 <= plan.tuning.max_model_len <= plan.model.context_max
     assert (plan.tuning.max_concurrency or 1) >= 1
-    assert re.fullmatch(r"(vllm|llama-cpp|pytorch)-[a-z0-9-]+-tp\d+(-pp\d+)?(-lora)?", plan.id)
+    assert re.fullmatch(
+        r"(vllm|llama-server|llama-cpp|pytorch)-[a-z0-9-]+-tp\d+(-pp\d+)?(-lora)?", plan.id
+    )
     ranks = (plan.tuning.tensor_parallel or 1) * (plan.tuning.pipeline_parallel or 1)
     if plan.engine == "vllm" and plan.gpus:
         assert ranks == len(plan.gpus)
@@ -122,7 +124,7 @@ PINS = st.fixed_dictionaries(
         "gpu_memory_utilization": st.sampled_from([0.3, 0.5, 0.9, 1.0]),
         "gpu_layers": st.sampled_from([0, 5, 20, 99]),
         "users": st.integers(1, 64),
-        "force_backend": st.sampled_from(["vllm", "llama_cpp", "pytorch"]),
+        "force_backend": st.sampled_from(["vllm", "llama_server", "llama_cpp", "pytorch"]),
     },
 )
 BITS = {"4bit": (4, 4), "8bit": (8, 8), "none": (16, 32)}

@@ -49,7 +49,7 @@ def test_a_pin_that_fits_is_kept(pins: dict[str, object], field: str, value: obj
 
 
 def test_a_setting_that_one_engine_has_chooses_that_engine() -> None:
-    assert planned(MISTRAL, box("RTX 4090"), gpu_layers=10).engine == "llama_cpp"
+    assert planned(MISTRAL, box("RTX 4090"), gpu_layers=10).engine == "llama_server"
     assert planned(MISTRAL, box("RTX 4060", ram_gb=8), gpu_memory_utilization=0.8).engine == "vllm"
     assert planned(MISTRAL, box("none"), users=2, context=512).engine != "llama_cpp"
 
@@ -63,7 +63,7 @@ def test_a_setting_that_one_engine_has_chooses_that_engine() -> None:
         ("RTX 4090", {"gpu_memory_utilization": 1.0}, "22.65 GiB", "0.95 would do"),
         ("RTX 4090:4", {"tensor_parallel_size": 3}, "32 heads", "tensor parallel 3"),
         ("RTX 4090", {"tensor_parallel_size": 2}, "2 of 1 GPUs", "that many equal GPUs"),
-        ("none", {"gpu_layers": 10}, "gpu_layers 10", "only llama_cpp on a GPU"),
+        ("none", {"gpu_layers": 10}, "gpu_layers 10", "only llama_server and llama_cpp"),
         ("none", {"gpu_memory_utilization": 0.5}, "0.5", "only vllm on a GPU"),
         ("RTX 2060", {"gpu_layers": 33, "context": 32768}, "32768", "context 8448 would fit"),
         ("RTX 4090", {"force_backend": "llama_cpp", "users": 2}, "2", "one request at a time"),
@@ -184,7 +184,7 @@ def test_unlike_cards_are_no_ranks_of_one_engine() -> None:
     with pytest.raises(NoEngineFits):
         planned(MISTRAL, mixed, tensor_parallel_size=2)
     spread = planned(BIG, mixed)  # needs both: layers in turn, on cards of any kind
-    assert (spread.engine, spread.gpus) == ("llama_cpp", (0, 1))
+    assert (spread.engine, spread.gpus) == ("llama_server", (0, 1))
 
 
 def test_of_mixed_cards_the_equal_ones_work_together() -> None:
@@ -237,12 +237,12 @@ def test_two_engines_share_a_card() -> None:
 def test_free_memory_counts_not_total() -> None:
     occupied = RECORDED["desktop-rtx4090-occupied"]
     plan = planned(MISTRAL, occupied)
-    assert plan.engine == "llama_cpp"
+    assert plan.engine == "llama_server"
     assert plan.gpus == ()
     assert plan.tuning.gpu_layers == 0
     assert any("GPU before any layer" in r.why for r in plan.rejected)
     tight = planned(MISTRAL, held(box("RTX 4090"), gpu0=3 * GIB))
-    assert tight.engine == "llama_cpp"
+    assert tight.engine == "llama_server"
     assert tight.tuning.gpu_layers is not None
     assert 0 < tight.tuning.gpu_layers < 33
 

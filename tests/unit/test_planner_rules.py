@@ -38,7 +38,7 @@ def whys(hardware: HardwareProfile, model: str = MISTRAL) -> tuple[str, str]:
 
 def test_a_v100_is_too_old_for_vllm() -> None:
     engine, told = whys(box("V100"))
-    assert engine == "llama_cpp"
+    assert engine == "llama_server"
     assert "vLLM needs compute capability 7.5, V100 SXM2 16GB has 7.0" in told
 
 
@@ -73,7 +73,7 @@ def test_an_ampere_card_has_no_fp8() -> None:
 )
 def test_where_vllm_does_not_run_another_engine_does(name: str, words: str) -> None:
     engine, told = whys(RECORDED[name])
-    assert engine == "llama_cpp"
+    assert engine == "llama_server"
     assert words in told
     assert "llama_cpp" in told
 
@@ -181,6 +181,8 @@ def test_the_ladder_goes_down_ends_and_names_the_next_plans(gpu: str) -> None:
     after = [step.removeprefix("then ") for step in plan.ladder if step.startswith("then ")]
     assert 1 <= len(steps) <= 20
     for step in steps:
+        if step == "cache f16 -> q8_0":
+            continue
         found = re.fullmatch(r"\D+ (-?[\d.]+) -> ([\d.]+)", step)
         assert found, step
         assert float(found[1]) == -1 or float(found[2]) < float(found[1])
@@ -200,7 +202,7 @@ def test_a_refusal_names_every_engine_with_a_number_and_a_way_out() -> None:
     with pytest.raises(NoEngineFits) as refused:
         planned("llama-3.1-405b-instruct", box("RTX 4090"))
     said = refused.value.message
-    for engine in ("vllm", "llama_cpp", "pytorch"):
+    for engine in ("vllm", "llama_server", "llama_cpp", "pytorch"):
         assert engine in said
     assert len(re.findall(r"\d+\.\d\d GiB", said)) >= 4
 

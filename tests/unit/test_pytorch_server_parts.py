@@ -272,16 +272,8 @@ def test_wrong_flags_end_with_code_2(argv: list[str], capsys: pytest.CaptureFixt
 def test_flags_are_read() -> None:
     got = flags.parse(
         [
-            "--model",
-            "m",
-            "--served-model-name",
-            "a",
-            "b",
-            "--served-model-name",
-            "c",
-            "--adapter",
-            "x=/p=q",
-            "--compile",
+            *("--model", "m", "--served-model-name", "a", "b", "--served-model-name", "c"),
+            *("--adapter", "x=/p=q", "--compile"),
         ]
     )
     assert got.served == ("a", "b", "c")
