@@ -147,7 +147,9 @@ class Build:
         count = jobs(cores or 1, psutil.virtual_memory().available)
         nice = ["nice", "-n", str(_NICE)] if shutil.which("nice") else []
         argv = [self._tool("cmake"), "--build", str(self.tree), "--target", self._source.target]
-        await self._job.run([*nice, *argv, "--parallel", str(count)], env)
+        await self._job.run(
+            [*nice, *argv, "--parallel", str(count)], env, what=f"compiling {self._source.target}"
+        )
 
 
 def _archives(folder: Path, name: str, version: str) -> list[Path]:

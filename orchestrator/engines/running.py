@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 Progress = Callable[[str, float], None]
 """Called with the latest line of output and the seconds since the installation began."""
 
@@ -123,11 +125,28 @@ class Job:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what has not ended: compilers and all."""
+    """Kill what has not ended: compilers and all.
+
+    By session, which is the command's own: Ninja gives each compiler a process group.
+    """
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        killed: set[int] = set()
+        while alive := _session(process.pid) - killed:
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            killed |= alive
         await process.wait()
+
+
+def _session(leader: int) -> set[int]:
+    """The processes of a session."""
+    found = set()
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to ask
+            if os.getsid(pid) == leader:
+                found.add(pid)
+    return found
 
 
 def _reason(lines: Sequence[str], code: int) -> str:

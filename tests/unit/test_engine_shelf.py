@@ -219,7 +219,12 @@ async def test_killed_half_way_it_is_finished_by_the_next_when_its_children_have
 async def test_an_installation_that_is_given_up_leaves_no_compiler_running(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     fake = tmp_path / "uv"
-    fake.write_text(f"#!/bin/sh\n/bin/sleep 300 &\necho $! > {pids}\nwait\n")
+    fake.write_text(  # like Ninja: its compilers have process groups of their own
+        f"#!{sys.executable}\nimport subprocess\n"
+        "compiler = subprocess.Popen(['/bin/sleep', '300'], process_group=0)\n"
+        f"open({str(pids)!r}, 'w').write(str(compiler.pid))\n"
+        "compiler.wait()\n"
+    )
     fake.chmod(0o755)
     shelf = Shelf(tmp_path / "envs", {"PATH": str(tmp_path)}, table("1.0"))
     task = asyncio.create_task(shelf.install(need(), lambda *_: None))
