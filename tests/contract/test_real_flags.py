@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engine_launchers import LAUNCHERS, load_launcher
+from engine_launchers import ENGINES, load_launcher
 from engine_launchers.base import EngineName, EnginePlan, Fit, Launcher, Listen, Tuning
 from engine_launchers.model import Adapter, ModelSpec
 from tests.harness import clean_env
@@ -91,7 +91,7 @@ def help_of(launcher: Launcher, program: str) -> str:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", ENGINES)
 def test_every_flag_is_known_to_the_installed_engine(
     name: EngineName, installed: Callable[[EngineName], Any]
 ) -> None:
