@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 
 serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port 9000"
 	@sh tools/setup.sh serve
-	@exec .venv/bin/engineroom serve $(ARGS)
+	@exec .venv/bin/engineroom serve --yes $(ARGS)
 
 test: ## the whole suite, real engine included
 	@sh tools/setup.sh test
