@@ -157,9 +157,8 @@ class LaunchSpec(Value):
     `argv[0]` may be the word `{engine}`: the caller puts the program of the engine's installation
     there, its own command or the interpreter of its environment. `env` comes on top of the few
     variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
-    added by itself, apart from those of the user. `vital` are the words with which the command
-    lines (or titles) of those descendants begin that the process cannot live without: where one of
-    them ends, all of it is ended.
+    added by itself, apart from those of the user. `vital` are the words with which command lines of
+    those descendants begin whose end is the end of all.
     """
 
     argv: tuple[str, ...]
@@ -177,8 +176,8 @@ class LaunchSpec(Value):
 class ExitResult(Value):
     """How a process ended: `code` or `signal`, or in `error` why neither is known.
 
-    `part` names the vital descendant, such as "VLLM::Worker (4711)", whose end took the rest with
-    it; code and signal are that descendant's own then, both None where they could not be read.
+    `part` names the vital descendant whose end took the rest with it; code and signal are then its
+    own, both None where they could not be read.
     """
 
     code: int | None = None
@@ -188,9 +187,7 @@ class ExitResult(Value):
     part: str | None = None
 
     def __str__(self) -> str:
-        if self.part is not None:
-            return f"its {self.part} {self._how()}: all of it was ended"
-        return self._how()
+        return f"its {self.part} {self._how()}" if self.part else self._how()
 
     def _how(self) -> str:
         if self.oom_killed:

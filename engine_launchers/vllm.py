@@ -226,7 +226,7 @@ def _threads(plan: EnginePlan) -> dict[str, str]:
     """Where threads run. Left alone, one worker keeps a core free for the scheduler.
 
     Several workers get a range of cores each, for vLLM's own division goes by memory nodes. A
-    number that a person set is kept; unbound threads were up to 50 times slower beside others.
+    number that a person set is kept; unbound threads were 17 times slower beside others.
     """
     tuning = plan.tuning
     pinned = tuning.threads is not None and "threads" in plan.pinned

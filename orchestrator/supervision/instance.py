@@ -301,7 +301,7 @@ class Instance:
         self.post(self._exit_event(handle.record.generation, exit, handle.record))
 
     def _exit_event(self, generation: int, exit: ExitResult, record: HandleRecord) -> lc.Exited:
-        cause = self.workload.diagnose(exit, read_tail(record.log, 100, since=record.log_start))
+        cause = self.workload.diagnose(exit, read_tail(record.log, 400, since=record.log_start))
         return lc.Exited(generation, exit, cause, self._luck())
 
     @staticmethod

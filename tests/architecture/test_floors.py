@@ -138,7 +138,7 @@ def pure(module: str) -> bool:
     return any(module == p or module.startswith(p + ".") for p in PURE)
 
 
-@pytest.mark.parametrize("module", [each for each in MODULES if pure(each)])
+@pytest.mark.parametrize("module", [module for module in MODULES if pure(module)])
 def test_pure_modules_do_no_io(module: str) -> None:
     roots = {name.split(".")[0] for name in imports(MODULES[module])}
     assert not roots & IMPURE_IMPORTS

@@ -95,7 +95,7 @@ def test_a_missing_compiler(tmp_path: Path) -> None:
         (["--quantization", "3bit"], {}, "'4bit', '8bit' or 'none'"),
         (["--host", "0.0.0.0"], {}, "ALLOW_ANONYMOUS=1"),
         ([], {"QUANTIZATION": "8bit"}, "the model demo comes as"),
-        ([], {"FORCE_BACKEND": "vllm"}, "FORCE_BACKEND=vllm"),
+        ([], {"FORCE_BACKEND": "pytorch"}, "FORCE_BACKEND=pytorch"),
         ([], {"ADAPTER_PATH": "/x"}, "ADAPTER_PATH=/x"),
         ([], {"ENGINEROOM_PROT": "1"}, "ENGINEROOM_PROT"),
         (["--config", "/no/file.yaml"], {}, "/no/file.yaml: cannot be read"),
