@@ -181,7 +181,9 @@ def _planned(
     plan = make_plan(models, hardware, tiers, launchers, wish, table, choice.absent, blind)
     notes = []
     if hardware.gpus and plan.engine in blind:
-        notes.append(f"{plan.engine} is built for the processor here: GPUs are not used")
+        found = choice.found[plan.engine]
+        why = found.note if isinstance(found, Requirement) else ""
+        notes.append(f"{plan.engine}: {why or 'built for the processor here, GPUs are not used'}")
     if wish.compile and plan.engine != "pytorch":
         notes.append(f"ENABLE_COMPILE: {plan.engine} compiles by itself, or not at all")
     return plan.model_copy(update={"reasons": (*plan.reasons, *notes)})

@@ -129,9 +129,25 @@ class Shelf:
     ) -> tuple[Requirement | None, str]:
         """What would be installed, or why nothing can be."""
         try:
-            return requirement(self.table, engine, hardware, version), ""
+            need = requirement(self.table, engine, hardware, version)
+            return self._buildable(need, hardware), ""
         except EngineMissing as error:
             return None, error.message
+
+    def _buildable(self, need: Requirement, hardware: HardwareProfile) -> Requirement:
+        """The requirement, or the processor's build where what the GPU's build calls is missing."""
+        path = self.environment.get("PATH", os.defpath)
+        tools = need.source.needs if need.source else {}
+        missing = [tool for tool in tools if not shutil.which(tool, path=path)]
+        if not missing:
+            return need
+        try:
+            plain = requirement(self.table, need.engine, hardware, need.version, "cpu")
+        except EngineMissing:  # it is for GPUs only: the installation will say what is missing
+            return need
+        tool, has = missing[0], tools[missing[0]]
+        note = f"built for the processor, since {tool} is missing: install {has} to use the GPU"
+        return plain.model_copy(update={"note": note})
 
     def _usable(
         self,
