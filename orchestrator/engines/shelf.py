@@ -289,7 +289,9 @@ class Shelf:
         return None
 
     def _installer(self) -> Installer:
-        uv = shutil.which("uv", path=self.environment.get("PATH"))
+        own = Path(sys.executable).parent  # a uv that is installed beside us is as good
+        places = os.pathsep.join((self.environment.get("PATH", os.defpath), str(own)))
+        uv = shutil.which("uv", path=places)
         links = tuple(self.environment.get("PIP_FIND_LINKS", "").split())
         return Installer(sys.executable, uv, links)
 
