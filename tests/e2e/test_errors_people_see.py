@@ -71,7 +71,7 @@ def test_a_port_in_use(tmp_path: Path, which: str) -> None:
         ports = {"port": str(other), "admin-port": str(other + 1 if other < 65000 else 2000)}
         ports[which] = str(port)
         flags = [word for flag, value in ports.items() for word in (f"--{flag}", value)]
-        said = sentence(engineroom(tmp_path, "serve", *flags, expect=75))
+        said = sentence(engineroom(tmp_path, "serve", "--yes", *flags, expect=75))
     assert f"127.0.0.1:{port}" in said
     assert not (tmp_path / "data").exists()
     assert which.replace("-", "_") in said
@@ -79,7 +79,7 @@ def test_a_port_in_use(tmp_path: Path, which: str) -> None:
 
 def test_a_missing_compiler(tmp_path: Path) -> None:
     port, admin_port = free_ports(2)
-    flags = ["--port", str(port), "--admin-port", str(admin_port)]
+    flags = ["--yes", "--port", str(port), "--admin-port", str(admin_port)]
     done = engineroom(tmp_path, "serve", *flags, expect=69, PATH=str(tmp_path))
     assert "needs c++, which is missing" in sentence(done)
 
@@ -94,15 +94,29 @@ def test_a_missing_compiler(tmp_path: Path) -> None:
         (["--port", "9000", "--admin-port", "9000"], {}, "choose two"),
         (["--quantization", "3bit"], {}, "'4bit', '8bit' or 'none'"),
         (["--host", "0.0.0.0"], {}, "ALLOW_ANONYMOUS=1"),
-        ([], {"QUANTIZATION": "8bit"}, "the model demo comes as"),
-        ([], {"FORCE_BACKEND": "pytorch"}, "FORCE_BACKEND=pytorch"),
-        ([], {"ADAPTER_PATH": "/x"}, "ADAPTER_PATH=/x"),
+        ([], {"FORCE_BACKEND": "llama"}, "'llama_server', 'llama_cpp' or 'pytorch'"),
+        (["--adapter", "x"], {}, "'x': give an adapter as NAME=PATH"),
+        (["--alias", "demo"], {}, "the name demo would stand for two things"),
+        (["--engine-args", "--port 1"], {}, "--port is set by Engine Room"),
+        (["--engine-path", "/x"], {}, "say which engine it is with --engine"),
         ([], {"ENGINEROOM_PROT": "1"}, "ENGINEROOM_PROT"),
         (["--config", "/no/file.yaml"], {}, "/no/file.yaml: cannot be read"),
     ],
 )
 def test_bad_settings(tmp_path: Path, words: list[str], env: dict[str, str], expected: str) -> None:
-    assert expected in sentence(engineroom(tmp_path, "serve", *words, expect=78, **env))
+    assert expected in sentence(engineroom(tmp_path, "serve", "--yes", *words, expect=78, **env))
+
+
+def test_an_engine_that_is_missing_is_named_with_the_way_to_get_it(tmp_path: Path) -> None:
+    for words, env in (([], {}), (["--engine", "vllm"], {}), ([], {"FORCE_BACKEND": "pytorch"})):
+        said = sentence(engineroom(tmp_path, "serve", *words, expect=69, **env))
+        assert "is not installed: run `engineroom engines install " in said
+        assert "or add --yes" in said
+
+
+def test_a_missing_adapter_is_told_before_anything_starts(tmp_path: Path) -> None:
+    done = engineroom(tmp_path, "serve", expect=65, ADAPTER_PATH="/no/adapter")
+    assert "adapter adapter: /no/adapter: no such file or folder" in sentence(done)
 
 
 def test_a_bad_key_in_a_file(tmp_path: Path) -> None:
@@ -133,12 +147,12 @@ def test_errors_as_json(tmp_path: Path) -> None:
 def test_plan_and_probe_print_json_that_round_trips(tmp_path: Path) -> None:
     plan = json.loads(engineroom(tmp_path, "plan", "--json", expect=0).stdout)
     assert plan["tier"]
-    assert plan["command"]["argv"][1:3] == ["-m", "llama_cpp.server"]
+    assert plan["command"]["argv"][0].endswith("bin/llama-server")
     probe = json.loads(engineroom(tmp_path, "probe", "--json", expect=0).stdout)
     assert probe["cpu_cores"] >= 1
     text = engineroom(tmp_path, "plan", expect=0).stdout
     assert f"tier {plan['tier']}" in text
-    assert "--interrupt_requests false" in text
+    assert "--metrics" in text
 
 
 def test_help_reads_well(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from engine_launchers.base import EngineName
 from orchestrator import AdaptiveInferenceEngine, InferenceBackend
+from orchestrator.engines.shelf import Engine
 from orchestrator.errors import ContextLengthExceeded
 from tests.harness import ROOT, clean_env, processes_of
 
@@ -48,10 +51,13 @@ def test_the_answers_are_the_recorded_ones(
     assert processes_of(str(tmp_path)) == []
 
 
-def test_every_program_on_the_page_runs(tmp_path: Path, engines_dir: Path) -> None:
+def test_every_program_on_the_page_runs(
+    tmp_path: Path, engines_dir: Path, installed: Callable[[EngineName], Engine]
+) -> None:
+    installed("pytorch")
     page = (ROOT / "docs/how-to/library.md").read_text()
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(programs) == 4
+    assert len(programs) == 5
     env = clean_env(ENGINEROOM_DATA_DIR=str(tmp_path), ENGINEROOM_ENGINES_DIR=str(engines_dir))
     for program in programs:
         done = subprocess.run(

@@ -204,8 +204,8 @@ def test_small_endpoints(real: Room) -> None:
 def test_admin_endpoints(real: Room) -> None:
     assert real.http.get(real.ready["admin"] + "/admin/engines").status_code == 401
     assert real.admin("GET", "/admin/engines").json()["engines"][0]["state"] == "ready"
-    assert "--interrupt_requests" in real.engine()["injected"]
-    assert real.admin("GET", "/admin/models/demo/plan").json()["engine"] == "llama_cpp"
+    assert "--metrics" in real.engine()["injected"]
+    assert real.admin("GET", "/admin/models/demo/plan").json()["engine"] == "llama_server"
     assert real.admin("GET", "/admin/hardware").json()["cpu_cores"] >= 1
     assert real.admin("GET", "/admin/events").json()["events"]
     assert "llama" in real.admin("GET", "/admin/engines/demo-0/logs?tail=500").text.lower()
@@ -229,8 +229,9 @@ def test_the_log_can_be_followed(real: Room) -> None:
         assert "POST" in next(text for text in answer.iter_text() if "POST" in text)
 
 
-def test_fifty_at_once_are_answered_in_order_of_arrival(real: Room) -> None:
+def test_fifty_at_once_are_answered_in_order_of_arrival(make_real_room: RoomMaker) -> None:
     """One engine, one request at a time: nobody is lost, nobody is interrupted."""
+    real = make_real_room("--engine", "llama_cpp").start()
     order: list[int] = []
     answers: dict[int, dict[str, Any]] = {}
 
@@ -348,7 +349,7 @@ def test_a_second_start_is_quick(make_real_room: RoomMaker) -> None:
 
 def test_the_other_quantization_and_a_path(make_real_room: RoomMaker) -> None:
     room = make_real_room("--quantization", "none").start()
-    assert room.engine()["plan"] == "llama-cpp-f16-tp1"
+    assert room.engine()["plan"] == "llama-server-f16-tp1"
     room.stop()
     path = ROOT / "orchestrator" / "models" / "demo" / "demo.F16.gguf"
     named = make_real_room(str(path), "--context", "512").start()
