@@ -47,6 +47,7 @@ _STEP_S, _STEP_CPU_S = 60, 120  # a step that takes longer hangs: 2048 tokens of
 _START_S = 3600  # the supervisor has its own limit
 _CAUSES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
     (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\] Address already in use")),
+    (CrashCause.WRONG_BUILD, re.compile(r"died unexpectedly \(exit code: -4\)")),
     (
         CrashCause.KV_CACHE_TOO_SMALL,
         re.compile(

@@ -186,7 +186,7 @@ def _run(plan: EnginePlan) -> vllm_memory.Run:
         max_model_len=tuning.max_model_len,
         max_num_seqs=tuning.max_concurrency,
         max_num_batched_tokens=tuning.batch,
-        kv_cache_dtype=tuning.kv_cache_dtype,
+        kv_cache_dtype=_cached(tuning.kv_cache_dtype, tuning.dtype),
         lora=bool(plan.model.adapters),
         sampler_bytes=vllm_memory.SAMPLER_BOUND,
     )
@@ -279,7 +279,7 @@ def _on_cpu(
     if refused := vllm_rules.refuse_cpu(model, hardware, wish):
         return refused
     reasons: list[str] = ["in RAM: no GPU is used"]
-    dtype = wish.dtype or model.dtype
+    dtype = vllm_rules.cpu_dtype(model, hardware, wish, reasons)
     model = loaded(model, dtype)
     run = vllm_memory.Run(
         version=RELEASE,
@@ -287,7 +287,7 @@ def _on_cpu(
         tensor_parallel=ranks,
         max_num_seqs=wish.max_concurrency or 1,
         max_num_batched_tokens=wish.batch or _CPU_STEP,
-        kv_cache_dtype=wish.kv_cache_dtype,
+        kv_cache_dtype=_cached(wish.kv_cache_dtype, dtype),
     )
     weights = model.weight_bytes
     peak = vllm_memory.activation_peak(model, run, 0) * ranks
@@ -324,6 +324,11 @@ def _on_cpu(
     }
     tuning = wish.model_copy(update=update)
     return Fit(tuning=tuning, estimate=(estimate,), reasons=tuple(reasons))
+
+
+def _cached(kind: str | None, dtype: str | None) -> str | None:
+    """What a cache element is kept in: as it is computed, where nothing else is said."""
+    return dtype if kind is None and dtype == "float32" else kind
 
 
 def _full_requests(sequences: int, pinned: frozenset[str]) -> int:

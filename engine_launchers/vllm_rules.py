@@ -114,6 +114,20 @@ def refuse_cpu(model: ModelSpec, hardware: HardwareProfile, wish: Tuning) -> Rej
     return refuse_parallel(model, wish)
 
 
+def cpu_dtype(model: ModelSpec, hardware: HardwareProfile, wish: Tuning, reasons: list[str]) -> str:
+    """What is computed in on a processor: the wish, but not BF16 where that means AMX attention.
+
+    With 0.32.0 a worker on a virtual Intel processor with AMX ended in SIGILL at its first token
+    in bfloat16, and did not in float16 (measured); no flag turns those kernels off.
+    """
+    wanted = wish.dtype or model.dtype
+    if wanted != "bfloat16" or "AMX" not in hardware.isa:
+        return wanted
+    instead = "float32" if model.architecture.startswith(_NO_FLOAT16) else "float16"
+    reasons.append(f"{instead}: in bfloat16 vLLM's AMX kernels end in SIGILL")
+    return instead
+
+
 def dtype(model: ModelSpec, gpus: Sequence[Gpu], wish: Tuning, reasons: list[str]) -> str | None:
     """What activations are computed in: the wish, but BF16 only from compute capability 8.0."""
     old = [g for g in gpus if g.compute_capability and g.compute_capability < (8, 0)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from pytorch_bodies import Sampling
-from pytorch_model import Loaded, LoadFailed, activate, first_line
+from pytorch_model import Loaded, LoadFailed, activate, first_line, trim
 from pytorch_sampling import PerRequestSampling
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import (
@@ -68,6 +68,7 @@ class Loop:
             told = self._manager.get_result(timeout=0.1)
             if told is not None and told.request_id == first and told.is_finished():
                 if told.error is None:
+                    trim()  # the first step of packed layers takes more than those that follow
                     return
                 break
         raise LoadFailed(f"kv: the first step failed: {self.death() or 'no answer'}")

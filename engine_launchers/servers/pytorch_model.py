@@ -6,6 +6,9 @@ fails is told in one line: `model: …`, `adapter NAME: …`, `kv: …`, `device
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +51,8 @@ class Loaded:
 
 def first_line(error: BaseException) -> str:
     """An exception in one line: its type, and what it says first."""
+    if "ignore_mismatched_sizes" in str(error):  # the library's words are about its own argument
+        return "the shapes of its tensors are not those of this model"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
@@ -65,6 +70,8 @@ def load(options: Options) -> Loaded:
     context = _context(options, config)
     model = _model(options, folder, device)
     names = {each.name: f"a{at}" for at, each in enumerate(options.adapters)}
+    if options.quantization:
+        _let_go(model)
     for adapter in options.adapters:
         _add_adapter(model, adapter, names[adapter.name])
     if names:
@@ -82,6 +89,13 @@ def load(options: Options) -> Loaded:
         batch_tokens=_batch_tokens(options, blocks, device),
         compile=options.compile,
     )
+
+
+def trim() -> None:
+    """Give the allocator's free memory back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc has it, others do without
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def activate(model: Any, adapter: str) -> None:
@@ -179,6 +193,17 @@ def _model(options: Options, folder: Path, device: str) -> Any:
     if missing:
         raise LoadFailed(f"model: {len(missing)} tensors are not in the files, as {missing[0]}")
     return model
+
+
+def _let_go(model: Any) -> None:
+    """Give back what packing needed: the files' pages, and free memory.
+
+    Layers that stay 16 bit would keep the whole mapped file alive, packed layers' pages included.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+    trim()
 
 
 def _add_adapter(model: Any, adapter: Adapter, name: str) -> None:

@@ -118,6 +118,7 @@ def _quiet(options: Options) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compiler processes beside us
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
     logging.captureWarnings(True)

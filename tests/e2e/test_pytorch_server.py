@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
 SCRIPT = ROOT / "engine_launchers" / "servers" / "pytorch_server.py"
 PROMPT = "What products do you recommend?"
-LONG = {"ignore_eos": True, "temperature": 0}
+LONG: dict[str, Any] = {"ignore_eos": True, "temperature": 0}
 KEY = "secret-of-the-test"
 
 
@@ -247,7 +247,8 @@ def test_penalties_have_an_effect(server: Server) -> None:
     for field, value in (
         ("repetition_penalty", 5.0), ("presence_penalty", 2.0), ("frequency_penalty", 2.0),
     ):  # fmt: skip
-        assert server.text(max_tokens=100, **LONG, **{field: value}) != plain
+        more: dict[str, Any] = {field: value}
+        assert server.text(max_tokens=100, **LONG, **more) != plain
 
 
 def test_draws_follow_the_shares(pytorch_python: Path, env: dict[str, str]) -> None:
@@ -505,17 +506,18 @@ def test_a_taken_port_is_told_before_anything_is_loaded(
 
 def test_a_unix_socket_serves_too(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    path.touch()
-    path.unlink()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))  # as a server that was killed leaves it
     server = start("--uds", str(path))
+
+    def listens() -> bool:
+        assert server.process.poll() is None, server.log.read_text()[-3000:]
+        with socket.socket(socket.AF_UNIX) as client:
+            return path.exists() and client.connect_ex(str(path)) == 0
+
+    until(listens, 300, "it listens")
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x") as client:
-
-        def healthy() -> bool:
-            with contextlib.suppress(httpx.ConnectError):
-                return client.get("/health").status_code == 200
-            return False
-
-        until(healthy, 300, "health")
+        assert client.get("/health").status_code == 200
     server.process.send_signal(signal.SIGTERM)
     assert server.end(10)[0] == 0
     assert not path.exists()
@@ -593,6 +595,7 @@ def test_a_stranger_adapter_is_refused(start: Start, adapters: Path, tmp_path: P
     code, last = start(f"--adapter=x={tmp_path}").end(120)
     assert code == 1
     assert "adapter x: " in last
+    assert "the shapes of its tensors are not those of this model" in last
 
 
 BIG = """
@@ -660,4 +663,4 @@ def test_packed_weights_take_what_they_should(
     assert held["int8"][0] <= 0.6 * plain
     for packing in ("nf4", "int8"):
         saved = plain - held[packing][0]
-        assert plain_rss - held[packing][1] > 0.5 * saved
+        assert plain_rss - held[packing][1] > 0.4 * saved
