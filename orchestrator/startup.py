@@ -14,7 +14,13 @@ from engine_launchers.model import ModelSpec
 from orchestrator.advice import wish_of, without_gpus
 from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.shelf import Engine, Shelf
-from orchestrator.errors import ConfigError, EngineMissing, ModelInvalid, NoEngineFits
+from orchestrator.errors import (
+    ConfigError,
+    EngineMissing,
+    EngineRoomError,
+    ModelInvalid,
+    NoEngineFits,
+)
 from orchestrator.external import plan_of
 from orchestrator.hardware import probe
 from orchestrator.models.chosen import chosen
@@ -29,10 +35,10 @@ Offer = Callable[[Requirement], bool]
 """Asked whether a missing engine shall be installed."""
 
 # Where an engine listens, what it serves and who may use it is ours to say; a key on a command
-# line is read by every user of the machine.
-_OURS = frozenset(
-    {"--host", "--port", "--uds", "--model", "-m", "--alias", "-a", "--model_alias"}
-    | {"--served-model-name", "--api-key", "--api_key", "--api-key-file"}
+# line is read by every user of the machine; a file of flags could say all of that.
+_OURS = (
+    *("--host", "--port", "--uds", "--model", "-m", "--alias", "-a", "--model-alias"),
+    *("--served-model-name", "--api-key", "--api-key-file", "--config", "--config-file"),
 )
 
 
@@ -89,8 +95,16 @@ def refuse_contradictions(settings: Settings) -> None:
     if settings.engine_url and (settings.adapter_path or settings.adapters):
         raise ConfigError("engine_url: adapters are loaded by whoever runs that server")
     for word in settings.engine_args:
-        if word.split("=")[0] in _OURS:
+        if _is_ours(word.split("=")[0]):
             raise ConfigError(f"engine_args: {word.split('=')[0]} is set by Engine Room itself")
+
+
+def _is_ours(word: str) -> bool:
+    """Whether an engine's parser may take `word` for a flag of ours: abbreviated, or with `_`."""
+    if not word.startswith("--"):
+        return word in _OURS
+    flag = word.replace("_", "-")
+    return len(flag) > 2 and any(ours.startswith(flag) for ours in _OURS)
 
 
 def decide(
@@ -124,7 +138,8 @@ def decide(
         plan = _without(second, resolved, hardware, able, wish, choice.ready())
         engine = choice.found[plan.engine]
     plan = plan.model_copy(update={"aliases": settings.aliases, "engine_version": engine.version})
-    name = fingerprint(wish, plan, _changed(Path(plan.model.source)))
+    files = (plan.model.source, *(each.path for each in plan.model.adapters))
+    name = fingerprint(wish, plan, max(_changed(Path(each)) for each in files))
     return Decision(hardware, plan, name, able, engine, second)
 
 
@@ -135,6 +150,22 @@ def _external(
     plan = plan_of(url, launcher.name, launcher, model, settings.users)
     plan = plan.model_copy(update={"aliases": settings.aliases})
     return Decision(machine(settings), plan, fingerprint(wish_of(settings), plan, 0), able, None)
+
+
+def next_best(
+    settings: Settings,
+    shelf: Shelf,
+    launchers: Mapping[EngineName, Launcher] | None,
+    error: EngineMissing,
+) -> Decision:
+    """The decision for engines that are here, after an installation failed with `error`.
+
+    Raises `error` itself where none of those can serve.
+    """
+    try:
+        return decide(settings, shelf, launchers)
+    except EngineRoomError:
+        raise error from None
 
 
 def machine(settings: Settings) -> HardwareProfile:
@@ -184,6 +215,8 @@ def _planned(
         found = choice.found[plan.engine]
         why = found.note if isinstance(found, Requirement) else ""
         notes.append(f"{plan.engine}: {why or 'built for the processor here, GPUs are not used'}")
+    if (copies := plan.tuning.replicas or 1) > 1:
+        notes.append(f"one of {copies} replicas is started: this version runs one engine a model")
     if wish.compile and plan.engine != "pytorch":
         notes.append(f"ENABLE_COMPILE: {plan.engine} compiles by itself, or not at all")
     return plan.model_copy(update={"reasons": (*plan.reasons, *notes)})

@@ -45,11 +45,11 @@ from orchestrator.cli.options import (
 from orchestrator.cli.planning import plan, probe
 from orchestrator.cli.pull import pull_command
 from orchestrator.cli.serving import Screen
-from orchestrator.errors import ControlUnavailable, EngineRoomError
+from orchestrator.errors import ControlUnavailable, EngineMissing, EngineRoomError
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
 from orchestrator.settings import load_settings
-from orchestrator.startup import decide, shelf_of
+from orchestrator.startup import decide, next_best, shelf_of
 
 app = typer.Typer(
     name="engineroom",
@@ -129,7 +129,12 @@ def serve(
     # The launchers of a caller who brings their own come in the context.
     decision = decide(settings, shelf, call.obj, offer)
     screen.begin(decision.plan, decision.second)
-    asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
+    try:
+        asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
+    except EngineMissing as error:  # it could not be installed: the next best that is here
+        decision = next_best(settings, shelf, call.obj, error)
+        screen.begin(decision.plan, f"{error.message}; {decision.second}")
+        asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
 
 
 @app.command()

@@ -182,7 +182,8 @@ def upstream_body(
         body["prompt"] = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
         if not body["prompt"]:
             raise BadRequest("prompt must not be empty", param="prompt")
-    body = {field: value for field, value in body.items() if field not in _NEUTRAL}
+    dropped = _NEUTRAL - ({"parallel_tool_calls"} & allowed)
+    body = {field: value for field, value in body.items() if field not in dropped}
     for field in body:
         if field not in allowed:
             raise UnsupportedParameter(f"this model's engine does not take {field!r}", param=field)

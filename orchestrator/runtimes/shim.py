@@ -4,8 +4,7 @@ Run as `python shim.py`, with one JSON object on standard input:
 
     argv, env, cwd      the engine's command, its complete environment, its folder
     log, log_max_bytes, log_files     where its output goes, and the rotation
-    folder              where `pid.json` and `exit.json` are written
-    socket              path of the Unix socket to listen on
+    folder, socket      where `pid.json` and `exit.json` are written; the Unix socket to listen on
     tmp                 private TMPDIR, removed at the end
     vital               words with which the command lines of vital descendants begin
     lease_s, grace_s    seconds without a renewal before the engine is stopped; TERM to KILL
@@ -35,7 +34,7 @@ from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 TICK_S = 1.0
-SCAN_MAX_S = 16.0  # between two looks for further vital descendants
+SCAN_MAX_S = 16.0  # between two looks for vital descendants, once one of each kind is there
 LAST_WORDS_S = 5.0  # for an engine that ends its own vital descendants: it has to log why
 DOUBT_S = 1.5  # the same where nobody knows how a descendant ended
 
@@ -43,8 +42,7 @@ DOUBT_S = 1.5  # the same where nobody knows how a descendant ended
 def identity(pid: int) -> dict[str, Any]:
     """(boot id, pid, start time) of a live process; OSError when there is none."""
     with open("/proc/sys/kernel/random/boot_id") as file:
-        boot_id = file.read().strip()
-    return {"boot_id": boot_id, "pid": pid, "started": int(stat(pid)[19])}
+        return {"boot_id": file.read().strip(), "pid": pid, "started": int(stat(pid)[19])}
 
 
 def stat(pid: int) -> list[str]:
@@ -89,7 +87,7 @@ class Vital:
         self.look_at, self.pause = 0.0, TICK_S
 
     def found(self, leader: int) -> list[int]:
-        """Pidfds of those that were not known; looks ever less often."""
+        """Pidfds of those that were not known; looks less often once each kind is there."""
         if not self.words or time.monotonic() < self.look_at:
             return []
         fresh, known = [], {who[:2] for who in self.held.values()}
@@ -106,7 +104,9 @@ class Vital:
                     continue
                 self.held[pidfd] = (pid, started, title)
                 fresh.append(pidfd)
-        self.pause = TICK_S if fresh or not self.held else min(2 * self.pause, SCAN_MAX_S)
+        seen = [title for _, _, title in self.held.values()]
+        whole = all(any(title.startswith(word) for title in seen) for word in self.words)
+        self.pause = TICK_S if fresh or not whole else min(2 * self.pause, SCAN_MAX_S)
         self.look_at = time.monotonic() + self.pause
         return fresh
 

@@ -19,7 +19,7 @@ from orchestrator.engines.shelf import Engine, Shelf
 from orchestrator.errors import ConfigError, EngineMissing, EngineRoomError, ModelInvalid
 from orchestrator.resources import demo_dir
 from orchestrator.settings import load_settings
-from orchestrator.startup import Decision, decide
+from orchestrator.startup import Decision, decide, next_best
 from tests.plans import box
 
 ADAPTERS = demo_dir() / "adapters"
@@ -115,6 +115,9 @@ def test_a_given_program_is_used_as_it_is(on: Any) -> None:
         ({"engine_path": "/x", "engine_version": "1", "force_backend": "vllm"}, "give one"),
         ({"engine_args": "--port 1"}, "--port is set by Engine Room"),
         ({"engine_args": "--api-key=x"}, "--api-key is set by Engine Room"),
+        ({"engine_args": "--hos 0.0.0.0"}, "--hos is set by Engine Room"),
+        ({"engine_args": "--served_model_name x"}, "--served_model_name is set by"),
+        ({"engine_args": "--config_file x"}, "--config_file is set by"),
         ({"engine_url": "http://a:1/v1", "force_backend": "vllm"}, "without a path"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -173,6 +176,25 @@ def test_force_cpu_plans_a_machine_without_gpus(on: Any) -> None:
     assert (cpu.plan.gpus, cpu.plan.tier) == ((), "CPU_ONLY")
     assert "force_cpu: 1 GPUs are not used" in cpu.hardware.notes
     assert plain.fingerprint != cpu.fingerprint
+
+
+def test_an_adapter_that_was_trained_again_is_another_wish(on: Any, tmp_path: Path) -> None:
+    file = tmp_path / "g.gguf"
+    seen = []
+    for second in (1, 2):
+        file.write_bytes((ADAPTERS / "garden.gguf").read_bytes())
+        os.utime(file, (second, second * 10**9))
+        seen.append(on()(Stock("llama_server"), adapters=f"g={file}").fingerprint)
+    assert seen[0] != seen[1]
+
+
+def test_what_could_not_be_installed_leaves_the_next_best(on: Any) -> None:
+    on("RTX 4090")(Stock("llama_cpp"))
+    failed = EngineMissing("engine vllm 0.32.0 could not be installed: no space")
+    made = next_best(load_settings({}, {}), Stock("llama_cpp"), None, failed)
+    assert made.plan.engine == "llama_cpp"
+    with pytest.raises(EngineMissing, match="no space"):
+        next_best(load_settings({}, {}), Stock(), None, failed)
 
 
 def test_every_wish_is_in_the_fingerprint(on: Any) -> None:
