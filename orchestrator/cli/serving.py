@@ -43,7 +43,7 @@ class Screen:
         self._notes.print(f"[bold]Engine Room[/bold] {__version__}")
         line = f"{plan.model.id} on {plan.engine} {plan.engine_version}, tier {plan.tier}, "
         line += f"context {plan.tuning.max_model_len}, about {need} of memory"
-        self._notes.print(line)
+        print_plain(self._notes, line)
         self._step(line, 0)
         if second:
             print_plain(self._notes, second)

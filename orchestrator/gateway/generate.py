@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from engine_launchers.base import Quirks
 
 Number = StrictFloat | StrictInt
+MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one"
 StopText = Annotated[StrictStr, Field(min_length=1, max_length=64)]
 
 
@@ -24,7 +25,7 @@ class GenerateRequest(BaseModel):
     do_sample: StrictBool = True
     repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
     model: StrictStr | None = None
     stream: StrictBool = False
 

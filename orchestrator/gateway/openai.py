@@ -22,7 +22,7 @@ from pydantic import (
 
 from engine_launchers.base import Quirks
 from orchestrator.errors import BadRequest, UnsupportedParameter
-from orchestrator.gateway.generate import Number, StopText
+from orchestrator.gateway.generate import MAX_SEED, Number, StopText
 
 Limit = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
@@ -67,7 +67,7 @@ class _Common(BaseModel):
     stream_options: StreamOptions | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
     user: StrictStr | None = None
     top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None

@@ -18,6 +18,7 @@ from orchestrator.models.gguf_adapter import read_gguf_adapter
 from orchestrator.models.names import model_name
 from orchestrator.models.resolve import Resolved
 from orchestrator.models.safetensors import read_adapter, read_json
+from orchestrator.models.safetensors_adapter import check_base
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def _carrying(variants: Sequence[ModelSpec], read: Sequence[Adapter]) -> tuple[M
         mine = tuple(each for each in read if each.format == model.format)
         if {each.name for each in mine} != names:
             continue
-        if model.format == "gguf":
-            for each in mine:
+        for each in mine:
+            if model.format == "gguf":
                 read_gguf_adapter(Path(each.path), model)
+            else:
+                check_base(Path(each.path), model)
         kept.append(model.model_copy(update={"adapters": mine}))
     return tuple(kept)
 
@@ -90,6 +93,8 @@ def _read(asked: Asked) -> Adapter:
     path = asked.path.expanduser().absolute()
     if not path.exists():
         raise ModelInvalid(f"adapter {asked.name}: {path}: no such file or folder")
+    if not path.is_dir() and not path.is_file():
+        raise ModelInvalid(f"adapter {asked.name}: {path}: not a regular file")
     if not path.is_dir():
         return read_gguf_adapter(path).adapter(asked.name, asked.always)
     peft = read_adapter(path)

@@ -49,8 +49,18 @@ def read_json(path: Path, limit: int = _MAX_JSON) -> dict[str, Any]:
     return value
 
 
-def read_tensors(path: Path) -> list[tuple[str, int]]:
-    """Name and bytes of every tensor of one file. Raises ModelInvalid."""
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of one file, outermost dimension first. Raises ModelInvalid."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, entry in _header(path)[0].items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape):
+            shapes[name] = tuple(shape)
+    return shapes
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header of one file, its length, and the file's. Raises ModelInvalid."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -66,6 +76,12 @@ def read_tensors(path: Path) -> list[tuple[str, int]]:
         raise ModelInvalid(f"{path}: its header is not JSON") from error
     if not isinstance(header, dict):
         raise ModelInvalid(f"{path}: its header is not a JSON object")
+    return header, length, size
+
+
+def read_tensors(path: Path) -> list[tuple[str, int]]:
+    """Name and bytes of every tensor of one file. Raises ModelInvalid."""
+    header, length, size = _header(path)
     found, end = [], 0
     for name, entry in header.items():
         if name == "__metadata__":
@@ -153,7 +169,10 @@ def read_adapter(folder: Path) -> PeftAdapter:
         raise ModelInvalid(f"{folder}: not a LoRA adapter: adapter_config.json is missing")
     config = read_json(folder / "adapter_config.json")
     rank = config.get("r")
-    if str(config.get("peft_type", "LORA")).upper() != "LORA" or not isinstance(rank, int):
+    kind = str(config.get("peft_type", "LORA")).upper()
+    if kind != "LORA":
+        raise ModelInvalid(f"{folder}: an adapter of type {kind[:32]}, only LoRA is supported")
+    if not isinstance(rank, int):
         raise ModelInvalid(f"{folder}: not a LoRA adapter: its adapter_config.json has no rank `r`")
     if not 0 < rank <= 1 << 16:
         raise ModelInvalid(f"{folder}: a LoRA rank of {rank} makes no sense")

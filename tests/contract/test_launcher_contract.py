@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,31 @@ def said(plan: EnginePlan) -> dict[str, str | None]:
     return {name: None if word is None else str(word) for name, word in words.items()}
 
 
+# By which flags; what is not here is said in another way: by the environment, or as a part.
+FLAGS: dict[EngineName, dict[str, tuple[str, ...]]] = {
+    "vllm": {
+        "max_model_len": ("--max-model-len",), "batch": ("--max-num-batched-tokens",),
+        "gpu_memory_fraction": ("--gpu-memory-utilization",), "dtype": ("--dtype",),
+        "tensor_parallel": ("--tensor-parallel-size",), "max_concurrency": ("--max-num-seqs",),
+        "kv_cache_dtype": ("--kv-cache-dtype",),
+    },
+    "llama_server": {
+        "max_model_len": ("--kv-unified-per-slot",), "batch": ("-b",), "threads": ("-t", "-tb"),
+        "gpu_layers": ("-ngl",), "max_concurrency": ("-np",), "kv_cache_dtype": ("-ctk", "-ctv"),
+    },
+    "llama_cpp": {
+        "max_model_len": ("--n_ctx",), "batch": ("--n_batch",),
+        "threads": ("--n_threads", "--n_threads_batch"), "gpu_layers": ("--n_gpu_layers",),
+        "kv_cache_dtype": ("--type_k", "--type_v"),
+    },
+    "pytorch": {
+        "max_model_len": ("--max-model-len",), "max_concurrency": ("--max-num-seqs",),
+        "dtype": ("--dtype",), "threads": ("--threads",), "batch": ("--max-batch-tokens",),
+        "cpu_offload_bytes": ("--cpu-offload-bytes",),
+    },
+}  # fmt: skip
+
+
 def test_the_command_carries_every_decided_field(launcher: Launcher) -> None:
     plans = fits(launcher, Tuning(threads=3), frozenset({"threads"}))
     assert len(plans) > 10
@@ -231,7 +257,12 @@ def test_the_command_carries_every_decided_field(launcher: Launcher) -> None:
         spec = launcher.command(plan, Listen(port=4711))
         everywhere = {*spec.argv, *spec.env.values()}
         for field, word in said(plan).items():
-            assert word is None or word in everywhere, f"{place}: {plan.model.id}: {field} {word}"
+            where = f"{place}: {plan.model.id}: {field} {word}"
+            if word is None:
+                continue
+            assert word in everywhere, where
+            for flag in FLAGS[launcher.name].get(field, ()):
+                assert (flag, word) in pairwise(spec.argv), where
         if plan.tuning.tensor_split:
             shares = tuple(str(share) for share in plan.tuning.tensor_split)
             assert set(shares) <= everywhere or ",".join(shares) in everywhere

@@ -25,10 +25,16 @@ _EVERYTHING = {
     "max_model_len": 4096, "max_concurrency": 3, "gpu_memory_fraction": 0.5, "dtype": "float16",
     "kv_cache_dtype": "q8_0", "tensor_parallel": 2, "pipeline_parallel": 2, "gpu_layers": -1,
     "tensor_split": (0.4, 0.6), "threads": 2, "batch": 256, "flash_attention": True,
-    "cpu_offload_bytes": 2**30, "lora_rank": 8,
+    "cpu_offload_bytes": 2**30, "lora_rank": 8, "compile": True, "sleep": True,
 }  # fmt: skip
+# Said by no flag of its own: how often the engine is started, what a person says, how it is packed.
+_NO_FLAG = {"replicas", "extra_args", "quantization"}
 # A word of help that shows the flag: at the start of a word, and not the start of a longer one.
 _FLAG = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
+
+
+def test_every_field_of_a_plan_is_in_the_plan_with_everything_set() -> None:
+    assert set(_EVERYTHING) | _NO_FLAG == set(Tuning.model_fields)
 
 
 def plan(launcher: Launcher, model: ModelSpec, tuning: Tuning, gpus: tuple[int, ...]) -> EnginePlan:

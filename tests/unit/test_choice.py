@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,6 +168,29 @@ def test_wrong_adapters_are_refused_before_any_engine_starts(on: Any, tmp_path: 
     ):
         with pytest.raises(error, match=words):
             on()(every, **settings)
+
+
+def renamed(folder: Path, old: bytes, new: bytes) -> Path:
+    """A copy of the garden adapter with other names or sizes in its header; lengths stay."""
+    assert len(old) == len(new)
+    shutil.copytree(ADAPTERS / "garden", folder)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(old, new))
+    return folder
+
+
+def test_an_adapter_of_another_model_is_told_before_anything_is_loaded(
+    on: Any, tmp_path: Path
+) -> None:
+    every = Stock("vllm", "llama_server", "llama_cpp", "pytorch")
+    deep = renamed(tmp_path / "deep", b".layers.2.", b".layers.7.")
+    wide = renamed(tmp_path / "wide", b'"shape":[8,256]', b'"shape":[8,512]')
+    for folder, words in ((deep, "it changes layer 8, demo has 3"), (wide, "hidden size of 512")):
+        with pytest.raises(ModelInvalid, match=words):
+            on()(every, adapter_path=str(folder))
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ModelInvalid, match="not a regular file"):
+        on()(every, adapters=f"p={tmp_path / 'pipe.gguf'}")
 
 
 def test_force_cpu_plans_a_machine_without_gpus(on: Any) -> None:
