@@ -177,7 +177,13 @@ def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> Launch
     shelf = shelf_of(settings)
     spec = advisor.launchers[chosen.engine].command(chosen, Listen(port=_EXAMPLE_PORT))
     try:
-        found = shelf.find(chosen.engine, advisor.hardware)
+        asked = chosen.engine == settings.force_backend
+        found = shelf.find(
+            chosen.engine,
+            advisor.hardware,
+            version=settings.engine_version if asked else None,
+            path=settings.engine_path if asked else None,
+        )
     except EngineMissing:  # another machine's plan: what it needs cannot be installed here
         return spec.with_engine(chosen.engine)
     program = found.program if isinstance(found, Engine) else str(shelf.path(found) / found.program)
