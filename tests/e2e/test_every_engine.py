@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 
 from engine_launchers import ENGINES
@@ -235,6 +236,39 @@ def test_the_serial_server_applies_its_one_adapter_always(
                 entry["prompt"], max_new_tokens=entry["max_tokens"], do_sample=False, model=name
             )
             assert answer.json()["generated_text"] == entry["text"]
+    finally:
+        made.close()
+    assert processes_of(str(tmp_path)) == []
+
+
+@pytest.mark.timeout(600)
+def test_two_workers_serve_die_as_one_and_come_back(
+    installed: Installed, tmp_path: Path, engines_dir: Path
+) -> None:
+    installed("vllm")
+    flags = ["--engine", "vllm", "--quantization", "none", "--tensor-parallel-size", "2"]
+    made = real_room(tmp_path / "data", engines_dir, *flags)
+    entry = GREEDY[0]
+
+    def answer() -> str:
+        limit = entry["max_tokens"]
+        told = made.generate(entry["prompt"], max_new_tokens=limit, do_sample=False)
+        return str(told.json()["generated_text"])
+
+    try:
+        made.start(240)
+        assert answer() == entry["text"]
+        leader = psutil.Process(made.engine()["pid"])
+        tree = [leader, *leader.children(recursive=True)]
+        workers = [each for each in tree if each.cmdline()[0].startswith("VLLM::Worker")]
+        assert len(workers) == 2
+        workers[1].kill()
+        _, alive = psutil.wait_procs(tree, timeout=2)
+        assert alive == []
+        made.wait_state("ready", seconds=240)
+        assert made.engine()["pid"] != leader.pid
+        assert made.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+        assert answer() == entry["text"]
     finally:
         made.close()
     assert processes_of(str(tmp_path)) == []
