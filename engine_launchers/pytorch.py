@@ -94,7 +94,7 @@ class PyTorchLauncher:
         wish: Tuning,
         pinned: frozenset[str] = frozenset(),
     ) -> Fit | Rejection:
-        """Weights over all GPUs in turn, then RAM; `wish.quantization` NF4 or INT8 packs them."""
+        """Weights on the freest GPU, then RAM; `wish.quantization` NF4 or INT8 packs them."""
         return pytorch_fit.fit(model, hardware, wish, pinned)
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
@@ -102,10 +102,13 @@ class PyTorchLauncher:
         tuning = plan.tuning
         packed = tuning.quantization if tuning.quantization in {"NF4", "INT8"} else None
         chosen: tuple[tuple[str, object], ...] = (
+            ("--device", "cuda" if plan.gpus else "cpu"),
             ("--dtype", tuning.dtype),
             ("--quantization", packed.lower() if packed else None),
             ("--max-model-len", tuning.max_model_len),
             ("--max-num-seqs", tuning.max_concurrency),
+            ("--block-size", pytorch_fit.BLOCK_TOKENS),
+            ("--num-blocks", pytorch_fit.num_blocks(plan)),
             ("--max-batch-tokens", tuning.batch),
             ("--threads", tuning.threads),
             ("--cpu-offload-bytes", tuning.cpu_offload_bytes or None),
@@ -138,4 +141,4 @@ class PyTorchLauncher:
 
     def relax(self, plan: EnginePlan, cause: CrashCause) -> EnginePlan | None:
         """Fewer requests at a time, then a shorter context."""
-        return first_rung(plan, cause, _RUNGS, lambda smaller: smaller)
+        return first_rung(plan, cause, _RUNGS, pytorch_fit.refit)

@@ -2,22 +2,28 @@
 
 weights = bytes of the artefact; packed while loading: NF4 with double quantization 4.127 bits
           for every weight of a layer, int8 8 bits, while token table and output stay 16 bit
-cache   = 16 bit, every layer, every token (sliding layers keep their window)
-peak    = logits of one token a sequence in 32 bit, and a layer over the longest prompt
+cache   = 16 bit, in blocks of 64 tokens of every layer (the window of sliding layers saves
+          nothing: the server wants blocks for a whole context), all allocated at the start
+peak    = logits of one token a sequence in 32 bit, a layer over the longest prompt, and two
+          blocks that the library keeps for padding
+
+One process drives one NVIDIA GPU: the library keeps the whole cache on the model's device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine_launchers.base import Fit, MemoryEstimate, Rejection, Tuning
-from engine_launchers.caches import sequence_bytes
+from engine_launchers.base import EnginePlan, Fit, MemoryEstimate, Rejection, Tuning
+from engine_launchers.caches import bytes_per_token, sequence_bytes
 from engine_launchers.machine import Gpu, HardwareProfile
 from engine_launchers.model import ModelSpec
 from engine_launchers.relaxing import gib
 
 PACKED_BITS = {"NF4": 4.127, "INT8": 8.0}
 MIN_CONTEXT = 512
+BLOCK_TOKENS = 64  # of one KV block, told to the server as --block-size
+_SHORT = 1024  # tokens that are counted for a request which need not have a full context
 _SIXTEEN = frozenset({"BF16", "FP16", "FP32"})
 _GPU_OVERHEAD = 0.75 * 2**30  # CUDA context, cuBLAS, allocator slack
 _HOST_OVERHEAD = 0.45 * 2**30  # the server's process, measured
@@ -50,17 +56,55 @@ def weights(model: ModelSpec, packing: str | None) -> Weights:
     return Weights(layers * bits / 16 if bits else layers, rest)
 
 
+def block_bytes(model: ModelSpec) -> float:
+    """Bytes of one KV block: 64 tokens in every layer, 16 bit."""
+    return BLOCK_TOKENS * bytes_per_token(model)
+
+
+def kv_blocks(context: int, sequences: int, full: int) -> int:
+    """Blocks for `sequences` requests, `full` of them with a whole context of tokens."""
+    return full * _blocks(context) + (sequences - full) * _blocks(min(context, _SHORT))
+
+
+def num_blocks(plan: EnginePlan) -> int | None:
+    """Blocks that the planned KV bytes hold, never fewer than one context; None: nothing planned.
+
+    The server allocates exactly these, so the cache takes what the plan says.
+    """
+    each = block_bytes(plan.model)
+    if not (plan.estimate and each):
+        return None
+    least = _blocks(plan.tuning.max_model_len or plan.model.context_max)
+    return max(least, int(sum(part.kv for part in plan.estimate) // each))
+
+
+def refit(plan: EnginePlan) -> EnginePlan:
+    """The same plan with the cache and activations that its tuning now takes."""
+    if not plan.estimate:
+        return plan
+    holder, *others = plan.estimate  # the device of the model: the GPU, or RAM without one
+    context = plan.tuning.max_model_len or plan.model.context_max
+    seqs = plan.tuning.max_concurrency or 1
+    full = seqs if "max_concurrency" in plan.pinned else 1
+    update = {
+        "kv": int(kv_blocks(context, seqs, full) * block_bytes(plan.model)),
+        "activations": int(peak(plan.model, context, seqs)),
+    }
+    return plan.model_copy(update={"estimate": (holder.model_copy(update=update), *others)})
+
+
 def peak(model: ModelSpec, context: int, sequences: int) -> float:
-    """Bytes of activations: prompts are computed one at a time."""
+    """Bytes of activations and states: prompts are computed one at a time."""
     logits = 4.0 * model.vocab * sequences
     layer = context * 2.0 * (2 * model.intermediate + 4 * model.hidden)
-    return logits + layer
+    states = sequences * sequence_bytes(model, 0)
+    return logits + layer + states + 2 * block_bytes(model)
 
 
 def fit(
     model: ModelSpec, hardware: HardwareProfile, wish: Tuning, pinned: frozenset[str]
 ) -> Fit | Rejection:
-    """Sized for all GPUs of the profile, with the rest of the layers in RAM."""
+    """Sized for the freest GPU of the profile, with the rest of the layers in RAM."""
     if model.format != "safetensors":
         return _no(f"reads safetensors, this is {model.format}; llama_cpp reads it")
     if model.quantization not in _SIXTEEN and model.quantization != "NF4":
@@ -75,16 +119,17 @@ def fit(
     wanted = min(asked or model.context_max, model.context_max)
     held = weights(model, packing)
     seqs = wish.max_concurrency or 1
-    used = tuple(at for at, gpu in enumerate(hardware.gpus) if _card(gpu) > 0)
-    if hardware.gpus and not used:
-        freest = max(hardware.gpus, key=lambda gpu: gpu.vram_free)
+    foreign = [gpu for gpu in hardware.gpus if gpu.vendor != "nvidia"]
+    if foreign:
+        return _no(f"drives NVIDIA GPUs or the processor, {foreign[0].name} is {foreign[0].vendor}")
+    used = _freest(hardware)
+    gpu = hardware.gpus[used[0]] if used else None
+    if gpu and _card(gpu) <= 0:
         return _no(
-            f"takes {gib(_GPU_OVERHEAD)} of a GPU before any weight, {gib(freest.vram_free)} of "
-            f"{freest.name} are free",
-            _GPU_OVERHEAD, freest.vram_free, "bytes",
+            f"takes {gib(_GPU_OVERHEAD)} of a GPU before any weight, {gib(gpu.vram_free)} of "
+            f"{gpu.name} are free",
+            _GPU_OVERHEAD, gpu.vram_free, "bytes",
         )  # fmt: skip
-    hardware = hardware.model_copy(update={"gpus": tuple(hardware.gpus[at] for at in used)})
-    cards = [_card(gpu) for gpu in hardware.gpus]
     host = hardware.ram_available * _SHARE - _HOST_OVERHEAD
     if host < 0:
         return _no(
@@ -92,22 +137,21 @@ def fit(
             "available",
             _HOST_OVERHEAD, hardware.ram_available, "bytes",
         )  # fmt: skip
-    if any(gpu.unified for gpu in hardware.gpus):  # one memory: nothing can be moved aside
-        cards = [min(card, max(1.0, host - _GPU_OVERHEAD)) for card in cards]
-        host = 0.0
-    room = sum(cards) if cards else host
+    room = _card(gpu) if gpu else host
+    if gpu and gpu.unified:  # one memory: nothing can be moved aside
+        room, host = min(room, max(1.0, host - _GPU_OVERHEAD)), 0.0
     least = wanted if "max_model_len" in pinned else min(MIN_CONTEXT, wanted)
     users = seqs if "max_concurrency" in pinned else 1
-    places = max(1, len(cards))  # a prompt passes through every card
-    offload = _offload(model, held, room, host, least, users, len(cards), packing)
+    over = held.total + _working(model, least, users) - room
+    offload = _offload(held, over, host if gpu and not packing else 0.0)
     if offload is None:
-        need = held.total + _working(model, least, users, places)
+        need = held.total + _working(model, least, users)
         what = packing or model.quantization
         return _no(
             f"{what} needs {gib(need)}, {gib(max(0.0, room))} may be used", need, room, "bytes"
         )
     left = room - (held.total - offload)
-    context = _longest(model, left, wanted, users, places)
+    context = _longest(model, left, wanted, users)
     if context < least:
         return _no(
             f"{gib(max(0.0, left))} are left for the cache: {context} tokens, {least} wanted",
@@ -117,10 +161,11 @@ def fit(
     if offload:
         reasons.append(f"{gib(offload)} of the layers stay in RAM, which is slow")
     if "max_concurrency" not in pinned:
-        each = sequence_bytes(model, min(context, 1024)) + 4.0 * model.vocab * places
-        spare = left - _working(model, context, 1, places)
+        short = _blocks(min(context, _SHORT)) * block_bytes(model)
+        each = short + sequence_bytes(model, 0) + 4.0 * model.vocab
+        spare = left - _working(model, context, 1)
         seqs = max(1, min(seqs, 1 + int(max(0.0, spare) // max(1.0, each))))
-    old = any(g.compute_capability and g.compute_capability < (8, 0) for g in hardware.gpus)
+    old = bool(gpu and gpu.compute_capability and gpu.compute_capability < (8, 0))
     tuning = wish.model_copy(
         update={
             "max_model_len": context,
@@ -128,7 +173,7 @@ def fit(
             "quantization": packing or model.quantization,
             "dtype": _dtype(model, wish, old),
             "cpu_offload_bytes": int(offload) or None,
-            "threads": None if cards else wish.threads or hardware.cpu_cores,
+            "threads": None if gpu else wish.threads or hardware.cpu_cores,
             "gpu_memory_fraction": None,
             "gpu_layers": None,
             "tensor_parallel": None,
@@ -136,7 +181,8 @@ def fit(
             "flash_attention": None,
         }
     )
-    estimate = _estimate(model, hardware, held, offload, context, (seqs, users), cards)
+    kv = kv_blocks(context, seqs, users) * block_bytes(model)
+    estimate = _estimate(hardware, gpu, held, offload, kv, peak(model, context, seqs))
     return Fit(
         tuning=tuning,
         gpus=used,
@@ -157,83 +203,67 @@ def _card(gpu: Gpu) -> float:
     return gpu.vram_free * _SHARE - _GPU_OVERHEAD
 
 
-def _working(model: ModelSpec, context: int, users: int, places: int) -> float:
-    """Bytes beside the weights: `users` caches of `context`, activations on each of `places`."""
-    return users * sequence_bytes(model, context) + places * peak(model, context, users)
+def _freest(hardware: HardwareProfile) -> tuple[int, ...]:
+    """The place of the GPU with most free memory, the first of equals; none without GPUs."""
+    places = range(len(hardware.gpus))
+    best = max(places, key=lambda at: (hardware.gpus[at].vram_free, -at), default=None)
+    return () if best is None else (best,)
 
 
-def _longest(model: ModelSpec, room: float, limit: int, users: int, places: int) -> int:
+def _blocks(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def _working(model: ModelSpec, context: int, users: int) -> float:
+    """Bytes beside the weights: `users` caches of `context`, and activations."""
+    return users * _blocks(context) * block_bytes(model) + peak(model, context, users)
+
+
+def _longest(model: ModelSpec, room: float, limit: int, users: int) -> int:
     """Tokens, at most `limit`, that each of `users` can have in `room` bytes."""
-    if _working(model, limit, users, places) <= room:
+    if _working(model, limit, users) <= room:
         return limit
     low, high = 0, limit - 1
     while low < high:
         middle = (low + high + 1) // 2
-        fits = _working(model, middle, users, places) <= room
+        fits = _working(model, middle, users) <= room
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 
-def _offload(
-    model: ModelSpec,
-    held: Weights,
-    room: float,
-    host: float,
-    least: int,
-    users: int,
-    cards: int,
-    packing: str | None,
-) -> float | None:
-    """Bytes of layers that have to stay in RAM; None where that does not help."""
-    over = held.total + _working(model, least, users, max(1, cards)) - room
+def _offload(held: Weights, over: float, host: float) -> float | None:
+    """Bytes of layers that have to stay in RAM, `host` at most; None where that does not help."""
     if over <= 0:
         return 0.0
-    if not cards or packing or over > held.layers or over > host:
-        return None
-    return over
+    return over if over <= min(held.layers, host) else None
 
 
 def _estimate(
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    held: Weights,
-    offload: float,
-    context: int,
-    requests: tuple[int, int],
-    cards: list[float],
+    hardware: HardwareProfile, gpu: Gpu | None, held: Weights, offload: float, kv: float, top: float
 ) -> tuple[MemoryEstimate, ...]:
-    """`requests` are all that run at once, and how many of them have a full context."""
-    seqs, full = requests
-    short = sequence_bytes(model, min(context, 1024))
-    kv = full * sequence_bytes(model, context) + (seqs - full) * short
-    top = peak(model, context, seqs)
+    """`kv` and `top` are bytes of the cache and of activations, on the GPU where there is one."""
     ram = {"capacity": hardware.ram_total, "others": hardware.ram_total - hardware.ram_available}
-    if not cards:
+    if gpu is None:
         return (
             MemoryEstimate(
                 device="ram", weights=int(held.total), kv=int(kv), activations=int(top),
                 overhead=int(_HOST_OVERHEAD), **ram,
             ),
         )  # fmt: skip
-    beside = [max(0.0, card - top) for card in cards]
-    share = [each / sum(beside) if sum(beside) else 0.0 for each in beside]
-    on_gpu = held.total - offload
-    devices = tuple(
-        MemoryEstimate(
-            device=f"gpu:{gpu.index}",
-            weights=int(on_gpu * part),
-            kv=int(kv * part),
-            activations=int(top if part else 0),
-            overhead=int(_GPU_OVERHEAD),
-            capacity=gpu.vram_total,
-            others=gpu.vram_total - gpu.vram_free,
-        )
-        for gpu, part in zip(hardware.gpus, share, strict=True)
+    card = MemoryEstimate(
+        device=f"gpu:{gpu.index}",
+        weights=int(held.total - offload),
+        kv=int(kv),
+        activations=int(top),
+        overhead=int(_GPU_OVERHEAD),
+        capacity=gpu.vram_total,
+        others=gpu.vram_total - gpu.vram_free,
     )
     host = MemoryEstimate(
         device="ram", weights=int(offload), kv=0, activations=0, overhead=int(_HOST_OVERHEAD), **ram
     )
-    return (*devices, host)
+    return (card, host)
 
 
 def _no(

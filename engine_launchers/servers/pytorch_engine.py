@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import TYPE_CHECKING
 
 from pytorch_bodies import Asked, Refused
-from pytorch_flags import Options
-from pytorch_loop import Loop
-from pytorch_metrics import Metrics
-from pytorch_model import Loaded
 from pytorch_turns import Admit, Switch, Turns
 
+if TYPE_CHECKING:  # what it works on is given: it imports without torch
+    from pytorch_flags import Options
+    from pytorch_loop import Loop
+    from pytorch_metrics import Metrics
+    from pytorch_model import Loaded
+
+log = logging.getLogger("pytorch_server")
 TURN_S = 2.0  # how long an adapter's requests may still enter while another's wait
 
 
@@ -70,6 +75,7 @@ class Engine:
         self._numbers = itertools.count()
         self._luck = Random(options.seed)  # noqa: S311 seeds of texts, not of secrets
         self._closing: str | None = None
+        self._failure: str | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         metrics.watch(
@@ -87,7 +93,11 @@ class Engine:
 
     def alive(self) -> bool:
         """Whether requests are computed."""
-        return self.loop.death() is None
+        return self.death() is None
+
+    def death(self) -> str | None:
+        """Why no more requests are computed, None while they are; it does not come back."""
+        return self.loop.death() or self._failure
 
     def adapter_of(self, model: str) -> str:
         """The adapter behind a model name, "" for the base; Refused (404) for an unknown name."""
@@ -194,8 +204,14 @@ class Engine:
     async def _switch(self, step: Switch) -> None:
         try:
             await asyncio.to_thread(self.loop.switch, step.adapter)
-        except RuntimeError as error:  # the loop has died; its watcher ends the process
-            self.end_all(failed(str(error)))
+        except Exception as error:
+            # Of any kind: the loop has died, or the library changed some layers and not others.
+            # Nothing computed now could be trusted, so the service ends the process.
+            log.exception("while an adapter was activated")
+            what = f"adapter {step.adapter}" if step.adapter else "the base model"
+            why = " ".join(f"{type(error).__name__}: {error}".split())  # the log's last line
+            self._failure = f"{what} was not activated: {why}"
+            self.end_all(failed(self.death() or self._failure))
             return
         self._turns.switched()
         self._pump()

@@ -51,7 +51,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, told.set)
         serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-        death = asyncio.create_task(died(self._engine.loop))
+        death = asyncio.create_task(died(self._engine))
         stop = asyncio.create_task(told.wait())
         await asyncio.wait({death, stop, serving}, return_when=asyncio.FIRST_COMPLETED)
         if not death.done():
@@ -82,10 +82,10 @@ class Service:
             await asyncio.wait_for(self._engine.emptied(), seconds)
 
 
-async def died(loop: Loop) -> str:
-    """Why the batching loop died, once it has; its thread tells nobody, so it is asked."""
+async def died(engine: Engine) -> str:
+    """Why the engine died, once it has; the loop's thread tells nobody, so it is asked."""
     never = asyncio.Event()
-    while (why := loop.death()) is None:
+    while (why := engine.death()) is None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(never.wait(), WATCH_S)
     return why

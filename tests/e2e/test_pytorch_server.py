@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +19,10 @@ import httpx
 import psutil
 import pytest
 
+from engine_launchers.base import EnginePlan, Fit, Listen, Tuning
+from engine_launchers.machine import HardwareProfile
+from engine_launchers.pytorch import PyTorchLauncher
+from orchestrator.models.resolve import resolve
 from tests.harness import ROOT, clean_env, free_ports, sample, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -523,12 +529,52 @@ def test_a_unix_socket_serves_too(start: Start, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_compile_serves_the_same_text_or_says_why_not(start: Start, server: Server) -> None:
+def test_compile_serves_the_same_text(start: Start, server: Server) -> None:
+    """With a C++ compiler, which this needs on a processor, all three layers are compiled."""
+    assert shutil.which("g++") or shutil.which("clang++"), "install a C++ compiler for this test"
     compiled = start("--compile", "--dtype", "float32").ready()
-    assert "compile: " in compiled.log.read_text()
+    said = [line for line in compiled.log.read_text().splitlines() if "compile: " in line]
+    assert len(said) == 1
+    assert re.fullmatch(r"INFO: compile: 3 parts, first in \d+\.\d s", said[0]), said
     for prompt in PROMPTS[:3]:
         ask: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
         assert compiled.text(prompt, **ask) == server.text(prompt, **ask)
+
+
+def test_compile_without_a_compiler_says_why_and_serves(
+    start: Start, server: Server, tmp_path: Path
+) -> None:
+    none = start(
+        "--compile", "--dtype", "float32", CXX="/no/such/compiler", PATH=str(tmp_path),
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+    ).ready()  # fmt: skip
+    said = [line for line in none.log.read_text().splitlines() if "compile: " in line]
+    assert len(said) == 1
+    assert "WARNING: compile: off: InductorError: InvalidCxxCompiler: No working C++" in said[0]
+    ask: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
+    assert none.text(PROMPT, **ask) == server.text(PROMPT, **ask)
+
+
+def test_the_planned_cache_is_the_servers(start: Start) -> None:
+    """What the launcher says: blocks as planned, so full contexts of all requests do not count."""
+    (model,) = (each for each in resolve("demo", DEMO).variants if each.format == "safetensors")
+    machine = HardwareProfile(
+        ram_total=2**33, ram_available=2**32, cpu_cores=1, platform="linux-x86_64"
+    )
+    wish = Tuning(max_model_len=3000, max_concurrency=5)
+    launcher = PyTorchLauncher()
+    fit = launcher.fit(model, machine, wish)
+    assert isinstance(fit, Fit)
+    plan = EnginePlan(
+        id="x", engine="pytorch", engine_version="1", tier="CPU_ONLY", model=model,
+        tuning=fit.tuning, estimate=fit.estimate,
+    )  # fmt: skip
+    argv = launcher.command(plan, Listen(port=8100)).argv
+    server = start(*argv[argv.index("--dtype") : argv.index("--shutdown-timeout")]).ready()
+    blocks = sum(part.kv for part in fit.estimate) // (64 * 3 * 2 * 2 * 64 * 2)
+    assert blocks == 47 + 4 * 16
+    assert f"{blocks} KV blocks of 64 tokens, 3000 tokens a sequence" in server.log.read_text()
+    assert server.metric("kv_blocks") == blocks
 
 
 ADAPTERS = """

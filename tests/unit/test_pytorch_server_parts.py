@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ def part(name: str) -> ModuleType:
 
 text, turns = part("pytorch_text"), part("pytorch_turns")
 bodies, flags = part("pytorch_bodies"), part("pytorch_flags")
+metrics, engines = part("pytorch_metrics"), part("pytorch_engine")
 
 
 # --- stop strings ---
@@ -279,3 +281,59 @@ def test_flags_are_read() -> None:
     assert got.served == ("a", "b", "c")
     assert got.adapters == (flags.Adapter("x", "/p=q"),)
     assert (got.compile, got.max_queue_size, got.num_blocks) == (True, 32, None)
+
+
+# --- the engine over a loop that fails ---
+
+
+class _Loop:
+    """A loop that lives and computes nothing; adapters cannot be activated."""
+
+    blocks_used = iterations = 0
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.entered: list[str] = []
+
+    def death(self) -> None:
+        return None
+
+    def add(self, name: str, *_: object) -> bool:
+        self.entered.append(name)
+        return True
+
+    def cancel(self, name: str) -> None:
+        self.entered.remove(name)
+
+    def switch(self, adapter: str) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("no layer a0"), KeyError("a0"), RuntimeError("dead")])
+def test_a_switch_that_fails_ends_every_request_and_the_engine(error: Exception) -> None:
+    options = flags.parse(["--model", "m", "--adapter", "x=/p"])
+    loaded = SimpleNamespace(
+        adapters={"x": "a0"}, num_blocks=4, vocabulary=9, max_model_len=64, eos=()
+    )
+
+    def ask(model: str) -> Any:
+        return bodies.completion(json.dumps({"model": model, "prompt": [1]}).encode())
+
+    async def run() -> None:
+        engine = engines.Engine(loaded, options, _Loop(error), metrics.Metrics())
+        base = engine.submit(ask("m"), [1])
+        waiting = [engine.submit(ask("x"), [1]) for _ in range(2)]
+        assert engine.alive()
+        engine.close(base, "stop")  # the batch is empty: x has its turn
+        for stream in waiting:
+            with pytest.raises(bodies.Refused, match="the engine failed: adapter x was not act"):
+                await asyncio.wait_for(anext(engine.events(stream)), 5)
+            engine.close(stream, "error")
+        assert f"{type(error).__name__}: {error}" in engine.death()
+        assert not engine.alive()
+        with pytest.raises(bodies.Refused) as refused:
+            engine.submit(ask("m"), [1])
+        assert refused.value.status == 503
+        await asyncio.wait_for(engine.emptied(), 5)
+
+    asyncio.run(run())
