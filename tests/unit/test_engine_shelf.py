@@ -189,6 +189,8 @@ def test_what_is_half_removed_is_no_engine_and_is_tidied_up(tmp_path: Path) -> N
     assert isinstance(shelf.find("vllm", MACHINE), Requirement)
     (wrong,) = [each for each in examine(shelf, MACHINE) if each.level == "wrong"]
     assert "interrupted removal" in wrong.text
+    (maker,) = [each for each in examine(shelf, MACHINE) if each.about == "installer"]
+    assert maker.text == UV  # beside our interpreter, though not on PATH
     (tmp_path / "vllm-1.0").mkdir()  # and an installation that was interrupted, too
     assert shelf.remove("vllm", "1.0").folder == folder
     assert [each for each in tmp_path.iterdir() if each.is_dir()] == []
@@ -304,7 +306,7 @@ async def test_killed_half_way_it_is_finished_by_the_next_when_its_children_have
     second = asyncio.create_task(shelf.install(need(), lambda line, _: told.append(line)))
     await eventually(lambda: any("waiting" in line for line in told), 10, "the next one waits")
     (note,) = [each for each in examine(shelf, MACHINE) if each.about == "vllm-1.0"]
-    assert note.text == "is being installed now"
+    assert note.text == "is being installed or removed now"
     gate.write_text("")  # the child of the first comes to its end
     engine = await second
     assert engine.program == str(shelf.folder / "vllm-1.0" / "bin" / "python")
@@ -487,4 +489,5 @@ def test_the_commands(tmp_path: Path) -> None:
     unknown = run("install", "ollama")
     assert unknown.returncode == 69
     assert unknown.stderr.startswith("engineroom: no engine is called ollama: this version")
+    assert run("remove", "vllm").stdout.startswith("removed ")  # a half one
     assert "nothing to remove" in run("remove", "vllm").stderr
