@@ -14,7 +14,7 @@ from orchestrator.cli.options import Config, DataDir, Json, out, print_json
 from orchestrator.cli.progress import InstallationLine
 from orchestrator.cli.show import duration, gib, print_plain
 from orchestrator.endings import on_signals
-from orchestrator.engines.choosing import Requirement, requirement
+from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.doctor import examine
 from orchestrator.engines.overview import Row, overview
 from orchestrator.engines.shelf import Engine, Shelf
@@ -66,8 +66,10 @@ def install(
 ) -> None:
     """Install an engine, or go on with an installation that was interrupted."""
     shelf = _shelf(data_dir, config)
-    need = requirement(shelf.table, _known(shelf, engine), probe(), version, flavour)
+    need = shelf.wanted(_known(shelf, engine), probe(), version, flavour)
     notes = Console(stderr=True)
+    if need.note:
+        print_plain(notes, need.note)
     line = InstallationLine(notes, f"{need.engine} {need.version} ({need.flavour})")
     try:
         found, seconds = asyncio.run(_install(shelf, need, line))

@@ -129,11 +129,11 @@ def refusal(
     if hardware.platform not in flavour.platforms:
         return f"{what} does not run on {hardware.platform}, only on {', '.join(flavour.platforms)}"
     vendor = _VENDORS.get(name)
-    cards = [gpu for gpu in hardware.gpus if gpu.vendor == vendor]
     if vendor is None:
         return None
-    if not cards:
-        return f"{what} needs a GPU by {_MAKERS[vendor]}, and none is visible here"
+    if why := no_card(what, name, hardware):
+        return why
+    cards = [gpu for gpu in hardware.gpus if gpu.vendor == vendor]
     least = flavour.minimum_capability
     if least and not any((card.compute_capability or least) >= least for card in cards):
         best = max(cards, key=lambda card: card.compute_capability or (0, 0))
@@ -145,11 +145,19 @@ def refusal(
     return _old_driver(what, flavour, cards[0])
 
 
+def no_card(what: str, name: FlavourName, hardware: HardwareProfile) -> str | None:
+    """Why `what` cannot use the accelerator of its flavour: there is none; None where it can."""
+    vendor = _VENDORS.get(name)
+    if vendor is None or any(gpu.vendor == vendor for gpu in hardware.gpus):
+        return None
+    return f"{what} needs a GPU by {_MAKERS[vendor]}, and none is visible here"
+
+
 def _old_driver(what: str, flavour: Flavour, card: Gpu) -> str | None:
     least = flavour.minimum_driver
     if least is None or card.driver is None:
         return None
-    if _numbers(card.driver) >= _numbers(least):
+    if numbers(card.driver) >= numbers(least):
         return None
     return (
         f"{what} needs NVIDIA driver {least}, and this machine has {card.driver}: update the "
@@ -157,7 +165,8 @@ def _old_driver(what: str, flavour: Flavour, card: Gpu) -> str | None:
     )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with, for comparing: `0.32.0+cpu` is (0, 32, 0)."""
     digits = "".join(c if c.isdigit() or c == "." else " " for c in version).split()
     return tuple(int(part) for part in digits[0].split(".") if part) if digits else ()
 
@@ -165,7 +174,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _check_python(engine: str, version: Version, python: tuple[int, int]) -> None:
     if version.python is None:
         return
-    first, below = (_numbers(each) for each in version.python)
+    first, below = (numbers(each) for each in version.python)
     if not first <= python < below:
         raise EngineMissing(
             f"{engine} {version.version} needs Python {version.python[0]} or later, below "
@@ -209,7 +218,7 @@ def _requirement(
         version=version.version,
         flavour=name,
         main=main,
-        packages=flavour.requirements,
+        packages=(*version.requirements, *flavour.requirements),
         without=flavour.without,
         stands_for=flavour.stands_for,
         source=_compile(source, version, name, hardware) if source else None,

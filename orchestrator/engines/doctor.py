@@ -12,9 +12,9 @@ from engine_launchers.base import EngineName
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.value import Value
 from orchestrator.engines.choosing import refusal, requirement
+from orchestrator.engines.installing import ASIDE
 from orchestrator.engines.locks import try_lock
-from orchestrator.engines.marker import read_marker
-from orchestrator.engines.removing import size
+from orchestrator.engines.removing import GOING, size
 from orchestrator.engines.shelf import Installed, Shelf
 
 _CHECK_S = 180.0
@@ -46,19 +46,22 @@ def _environment(shelf: Shelf, row: Installed, hardware: HardwareProfile) -> Fin
     again = f"run `engineroom engines install {row.engine} --version {row.version}`"
     if why := shelf.objection(row, hardware):
         return Finding(about=about, level="wrong", text=f"{why}: {again}, or remove it")
-    need = requirement(shelf.table, row.engine, hardware, row.version, row.flavour)
+    check, listed = row.marker.check, shelf.listed(row)
+    if listed:
+        need = requirement(shelf.table, row.engine, hardware, row.version, row.flavour)
+        check = need.check
     names = {
-        "{engine}": str(row.folder / need.program),
+        "{engine}": str(row.folder / row.marker.program),
         "{python}": str(row.folder / "bin" / "python"),
     }
-    for argv in need.check:
+    for argv in check:
         if why := _run([names.get(word, word) for word in argv], shelf.environment):
             return Finding(
                 about=about, level="wrong", text=f"does not start: {why}: remove it and {again}"
             )
-    return Finding(
-        about=about, level="ok", text=f"{row.engine} {row.version} ({row.flavour}) starts"
-    )
+    text = f"{row.engine} {row.version} ({row.flavour}) {'starts' if check else 'is not checked'}"
+    text += "" if listed else ", no longer in the table"
+    return Finding(about=about, level="ok" if check else "note", text=text)
 
 
 def _run(argv: list[str], environment: dict[str, str]) -> str:
@@ -82,26 +85,32 @@ def _run(argv: list[str], environment: dict[str, str]) -> str:
 
 
 def _leftovers(shelf: Shelf, engine: EngineName | None) -> Iterator[Finding]:
-    for folder in sorted(shelf.folder.iterdir()) if shelf.folder.is_dir() else []:
-        name = folder.name.removeprefix(".removing-")
-        owner = next((each for each in shelf.table.engines if name.startswith(f"{each}-")), None)
-        if owner is None or not folder.is_dir() or engine not in (None, owner):
-            continue
-        if read_marker(folder) and folder.name == name:
-            continue
-        if _busy(folder.with_name(f"{name}.lock")):
-            yield Finding(about=name, level="note", text="is being installed now")
-            continue
-        yield Finding(
-            about=folder.name,
-            level="wrong",
-            text=f"was left by an interrupted installation, {size(folder) / _MIB:.0f} MiB: install "
-            f"{owner} again, or remove {folder}",
-        )
+    for owner in shelf.table.engines:
+        if engine in (None, owner):
+            for folder in (
+                *shelf.halves(owner),
+                *sorted(shelf.folder.glob(f"{GOING}{owner}-*")),
+                *sorted(shelf.folder.glob(f"{ASIDE}{owner}-*")),
+            ):
+                yield _leftover(owner, folder)
     for folder in (shelf.cache / "builds", shelf.cache / "sources"):
         if folder.is_dir():
             text = f"{size(folder) / _MIB:.0f} MiB kept for later builds; may be deleted: {folder}"
             yield Finding(about=f"cache/{folder.name}", level="note", text=text)
+
+
+def _leftover(owner: EngineName, folder: Path) -> Finding:
+    name = folder.name.removeprefix(GOING).removeprefix(ASIDE)
+    if _busy(folder.with_name(f"{name}.lock")):
+        return Finding(about=name, level="note", text="is being installed or removed now")
+    what = "removal" if folder.name.startswith(GOING) else "installation"
+    if folder.name == name:
+        version = name.removeprefix(f"{owner}-")
+        todo = f"install it again, or `engineroom engines remove {owner} --version {version}`"
+    else:
+        todo = f"the next `engineroom engines install {owner}`, or `remove`, tidies it up"
+    text = f"was left by an interrupted {what}, {size(folder) / _MIB:.0f} MiB: {todo}"
+    return Finding(about=folder.name, level="wrong", text=text)
 
 
 def _busy(lock: Path) -> bool:
@@ -112,9 +121,11 @@ def _busy(lock: Path) -> bool:
 
 
 def _tools(shelf: Shelf) -> Iterator[Finding]:
+    uv = shelf.installer().uv
+    slow = "pip of this Python is used; uv would be faster"
+    yield Finding(about="installer", level="ok" if uv else "note", text=uv or slow)
     path = shelf.environment.get("PATH")
     for about, names, missing in (
-        ("installer", ("uv",), "pip of this Python is used; uv would be faster"),
         ("C++ compiler", ("c++", "g++", "clang++"), "missing: llama.cpp cannot be built here"),
         ("CUDA compiler", ("nvcc",), "missing: llama.cpp cannot be built for NVIDIA GPUs"),
     ):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from orchestrator.engines.building import Build
 from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.distributions import add_stand_in, rest_of, site_packages
-from orchestrator.engines.marker import write_marker
+from orchestrator.engines.marker import read_marker, write_marker
 from orchestrator.engines.recipe import OVERRIDES, Installer, override_lines
+from orchestrator.engines.removing import clear, refuse_users
 from orchestrator.engines.running import Job
 
+ASIDE = ".old-"
+"""What the name of an environment begins with while another one is made in its place."""
 _EMPTY = "making an empty environment"
 _CHECK = "checking that it starts"
 
@@ -34,12 +36,33 @@ class Installation:
         return str(self._target / "bin" / "python")
 
     async def run(self) -> None:
-        """From whatever is there to a whole environment. Raises CommandFailed or OSError."""
-        clear(self._target)
+        """From whatever is there to a whole environment.
+
+        What was there before is put back where this fails or is cancelled. Raises EngineMissing
+        while a process runs from it, CommandFailed or OSError where a step fails.
+        """
+        refuse_users(self._target)
         wheel = None
         if self._build:
             await self._build.run()
             wheel = await self._build.wheel()
+            refuse_users(self._target)  # compiling took minutes
+        # An environment's paths are absolute: the new one is made in its place, the old one waits.
+        old = self._target.with_name(f"{ASIDE}{self._target.name}")
+        if read_marker(self._target):
+            clear(old)
+            self._target.rename(old)
+        clear(self._target)  # a half one; an old one that an end by force left aside still waits
+        try:
+            await self._make(wheel)
+        except BaseException:
+            if old.exists():
+                clear(self._target)
+                old.rename(self._target)
+            raise
+        clear(old)
+
+    async def _make(self, wheel: Path | None) -> None:
         if self._need.needs_python:
             await self._job.run(self._installer.venv(self._target), what=_EMPTY)
             await self._packages(wheel)
@@ -80,10 +103,3 @@ def _from(wheel: Path | None, package: str) -> str:
     if wheel is None or wheel.name.split("-")[0] != name.partition("[")[0].replace("-", "_"):
         return package
     return f"{name} @ {wheel.as_uri()}"
-
-
-def clear(folder: Path) -> None:
-    """Remove a half environment, or the link that stands in its place."""
-    if folder.is_symlink():
-        folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)

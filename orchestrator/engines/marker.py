@@ -9,22 +9,31 @@ from pydantic import ValidationError
 from engine_launchers.base import EngineName
 from engine_launchers.value import Value
 from orchestrator.engines.choosing import Compile, Requirement
+from orchestrator.engines.table import FlavourName
 
 MARKER = "engineroom.json"
 
 
 class Marker(Value):
-    """What an environment holds. The fields are those of the requirement that it was made for."""
+    """What an environment holds. The fields are those of the requirement that it was made for.
+
+    `check` is for the time when the table no longer lists this version; it decides nothing.
+    """
 
     engine: EngineName
     version: str
-    flavour: str
+    flavour: FlavourName
     program: str
     packages: tuple[str, ...]
     without: tuple[str, ...]
     stands_for: dict[str, str]
     source: Compile | None
     built_for: tuple[str, ...] | None
+    check: tuple[tuple[str, ...], ...] = ()
+
+    def holds(self, need: Requirement) -> bool:
+        """Whether the environment is exactly what `need` asks for."""
+        return self.model_copy(update={"check": need.check}) == marker(need)
 
 
 def marker(need: Requirement) -> Marker:
@@ -39,6 +48,7 @@ def marker(need: Requirement) -> Marker:
         stands_for=need.stands_for,
         source=need.source,
         built_for=need.built_for,
+        check=need.check,
     )
 
 

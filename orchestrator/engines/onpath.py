@@ -29,8 +29,6 @@ class OnPath:
             return None, ""
         program = os.path.abspath(program)
         known = self.version(entry, program)
-        if known is None and entry.distribution and wanted is None:
-            return (program, "unknown"), ""  # to ask it takes longer than to start it
         rows = [each for each in entry.versions if wanted in (None, each.version)]
         for row in rows:
             if known == (row.says or row.version):

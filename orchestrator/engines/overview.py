@@ -8,10 +8,11 @@ from typing import Literal
 from engine_launchers.base import EngineName
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.value import Value
-from orchestrator.engines.choosing import requirement
 from orchestrator.engines.removing import size
 from orchestrator.engines.shelf import Shelf
 from orchestrator.errors import EngineMissing
+
+_LEFT = "no longer in the table: used until the newest is installed, or where it is asked for"
 
 
 class Row(Value):
@@ -43,7 +44,7 @@ def overview(shelf: Shelf, hardware: HardwareProfile) -> list[Row]:
             }
             newest = version is entry.default
             try:
-                need = requirement(shelf.table, engine, hardware, version.version)
+                need = shelf.wanted(engine, hardware, version.version)
             except EngineMissing as error:
                 why = error.message
                 rows.append(
@@ -63,6 +64,7 @@ def overview(shelf: Shelf, hardware: HardwareProfile) -> list[Row]:
                         version=version.version,
                         flavour=need.flavour,
                         state="installable",
+                        why=need.note,
                         newest=newest,
                     )
                 )
@@ -77,7 +79,7 @@ def _there(shelf: Shelf, engine: EngineName, hardware: HardwareProfile) -> list[
             version=row.version,
             flavour=row.flavour,
             state="installed",
-            why=shelf.objection(row, hardware) or "",
+            why=shelf.objection(row, hardware) or ("" if shelf.listed(row) else _LEFT),
             newest=row.version == default,
             bytes=size(row.folder),
             path=row.folder,

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.engines.marker import MARKER
 from orchestrator.errors import EngineMissing
+
+GOING = ".removing-"
+"""What the name of an environment begins with while it is removed."""
 
 
 def users_of(folder: Path) -> list[int]:
@@ -32,17 +36,32 @@ def _uses(process: psutil.Process, place: str) -> bool:
         return False
 
 
-def remove(folder: Path) -> None:
-    """Remove an environment. Raises EngineMissing, naming the process, while one runs from it."""
+def refuse_users(folder: Path) -> None:
+    """Raise EngineMissing, naming the processes, while any run from `folder`."""
     if users := users_of(folder):
         raise EngineMissing(
             f"{folder.name} is in use by process {', '.join(map(str, users))}: stop it first "
             "(`engineroom stop --all`)"
         )
-    going = folder.with_name(f".removing-{folder.name}")
-    shutil.rmtree(going, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove an environment. Raises EngineMissing, naming the process, while one runs from it."""
+    refuse_users(folder)
+    going = folder.with_name(f"{GOING}{folder.name}")
+    clear(going)
+    # First the marker: whatever is left behind by an end half way is no environment.
+    (folder / MARKER).unlink(missing_ok=True)
     folder.rename(going)
-    shutil.rmtree(going)
+    clear(going)
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder, or the link that stands in its place; nothing where nothing is."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def size(folder: Path) -> int:

@@ -7,29 +7,31 @@ interrupted installation heals itself.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from engine_launchers.base import EngineName
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.value import Value
-from orchestrator.engines.choosing import Requirement, requirement
-from orchestrator.engines.installing import Installation
+from orchestrator.engines.choosing import Requirement, no_card, numbers, requirement
+from orchestrator.engines.installing import ASIDE, Installation
 from orchestrator.engines.locks import locked, try_lock
-from orchestrator.engines.marker import Marker, marker, read_marker
+from orchestrator.engines.marker import Marker, read_marker
 from orchestrator.engines.onpath import OnPath
+from orchestrator.engines.preflight import missing_tools, preflight
 from orchestrator.engines.recipe import Installer
-from orchestrator.engines.removing import remove
+from orchestrator.engines.removing import GOING, clear, remove
 from orchestrator.engines.running import CommandFailed, Job, Progress, child_environment
-from orchestrator.engines.table import EngineEntry, EngineTable, load_engine_table
+from orchestrator.engines.table import EngineEntry, EngineTable, FlavourName, load_engine_table
 from orchestrator.errors import EngineMissing
 
-_GIB = 2**30
+_FLAVOURS: tuple[str, ...] = get_args(FlavourName)
 
 
 class Engine(Value):
@@ -47,9 +49,17 @@ class Installed(Value):
 
     engine: EngineName
     version: str
-    flavour: str
+    flavour: FlavourName
     folder: Path
     marker: Marker
+
+
+class Removed(Value):
+    """What was removed: an environment, or what an interrupted installation had left."""
+
+    engine: EngineName
+    version: str
+    folder: Path
 
 
 class Shelf:
@@ -73,7 +83,7 @@ class Shelf:
     def installed(self) -> list[Installed]:
         """Every whole environment, in the order of the table: newest versions first."""
         found = []
-        for folder in sorted(self.folder.glob("*")) if self.folder.is_dir() else []:
+        for folder in self._folders():
             if (said := read_marker(folder)) and os.access(folder / said.program, os.X_OK):
                 row = Installed(
                     engine=said.engine,
@@ -83,14 +93,26 @@ class Shelf:
                     marker=said,
                 )
                 found.append(row)
+        found.sort(key=lambda row: numbers(row.version), reverse=True)
         return sorted(found, key=self._rank)
+
+    def halves(self, engine: EngineName) -> list[Path]:
+        """Folders in the place of this engine's environments that are none: never finished."""
+        whole = {row.folder for row in self.installed()}
+        mine = [each for each in self._folders() if each.name.startswith(f"{engine}-")]
+        return [folder for folder in mine if folder.is_dir() and folder not in whole]
+
+    def _folders(self) -> list[Path]:
+        """The places of environments, without the names that mean something set aside."""
+        found = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [each for each in found if not each.name.startswith(".")]
 
     def _rank(self, row: Installed) -> tuple[int, int, int]:
         engines = list(self.table.engines)
         entry = self.table.engines.get(row.engine)
         versions = [each.version for each in entry.versions] if entry else []
         version = entry.version(row.version) if entry else None
-        flavours: list[str] = list(version.flavours) if version else []
+        flavours: list[str] = list(version.flavours if version else _FLAVOURS)
         return (
             engines.index(row.engine) if row.engine in engines else len(engines),
             versions.index(row.version) if row.version in versions else len(versions),
@@ -108,75 +130,66 @@ class Shelf:
         """An engine that can be used now, else what would have to be installed.
 
         In this order: the program at `path`; the environment of `version`, or of the newest; where
-        no version is asked for, those of older ones; the program on PATH. Raises EngineMissing, in
-        one sentence, where none is there and none can be installed on `hardware`.
+        no version is asked for, those of older ones; the program on PATH. An environment whose
+        version has left the table can be used all the same. Raises EngineMissing, in one sentence,
+        where none is there and none can be installed on `hardware`.
         """
         if path is not None:
             return self._given(engine, path)
-        need, why = self._wanted(engine, hardware, version)
-        for row in self._usable(engine, hardware, version, need):
-            return self._engine(row)
+        for row in self.installed():  # best first
+            asked = row.engine == engine and version in (None, row.version)
+            if asked and self.objection(row, hardware) is None:
+                return self._engine(row)
         found, refused = self._on_path.find(self._entry(engine), version)
         if found:
             program, known = found
             return Engine(name=engine, version=known, origin="PATH", program=program)
-        if need is None:
-            raise EngineMissing("; ".join(filter(None, (why, refused))))
+        try:
+            need = self.wanted(engine, hardware, version)
+        except EngineMissing as error:
+            raise EngineMissing("; ".join(filter(None, (error.message, refused)))) from error
         return need.model_copy(update={"note": refused}) if refused else need
 
-    def _wanted(
-        self, engine: EngineName, hardware: HardwareProfile, version: str | None
-    ) -> tuple[Requirement | None, str]:
-        """What would be installed, or why nothing can be."""
-        try:
-            need = requirement(self.table, engine, hardware, version)
-            return self._buildable(need, hardware), ""
-        except EngineMissing as error:
-            return None, error.message
-
-    def _buildable(self, need: Requirement, hardware: HardwareProfile) -> Requirement:
-        """The requirement, or the processor's build where what the GPU's build calls is missing."""
-        path = self.environment.get("PATH", os.defpath)
-        tools = need.source.needs if need.source else {}
-        missing = [tool for tool in tools if not shutil.which(tool, path=path)]
-        if not missing:
-            return need
-        try:
-            plain = requirement(self.table, need.engine, hardware, need.version, "cpu")
-        except EngineMissing:  # it is for GPUs only: the installation will say what is missing
-            return need
-        tool, has = missing[0], tools[missing[0]]
-        note = f"built for the processor, since {tool} is missing: install {has} to use the GPU"
-        return plain.model_copy(update={"note": note})
-
-    def _usable(
+    def wanted(
         self,
         engine: EngineName,
         hardware: HardwareProfile,
-        version: str | None,
-        need: Requirement | None,
-    ) -> Iterator[Installed]:
-        """Environments that are as the table wants them and run on `hardware`, best first."""
-        rows = [row for row in self.installed() if row.engine == engine]
-        if version is not None:
-            rows = [row for row in rows if row.version == version]
-        unasked = need.flavour if need else None
-        newest = self._entry(engine).default.version
-        rows.sort(key=lambda row: (row.version != newest, row.flavour != unasked))
-        yield from (row for row in rows if self.objection(row, hardware) is None)
+        version: str | None = None,
+        flavour: str | None = None,
+    ) -> Requirement:
+        """What would be installed: `requirement`, or the processor's build, with a note that says
+        why, where no flavour is asked for and what the GPU's build calls is missing.
+        """
+        need = requirement(self.table, engine, hardware, version, flavour)
+        missing = missing_tools(need, self.environment.get("PATH", os.defpath))
+        if flavour is not None or not missing:
+            return need
+        try:
+            plain = requirement(self.table, engine, hardware, need.version, "cpu")
+        except EngineMissing:  # it is for GPUs only: the installation will say what is missing
+            return need
+        tool, has = next(iter(missing.items()))
+        note = f"built for the processor, since {tool} is missing: install {has} to use the GPU"
+        return plain.model_copy(update={"note": note})
+
+    def listed(self, row: Installed) -> bool:
+        """Whether the table still has this version; its marker alone speaks for another one."""
+        entry = self.table.engines.get(row.engine)
+        return entry is not None and entry.version(row.version) is not None
 
     def objection(self, row: Installed, hardware: HardwareProfile) -> str | None:
         """Why an environment cannot be used on `hardware` as it is; None where it can."""
+        said = row.marker
+        if not self.listed(row):
+            what = f"{row.engine} {row.version} ({row.flavour})"
+            return no_card(what, row.flavour, hardware) or _elsewhere(said, hardware.isa)
         try:
             need = requirement(self.table, row.engine, hardware, row.version, row.flavour)
         except EngineMissing as error:
             return error.message
-        said = row.marker
-        if said.built_for is not None and said.built_for != need.built_for:
-            return f"built for a processor with {' '.join(said.built_for)}"
-        if said != marker(need):
-            return "made for other pins than this version's"
-        return None
+        if why := _elsewhere(said, need.built_for):
+            return why
+        return None if said.holds(need) else "made for other pins than this version's"
 
     def on_path(self, engine: EngineName, version: str | None = None) -> Engine | None:
         """The program that somebody else installed, where it can be used."""
@@ -228,30 +241,14 @@ class Shelf:
 
     def preflight(self, need: Requirement) -> None:
         """Raise EngineMissing, in one sentence, where an installation could not succeed."""
-        path = self.environment.get("PATH", os.defpath)
-        if need.needs_compiler and not any(
-            shutil.which(tool, path=path) for tool in ("c++", "g++", "clang++")
-        ):
-            raise EngineMissing(
-                f"engine {need.engine} is built on this machine and needs c++, which is missing: "
-                "install it (Debian, Ubuntu: apt install g++)"
-            )
-        for tool, has in (need.source.needs if need.source else {}).items():
-            if not shutil.which(tool, path=path):
-                raise EngineMissing(
-                    f"engine {need.engine} ({need.flavour}) is built on this machine and needs "
-                    f"{tool}, which is missing: install {has}"
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < need.disk_bytes:
-            raise EngineMissing(
-                f"engine {need.engine} needs {need.disk_bytes / _GIB:.0f} GiB of disk to install, "
-                f"{self.folder} has {free / _GIB:.1f} GiB free"
-            )
+        preflight(need, self.folder, self.environment.get("PATH", os.defpath))
 
     async def install(self, need: Requirement, progress: Progress) -> Engine:
-        """Make the environment unless it is there. Raises EngineMissing with the reason."""
+        """Make the environment unless it is there. Raises EngineMissing with the reason.
+
+        What was in its place is put back where this fails, and is not touched while it runs.
+        """
+        await asyncio.to_thread(self._sweep)
         if found := self._whole(need):
             return found
         self.preflight(need)
@@ -266,7 +263,7 @@ class Shelf:
                 return found
             log = self.folder / f"{target.name}.log"
             job = Job(log, self.environment, progress, held)
-            work = Installation(need, target, self.cache, self._installer(), job)
+            work = Installation(need, target, self.cache, self.installer(), job)
             try:
                 await work.run()
             except (CommandFailed, OSError) as error:
@@ -284,11 +281,12 @@ class Shelf:
 
     def _whole(self, need: Requirement) -> Engine | None:
         for row in self.installed():
-            if row.marker == marker(need):
+            if row.marker.holds(need):
                 return self._engine(row)
         return None
 
-    def _installer(self) -> Installer:
+    def installer(self) -> Installer:
+        """What makes environments here: the uv on PATH or beside us, else pip."""
         own = Path(sys.executable).parent  # a uv that is installed beside us is as good
         places = os.pathsep.join((self.environment.get("PATH", os.defpath), str(own)))
         uv = shutil.which("uv", path=places)
@@ -299,23 +297,53 @@ class Shelf:
 
     def remove(
         self, engine: EngineName, version: str | None = None, flavour: str | None = None
-    ) -> Installed:
-        """Remove one environment, and say which. Raises EngineMissing where that cannot be.
+    ) -> Removed:
+        """Remove one environment, whole or half, and say which. Raises EngineMissing where not.
 
         It has to be the only one that `version` and `flavour` leave, nothing may run from it, and
         no other process may be installing it.
         """
-        rows = [row for row in self.installed() if row.engine == engine]
-        names = ", ".join(f"{row.version} ({row.flavour})" for row in rows) or "no version"
-        rows = [
-            row for row in rows if version in (None, row.version) and flavour in (None, row.flavour)
+        self._sweep()
+        whole = [row for row in self.installed() if row.engine == engine]
+        found = [
+            Removed(engine=engine, version=row.version, folder=row.folder)
+            for row in whole
+            if version in (None, row.version) and flavour in (None, row.flavour)
         ]
-        if len(rows) != 1:
-            many = "say which with --version and --flavour" if rows else "nothing to remove"
-            raise EngineMissing(f"engine {engine}: {names} is installed: {many}")
-        (row,) = rows
-        with (self.folder / f"{row.folder.name}.lock").open("w") as lock:
+        for folder in [] if found else self.halves(engine):
+            rest = folder.name.removeprefix(f"{engine}-")
+            if version is None or rest in (version, f"{version}-{flavour or 'cpu'}"):
+                found.append(Removed(engine=engine, version=rest, folder=folder))
+        if len(found) != 1:
+            names = [f"{row.version} ({row.flavour})" for row in whole]
+            names += [] if whole else [f"half of {each.version}" for each in found]
+            many = "say which with --version and --flavour" if found else "nothing to remove"
+            text = ", ".join(names) or "no version"
+            raise EngineMissing(f"engine {engine}: {text} is installed: {many}")
+        (gone,) = found
+        with (self.folder / f"{gone.folder.name}.lock").open("w") as lock:
             if not try_lock(lock.fileno()):
-                raise EngineMissing(f"{row.folder.name} is being installed by another process")
-            remove(row.folder)
-        return row
+                raise EngineMissing(f"{gone.folder.name} is being installed by another process")
+            remove(gone.folder)
+        return gone
+
+    def _sweep(self) -> None:
+        """Bring to an end what was interrupted, unless another process is at it."""
+        for begin in (GOING, ASIDE):
+            for folder in self.folder.glob(f"{begin}*"):
+                place = folder.with_name(folder.name.removeprefix(begin))
+                with (self.folder / f"{place.name}.lock").open("w") as lock:
+                    if not try_lock(lock.fileno()):
+                        continue
+                    if begin == GOING or read_marker(place):
+                        clear(folder)
+                    else:  # what was to replace it never got whole
+                        clear(place)
+                        folder.rename(place)
+
+
+def _elsewhere(said: Marker, built_for: tuple[str, ...] | None) -> str | None:
+    """Why what was compiled cannot run on a processor with other instruction sets."""
+    if said.built_for in (None, built_for):
+        return None
+    return f"built for a processor with {' '.join(said.built_for)}"

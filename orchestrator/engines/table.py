@@ -67,6 +67,7 @@ class Version(Value):
     version: Word
     python: tuple[str, str] | None = None
     version_argv: tuple[str, ...] = ()
+    requirements: tuple[Pinned, ...] = ()
     check: tuple[str, ...] = ()
     says: str | None = None
     source: str | None = None

@@ -118,6 +118,16 @@ def test_a_mistake_in_the_table_names_its_key(tmp_path: Path) -> None:
         load_engine_table(file)
 
 
+def test_an_engine_that_has_a_program_of_its_own_is_started_after_installing(
+    table: EngineTable,
+) -> None:
+    for name in NAMES:
+        need = requirement(table, name, a_machine())
+        own = need.program != "bin/python"
+        assert (need.check[0] == ("{engine}", "--version")) == own
+    assert "torch==2.13.0" in requirement(table, "pytorch", a_machine()).packages
+
+
 def a_machine(*isa: str) -> HardwareProfile:
     return HardwareProfile(
         ram_total=GIB, ram_available=GIB, cpu_cores=2, platform="linux-x86_64", isa=isa

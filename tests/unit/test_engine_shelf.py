@@ -23,10 +23,12 @@ from engine_launchers.machine import HardwareProfile
 from orchestrator.engines.choosing import Compile, Requirement, requirement
 from orchestrator.engines.doctor import examine
 from orchestrator.engines.marker import MARKER, write_marker
+from orchestrator.engines.overview import overview
 from orchestrator.engines.shelf import Engine, Shelf
 from orchestrator.engines.table import EngineTable, load_engine_table, parse_engine_table
 from orchestrator.errors import EngineMissing
 from tests.harness import clean_env, eventually, until
+from tests.machines import machines
 
 HERE = "linux-x86_64"
 MACHINE = HardwareProfile(ram_total=1, ram_available=1, cpu_cores=1, platform=HERE)
@@ -142,6 +144,100 @@ def test_versions_side_by_side_once_each_and_away_again(
     assert not (tmp_path / "envs" / "vllm-2.0").exists()
 
 
+def made(shelf: Shelf, wanted: Requirement) -> Path:
+    """An environment that is whole by its marker, with our own interpreter as its program."""
+    folder = shelf.path(wanted)
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    write_marker(folder, wanted)
+    return folder
+
+
+def test_upgrade_and_rollback_where_the_table_no_longer_lists_what_is_installed(
+    tmp_path: Path,
+) -> None:
+    before, after = Shelf(tmp_path, {}, table("1.0")), Shelf(tmp_path, {}, table("2.0"))
+    made(before, before.wanted("vllm", MACHINE).model_copy(update={"check": ()}))
+
+    def used(version: str | None = None) -> str:
+        found = after.find("vllm", MACHINE, version=version)
+        return f"{found.version} {found.origin if isinstance(found, Engine) else 'missing'}"
+
+    assert used() == used("1.0") == "1.0 installed"
+    assert used("2.0") == "2.0 missing"
+    rows = [(row.version, row.state, row.newest) for row in overview(after, MACHINE)]
+    assert rows == [("1.0", "installed", False), ("2.0", "installable", True)]
+    first = next(examine(after, MACHINE))
+    assert (first.about, first.level) == ("vllm-1.0", "note")
+    assert "no longer in the table" in first.text
+    made(after, after.wanted("vllm", MACHINE))
+    assert used() == "2.0 installed"
+    assert used("1.0") == "1.0 installed"
+    assert after.remove("vllm", "2.0").version == "2.0"
+    assert used() == "1.0 installed"
+    (old,) = after.installed()
+    said = old.marker.model_copy(update={"built_for": ("AMX",)})
+    (old.folder / MARKER).write_text(said.model_dump_json())
+    assert used() == "2.0 missing"  # it was compiled for another processor
+
+
+def test_what_is_half_removed_is_no_engine_and_is_tidied_up(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, {}, table("1.0"))
+    folder = made(shelf, need())
+    folder.rename(tmp_path / ".removing-vllm-1.0")
+    assert shelf.installed() == []
+    assert isinstance(shelf.find("vllm", MACHINE), Requirement)
+    (wrong,) = [each for each in examine(shelf, MACHINE) if each.level == "wrong"]
+    assert "interrupted removal" in wrong.text
+    (maker,) = [each for each in examine(shelf, MACHINE) if each.about == "installer"]
+    assert maker.text == UV  # beside our interpreter, though not on PATH
+    (tmp_path / "vllm-1.0").mkdir()  # and an installation that was interrupted, too
+    assert shelf.remove("vllm", "1.0").folder == folder
+    assert [each for each in tmp_path.iterdir() if each.is_dir()] == []
+
+
+def test_an_installation_touches_nothing_in_use_and_puts_back_what_it_cannot_replace(
+    tmp_path: Path,
+) -> None:
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text("#!/bin/sh\necho 'error: no disk'\nexit 1\n")
+    uv.chmod(0o755)
+    shelf = Shelf(tmp_path / "envs", {"PATH": str(uv.parent)}, table("1.0"))
+    folder = made(shelf, need(built_for=("AMX",)))
+    program = folder / "bin" / "sleep"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([str(program), "300"]) as running:
+        until(lambda: str(program) in psutil.Process(running.pid).cmdline(), 10, "it runs")
+        with pytest.raises(EngineMissing, match=f"in use by process {running.pid}: stop it"):
+            install(shelf, need())
+        running.kill()
+    with pytest.raises(EngineMissing, match="error: no disk"):
+        install(shelf, need())
+    assert [row.marker.built_for for row in shelf.installed()] == [("AMX",)]
+    assert not list(shelf.folder.glob(".old-*"))
+    folder.rename(folder.with_name(".old-vllm-1.0"))  # one that was killed at that
+    folder.mkdir()
+    with pytest.raises(EngineMissing, match="error: no disk"):
+        install(shelf, need())
+    assert program.exists()
+
+
+def test_without_its_compiler_the_processors_build_is_wanted_by_everyone(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, {"PATH": str(tmp_path)})
+    card = machines()["cloud-l4"]
+    for wanted in (shelf.wanted("llama_server", card), shelf.find("llama_server", card)):
+        assert isinstance(wanted, Requirement)
+        assert wanted.flavour == "cpu"
+        assert "since nvcc is missing" in wanted.note
+    (row,) = [each for each in overview(shelf, card) if each.engine == "llama_server"]
+    assert (row.flavour, row.state) == ("cpu", "installable")
+    assert "since nvcc is missing" in row.why
+    assert shelf.wanted("llama_server", card, flavour="cuda").flavour == "cuda"
+    (tmp_path / "nvcc").symlink_to("/bin/true")
+    assert shelf.wanted("llama_server", card).flavour == "cuda"
+
+
 def test_what_is_left_out_and_what_a_package_stands_for(
     tmp_path: Path, env: Mapping[str, str]
 ) -> None:
@@ -210,7 +306,7 @@ async def test_killed_half_way_it_is_finished_by_the_next_when_its_children_have
     second = asyncio.create_task(shelf.install(need(), lambda line, _: told.append(line)))
     await eventually(lambda: any("waiting" in line for line in told), 10, "the next one waits")
     (note,) = [each for each in examine(shelf, MACHINE) if each.about == "vllm-1.0"]
-    assert note.text == "is being installed now"
+    assert note.text == "is being installed or removed now"
     gate.write_text("")  # the child of the first comes to its end
     engine = await second
     assert engine.program == str(shelf.folder / "vllm-1.0" / "bin" / "python")
@@ -324,6 +420,12 @@ def test_another_version_on_path_is_refused_with_the_reason(tmp_path: Path) -> N
     assert "is version 0.9, and flags are known for 2.0, 1.0" in found.note
     given = shelf.find("vllm", MACHINE, path=script)
     assert given == Engine(name="vllm", version="0.9", origin="path", program=str(script))
+    script.write_text("#!/bin/sh\n")  # nothing tells its version now
+    shelf = Shelf(tmp_path / "envs", {"PATH": str(script.parent)}, table("2.0", "1.0"))
+    found = shelf.find("vllm", MACHINE)
+    assert isinstance(found, Requirement)
+    assert "is not used: it does not tell its version" in found.note
+    assert isinstance(shelf.find("vllm", MACHINE, path=script), Engine)
     with pytest.raises(EngineMissing, match="nowhere is not a program that can be run"):
         shelf.find("vllm", MACHINE, path=tmp_path / "nowhere")
 
@@ -387,4 +489,5 @@ def test_the_commands(tmp_path: Path) -> None:
     unknown = run("install", "ollama")
     assert unknown.returncode == 69
     assert unknown.stderr.startswith("engineroom: no engine is called ollama: this version")
+    assert run("remove", "vllm").stdout.startswith("removed ")  # a half one
     assert "nothing to remove" in run("remove", "vllm").stderr
