@@ -83,15 +83,16 @@ def test_a_header_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    both = resolve("demo", demo_dir(), None)
-    assert [each.quantization for each in both.variants] == ["Q4_K_M", "F16"]
-    assert not both.pinned
-    assert [s.quantization for s in resolve("demo", demo_dir(), "none").variants] == ["F16"]
+    every = resolve("demo", demo_dir(), None)
+    assert [each.quantization for each in every.variants] == ["Q4_K_M", "F16", "BF16"]
+    assert [each.format for each in every.variants] == ["gguf", "gguf", "safetensors"]
+    assert not every.pinned
+    assert [s.quantization for s in resolve("demo", demo_dir(), "none").variants] == ["F16", "BF16"]
     own = resolve(str(DEMO), demo_dir(), "4bit")
     assert (own.name, own.pinned, len(own.variants)) == ("demo.Q4_K_M", True, 1)
     assert model_name("My model (v2).gguf") == "My-model-v2"
     assert model_name("big-00001-of-00003.gguf") == "big"
-    with pytest.raises(ConfigError, match="demo comes as Q4_K_M, F16 only"):
+    with pytest.raises(ConfigError, match="demo comes as Q4_K_M, F16, BF16 only"):
         resolve("demo", demo_dir(), "8bit")
     with pytest.raises(ConfigError, match="is Q4_K_M"):
         resolve(str(DEMO), demo_dir(), "none")
