@@ -34,6 +34,10 @@ _CHARACTERS_PER_TOKEN = 64  # more than any tokenizer reaches on average
 _PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 
 
+# How engines say that a prompt is too long: llama_cpp and ours, llama-server, vLLM.
+_TOO_LONG = ("context_length", "exceed_context_size", "maximum context length")
+
+
 class NotReached(UpstreamBroken):
     """The engine could not be reached: nothing was sent, so another try is safe."""
 
@@ -258,7 +262,8 @@ async def _refusal(response: httpx.Response) -> RequestError:
     error = error if isinstance(error, dict) else {}
     message = " ".join(str(error.get("message", "")).split())[:300]
     status = response.status_code
-    if "context" in str(error.get("code")) or "context_size" in str(error.get("type")):
+    told = f"{error.get('code')} {error.get('type')} {message}"
+    if status == 400 and any(word in told for word in _TOO_LONG):
         return ContextLengthExceeded(message or "the prompt is too long")
     if status in (400, 422):
         return BadRequest(f"the engine refuses the request: {message or f'HTTP {status}'}")
