@@ -42,7 +42,7 @@ from orchestrator.hardware import probe
 from orchestrator.models.gguf_spec import model_spec
 from orchestrator.settings import load_settings
 
-PROMPT = "the quick brown fox jumps over the lazy dog " * 3
+PROMPT = "the quick brown fox number {}"  # short, and another for each stream: prefill is no part
 START_S = 300.0
 
 
@@ -59,11 +59,11 @@ class Contender:
     resident: list[float] = field(default_factory=list)
 
 
-def stream(port: int, model: str, tokens: int) -> tuple[int, float, float]:
+def stream(port: int, model: str, tokens: int, number: int = 0) -> tuple[int, float, float]:
     """Tokens of one greedy stream, and when the first and the last came (perf_counter)."""
     body = {
         "model": model,
-        "prompt": PROMPT,
+        "prompt": PROMPT.format(number),
         "max_tokens": tokens,
         "temperature": 0,
         "stream": True,
@@ -120,18 +120,20 @@ def measure(contender: Contender, model: str, tokens: int) -> None:
 
 
 def together(port: int, model: str, tokens: int, streams: int) -> float:
-    """Tokens per second of several streams, from the first sending to the last token."""
+    """Tokens per second of several streams together, from their last first token on."""
     done: list[tuple[int, float, float]] = []
-    began = time.perf_counter()
     threads = [
-        threading.Thread(target=lambda: done.append(stream(port, model, tokens)))
-        for _ in range(streams)
+        threading.Thread(target=lambda n=n: done.append(stream(port, model, tokens, n)))
+        for n in range(1, streams + 1)
     ]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    return sum(count for count, _, _ in done) / (max(last for _, _, last in done) - began)
+    if max(first for _, first, _ in done) >= min(last for _, _, last in done):
+        # one after another: no two ran together
+        return sum(n for n, _, _ in done) / (max(x[2] for x in done) - min(x[1] for x in done))
+    return sum((count - 1) / (last - first) for count, first, last in done)
 
 
 def supervised(file: Path, context: int, model: str) -> float:
@@ -222,10 +224,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument(
+        "--only", default="", help="contenders with one of these in their names: a|b"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     file = options.file.absolute()
     everybody, plan, bandwidth = contenders(file, options.context)
+    wanted = options.only.split("|")
+    everybody = [each for each in everybody if any(word in each.name for word in wanted)]
     starts: list[float] = []
     for _ in range(options.rounds):
         for each in everybody:
@@ -235,13 +242,14 @@ def main() -> None:
         {"name": each.name, **{k: statistics.median(getattr(each, k)) for k in _FIGURES}}
         for each in everybody
     ]
-    best = max(row["one"] for row in rows[2:])
+    others = [row for row in rows if not row["name"].startswith("our")] or rows
+    best = max(row["one"] for row in others)
     mine = rows[0]
     ratios = {
         "one stream, ours to the best of the others": mine["one"] / best,
         "four streams to one, ours": mine["four"] / mine["one"],
         "four streams, ours to the best of the others": mine["four"]
-        / max(row["four"] for row in rows[2:]),
+        / max(row["four"] for row in others),
         "share of the measured memory bandwidth, one stream": mine["one"]
         * plan.model.weight_bytes
         / bandwidth
