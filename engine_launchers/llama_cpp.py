@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine_launchers import llama_fit, llama_rungs, naming
+from engine_launchers import llama_fit, llama_rungs, llama_traits, naming
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -32,7 +32,6 @@ from engine_launchers.llama_memory import PYTHON
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import first_rung
-from engine_launchers.traits import CpuTraits, SpeedTraits
 
 VERSION = "0.3.36"
 _RUNGS = (llama_rungs.LAYERS, llama_rungs.CONTEXT, llama_rungs.BATCH)
@@ -48,14 +47,7 @@ _COMMON_FIELDS = frozenset(
 
 _TAIL_RULES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
     (CrashCause.PORT_TAKEN, re.compile(r"\[Errno 98\] error while attempting to bind")),
-    (
-        CrashCause.GPU_OOM,
-        re.compile(r"cudaMalloc failed: out of memory|CUDA error: out of memory|ErrorOutOfDevice"),
-    ),
-    (
-        CrashCause.HOST_OOM,
-        re.compile(r"std::bad_alloc|failed to allocate .*buffer|Cannot allocate memory"),
-    ),
+    *llama_traits.OUT_OF_MEMORY,
     (CrashCause.KV_CACHE_TOO_SMALL, re.compile(r"Failed to create llama_context")),
     (
         CrashCause.MODEL_INVALID,
@@ -88,22 +80,7 @@ class LlamaCppLauncher:
         | {"messages", "functions", "function_call", "tools", "tool_choice", "response_format"},
     )
 
-    # 8B and 70B on 19 kinds of GPU (2024 builds) lie on bytes / (share x bandwidth) plus 0.1 ms a
-    # layer; on CPUs decode reaches 0.9 to 0.98 of what a threaded read kernel does, unless the
-    # cores cannot unpack as fast: 17 to 22 GFLOP/s each, as its neighbours let it, on an Intel
-    # server whose AMX kernels are left out of the build; 72 or more on an AMD one with AVX-512.
-    speed = SpeedTraits(
-        bandwidth_share={"16bit": 0.97, "8bit": 0.97, "4bit": 0.97},
-        memory_share={"hbm": 0.62, "unified": 0.80, "ram": 0.97},
-        seconds_per_layer=1.0e-4,
-        seconds_per_token=1.2e-3,
-        compute_share=0.35,
-        cpu=CpuTraits(
-            decode_flops={"AMX": 20e9, "AVX-512": 72e9},
-            seconds_per_layer=5e-5,
-            seconds_per_token=4.1e-4,
-        ),
-    )
+    speed = llama_traits.SPEED
 
     def fit(
         self,

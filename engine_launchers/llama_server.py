@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from engine_launchers import llama_fit, llama_rungs, naming
+from engine_launchers import llama_fit, llama_rungs, llama_traits, naming
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -39,7 +39,6 @@ from engine_launchers.llama_memory import NATIVE
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import Adapter, ModelFormat, ModelSpec
 from engine_launchers.relaxing import first_rung
-from engine_launchers.traits import CpuTraits, SpeedTraits
 
 VERSION = "0.3.36"
 _RUNGS = (
@@ -60,14 +59,7 @@ _COMMON_FIELDS = frozenset(
 
 _TAIL_RULES: tuple[tuple[CrashCause, re.Pattern[str]], ...] = (
     (CrashCause.PORT_TAKEN, re.compile(r"couldn't bind HTTP server socket")),
-    (
-        CrashCause.GPU_OOM,
-        re.compile(r"cudaMalloc failed: out of memory|CUDA error: out of memory|ErrorOutOfDevice"),
-    ),
-    (
-        CrashCause.HOST_OOM,
-        re.compile(r"std::bad_alloc|failed to allocate .*buffer|Cannot allocate memory"),
-    ),
+    *llama_traits.OUT_OF_MEMORY,
     (
         CrashCause.MODEL_INVALID,
         re.compile(
@@ -96,21 +88,9 @@ class LlamaServerLauncher:
         chat_fields=_COMMON_FIELDS | {"messages", "tools", "tool_choice", "response_format"},
     )
 
-    # The library's figures (see `llama_cpp`). Requests share the weights that are read: on a CPU
+    # Requests share the weights that are read: on a CPU
     # with two cores a 7B model in Q4_K_M came to 8.45 tokens/s for one stream and 12.4 for four.
-    speed = SpeedTraits(
-        bandwidth_share={"16bit": 0.97, "8bit": 0.97, "4bit": 0.97},
-        memory_share={"hbm": 0.62, "unified": 0.80, "ram": 0.97},
-        seconds_per_layer=1.0e-4,
-        seconds_per_token=1.2e-3,
-        compute_share=0.35,
-        batching=True,
-        cpu=CpuTraits(
-            decode_flops={"AMX": 20e9, "AVX-512": 72e9},
-            seconds_per_layer=5e-5,
-            seconds_per_token=4.1e-4,
-        ),
-    )
+    speed = llama_traits.SPEED.model_copy(update={"batching": True})
 
     def fit(
         self,
