@@ -3,11 +3,12 @@
     python -m tools.shape_gguf mistral-7b m7.gguf
     python bench/engines.py m7.gguf [--rounds 3] [--tokens 48] [--context 2048] [--json]
 
-Each round starts every contender in turn, so that a machine whose speed swings treats all alike;
-figures are medians over the rounds. Contenders: the command line of Engine Room's plan for
-llama-server, the same for llama_cpp.server, both servers with their own defaults, and llama-server
-with the settings that Ollama gives its runner (one slot, context 4096, batch 512, mmap). The last
-two rows start our plan once by hand and once through the supervisor, until its first token.
+Each round starts every contender in turn, and each round another of them first, so that a machine
+whose speed swings, or that has to read the file first, treats all alike; figures are medians.
+Contenders: the command line of Engine Room's plan for llama-server, the same for llama_cpp.server,
+both servers with their own defaults, and llama-server with the settings that Ollama gives its
+runner (one slot, context 4096, batch 512, mmap). The last two rows start our plan once by hand and
+once through the supervisor, until its first token.
 Needs both engines installed (`engineroom engines install llama_server`, `... llama_cpp`).
 """
 
@@ -202,6 +203,13 @@ def contenders(file: Path, context: int) -> tuple[list[Contender], EnginePlan, f
     return everybody, plan, float(hardware.memory_bandwidth or 0)
 
 
+def _warm(file: Path) -> None:
+    """Read the file once: the first contender shall not be the one that waits for the disk."""
+    with file.open("rb") as source:
+        while source.read(1 << 24):
+            pass
+
+
 def _on(argv: list[str]) -> Callable[[int], list[str]]:
     return lambda port: [*argv, "--port", str(port)]
 
@@ -234,8 +242,10 @@ def main() -> None:
     wanted = options.only.split("|")
     everybody = [each for each in everybody if any(word in each.name for word in wanted)]
     starts: list[float] = []
-    for _ in range(options.rounds):
-        for each in everybody:
+    _warm(file)
+    for number in range(options.rounds):
+        first = number % len(everybody)
+        for each in (*everybody[first:], *everybody[:first]):
             measure(each, plan.model.id, options.tokens)
         starts.append(supervised(file, options.context, plan.model.id))
     rows = [

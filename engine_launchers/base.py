@@ -215,6 +215,7 @@ class CrashCause(StrEnum):
     PORT_TAKEN = "port_taken"
     DRIVER_MISMATCH = "driver_mismatch"
     GPU_LOST = "gpu_lost"
+    NO_ROOM = "no_room"
     UNRESPONSIVE = "unresponsive"
     START_STALLED = "start_stalled"
     WRONG_BUILD = "wrong_build"
@@ -247,7 +248,9 @@ _ADVICE = {
     CrashCause.MODEL_INVALID: "the engine cannot load the model file: check or replace it",
     CrashCause.BAD_FLAGS: "the engine refuses its command line: see its log",
 }
-_TOO_BIG = {CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL}
+_TOO_BIG = {
+    CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_TOO_SMALL, CrashCause.NO_ROOM,
+}  # fmt: skip
 
 
 # --- what the gateway has to know about an engine ----------------------------------------------

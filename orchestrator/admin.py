@@ -29,8 +29,8 @@ from orchestrator.errors import (
     UnsupportedParameter,
 )
 from orchestrator.observability.metrics import CONTENT_TYPE
-from orchestrator.supervision.instance import read_tail
 from orchestrator.supervision.supervisor import Supervisor
+from orchestrator.supervision.tails import read_tail
 
 _FOLLOW_S = 0.2
 _BEARER = HTTPBearer(auto_error=False, description="The content of admin.token")

@@ -11,6 +11,7 @@
       AlreadyRunning                 409  already_running           75
       PortTaken                      409  port_taken                75
       LaunchFailed                   503  launch_failed             70
+        InsufficientMemory           503  insufficient_memory       70
       ControlUnavailable             503  control_unavailable       69
       RequestError
         BadRequest                   400  invalid_request
@@ -116,6 +117,12 @@ class LaunchFailed(EngineRoomError):
     """A process could not be started at all."""
 
     http_status, code = 503, "launch_failed"
+
+
+class InsufficientMemory(LaunchFailed):
+    """The machine has no room for an engine; the message has the numbers and who holds it."""
+
+    code = "insufficient_memory"
 
 
 class ControlUnavailable(EngineRoomError):

@@ -11,55 +11,20 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from engine_launchers.base import CrashCause, ExitResult, LaunchSpec, Listen
-from orchestrator.errors import EngineRoomError, LaunchFailed
+from engine_launchers.base import CrashCause, ExitResult, Listen
+from orchestrator.errors import EngineRoomError, InsufficientMemory, LaunchFailed
 from orchestrator.observability.logs import pairs
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
+from orchestrator.supervision.tails import read_tail
+from orchestrator.supervision.workload import Workload
 
 _log = logging.getLogger("engineroom.instance")
 _START_POLL_S = 0.05
-
-
-class ProbeError(EngineRoomError):
-    """A probe did not get the answer of a healthy process; the message says what it got."""
-
-
-class Workload(Protocol):
-    """What an instance runs: pure knowledge plus its two probes."""
-
-    name: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the wish behind it: a running process of another wish is not adopted."""
-
-    @property
-    def noise(self) -> tuple[str, ...]:
-        """What marks the lines of its log that our own probing causes."""
-
-    def command(self, listen: Listen) -> LaunchSpec:
-        """The command for this launch."""
-
-    def listen(self) -> Listen | None:
-        """A fixed address, or None for any free loopback port."""
-
-    async def ready(self, base_url: str) -> None:
-        """Return when it can do its work; raise ProbeError otherwise."""
-
-    async def alive(self, base_url: str) -> None:
-        """Return when it answers; raise ProbeError otherwise."""
-
-    def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
-        """Why it ended."""
-
-    def relax(self, cause: CrashCause) -> str | None:
-        """Switch to the next smaller plan and say what changed; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +41,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Called by the owner task; none of them may block."""
+    """Called by the owner task; none but `admit` may block."""
+
+    admit: Callable[[Instance], Awaitable[None]]
+    """Returns when the machine has room for a launch; raises InsufficientMemory otherwise."""
 
     changed: Callable[[Instance, Change], None]
     saved: Callable[[Instance, HandleRecord], None]
@@ -97,24 +65,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def read_tail(
-    path: Path, lines: int, since: int = 0, until: int | None = None, limit: int = 1 << 20
-) -> list[str]:
-    """The last `lines` lines of a log, looking at no more than its last `limit` bytes.
-
-    `since` and `until` are byte offsets; `since` does not count if the file was rotated meanwhile.
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2) if until is None else until
-            start = max(0, size - limit, since if since <= size else 0)
-            file.seek(start)
-            text = file.read(size - start).decode(errors="replace")
-    except OSError:  # nothing was written yet
-        return []
-    return text.splitlines()[-lines:] if lines else []
 
 
 class Instance:
@@ -142,6 +92,7 @@ class Instance:
         self._ended = False
         self._entered = clock()
         self._launching: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
         self._probe_now = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[lc.Timer, asyncio.TimerHandle] = {}
@@ -228,7 +179,7 @@ class Instance:
             case lc.Probe():
                 self._probe_now.set()
             case lc.Replan():
-                self._replan(action)
+                self._spawn(self._replan(action))
             case lc.Announce():
                 self._announce(action)
 
@@ -257,11 +208,6 @@ class Instance:
         loop = asyncio.get_running_loop()
         self._timers[action.timer] = loop.call_later(action.seconds, self.post, event)
 
-    def _replan(self, action: lc.Replan) -> None:
-        changed = self.workload.relax(action.cause)
-        why = changed or f"no smaller plan is left after {action.cause.value}"
-        self.post(lc.Replanned(action.generation, changed is not None, why))
-
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -275,9 +221,15 @@ class Instance:
 
     # --- work that posts events -----------------------------------------------------------------
 
+    async def _replan(self, action: lc.Replan) -> None:
+        changed = await self.workload.replan(action.cause)
+        why = changed or f"no smaller plan is left after {action.cause.value}"
+        self.post(lc.Replanned(action.generation, changed is not None, why))
+
     async def _launch(self, generation: int) -> None:
         """Start the process; whatever goes wrong on the way counts as an exit."""
         try:
+            await self._room()
             listen = self.workload.listen() or Listen(port=free_port())
             spec = self.workload.command(listen)
             record = self._runtime.record(self.name, generation, spec)
@@ -286,10 +238,23 @@ class Instance:
             handle = await self._runtime.start(record)
         except (LaunchFailed, OSError, ValueError) as error:
             exit = ExitResult(error=f"could not be started: {error}")
-            self.post(lc.Exited(generation, exit, CrashCause.UNKNOWN, self._luck()))
+            short = isinstance(error, InsufficientMemory)
+            cause = CrashCause.NO_ROOM if short else CrashCause.UNKNOWN
+            self.post(lc.Exited(generation, exit, cause, self._luck()))
             return
         self._hooks.saved(self, handle.record)
         self._take(handle)
+
+    async def _room(self) -> None:
+        """Wait for memory; a kill ends the waiting."""
+        self._waiting = asyncio.ensure_future(self._hooks.admit(self))
+        try:
+            await asyncio.wait({self._waiting})
+        finally:
+            self._waiting.cancel()
+        if self._waiting.cancelled():
+            raise LaunchFailed("it was stopped before there was room for it")
+        self._waiting.result()
 
     def _take(self, handle: Handle) -> None:
         self.handle, self.log = handle, handle.record.log
@@ -309,6 +274,8 @@ class Instance:
         return random.random()  # noqa: S311 - jitter
 
     async def _kill(self, action: lc.Kill) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
         if self._launching is not None:
             await asyncio.wait({self._launching})
         handle = self.handle

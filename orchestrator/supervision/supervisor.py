@@ -25,9 +25,10 @@ from orchestrator.observability.metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.gateways import GatewayLink
-from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes, Workload
+from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes
 from orchestrator.supervision.store import Saved, Store
 from orchestrator.supervision.views import describe
+from orchestrator.supervision.workload import Workload
 from orchestrator.supervision.workloads import EngineWorkload, GatewayWorkload
 
 _log = logging.getLogger("engineroom.supervisor")
@@ -91,7 +92,7 @@ class Supervisor:
         self.ended = False
         self._publishing = False
         self._owners: dict[str, asyncio.Task[None]] = {}
-        self._hooks = Hooks(changed=self._on_change, saved=self._save, gone=self._forget)
+        self._hooks = Hooks(self._admit, self._on_change, self._save, self._forget)
         self._models: dict[str, _Model] = {}
         self._started = time.time()
         process = runtimes["process"]
@@ -182,7 +183,7 @@ class Supervisor:
         await self.close()
 
     def hurry(self) -> None:
-        """Cut a shutdown short: what drains is ended now."""
+        """Cut a shutdown short."""
         for model in self._models.values():
             model.instance.post(lc.Stop(0, "stay", "second signal"))
 
@@ -222,6 +223,9 @@ class Supervisor:
             self.metrics.relaxed(name, workload.plan.rung)
         self._publish()
         self._check_idle()
+
+    async def _admit(self, instance: Instance) -> None:
+        """Room for everybody."""
 
     def _save(self, instance: Instance, record: HandleRecord) -> None:
         workload = instance.workload

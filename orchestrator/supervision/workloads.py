@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from engine_launchers.base import CrashCause, EnginePlan, ExitResult, Launcher, LaunchSpec, Listen
-from orchestrator.supervision.instance import ProbeError
+from orchestrator.supervision.workload import ProbeError
 
 
 class EngineWorkload:
@@ -65,7 +65,7 @@ class EngineWorkload:
         """The launcher's knowledge."""
         return self.launcher.diagnose(exit, tail)
 
-    def relax(self, cause: CrashCause) -> str | None:
+    async def replan(self, cause: CrashCause) -> str | None:
         """Take the launcher's next rung."""
         smaller = self.launcher.relax(self.plan, cause)
         if smaller is None:
@@ -117,7 +117,7 @@ class GatewayWorkload:
             return CrashCause.PORT_TAKEN
         return CrashCause.KILLED if exit.signal else CrashCause.EXIT_UNREQUESTED
 
-    def relax(self, cause: CrashCause) -> str | None:
+    async def replan(self, cause: CrashCause) -> str | None:
         """A gateway has one size."""
         return None
 

@@ -1,0 +1,45 @@
+"""What an instance runs, as a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from engine_launchers.base import CrashCause, ExitResult, LaunchSpec, Listen
+from orchestrator.errors import EngineRoomError
+
+
+class ProbeError(EngineRoomError):
+    """A probe did not get the answer of a healthy process; the message says what it got."""
+
+
+class Workload(Protocol):
+    """What an instance runs: pure knowledge plus its two probes."""
+
+    name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the wish behind it: a running process of another wish is not adopted."""
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """What marks the lines of its log that our own probing causes."""
+
+    def command(self, listen: Listen) -> LaunchSpec:
+        """The command for this launch."""
+
+    def listen(self) -> Listen | None:
+        """A fixed address, or None for any free loopback port."""
+
+    async def ready(self, base_url: str) -> None:
+        """Return when it can do its work; raise ProbeError otherwise."""
+
+    async def alive(self, base_url: str) -> None:
+        """Return when it answers; raise ProbeError otherwise."""
+
+    def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
+        """Why it ended."""
+
+    async def replan(self, cause: CrashCause) -> str | None:
+        """Switch to the next plan after `cause` and say what changed; None where there is none."""
