@@ -102,12 +102,18 @@ class Hello(Message):
 
 
 class Report(Message):
-    """Requests in flight per replica id, as of table `version`; waiting requests per model."""
+    """What one gateway sees, as of table `version`.
+
+    Requests in flight per replica id; per model the requests that wait, the leases it gave since it
+    started, and the last `keep_alive` that a client asked for, in seconds (-1: for ever).
+    """
 
     type: Literal["report"] = "report"
     version: int
     in_flight: dict[str, int]
     waiting: dict[str, int]
+    served: dict[str, int] = Field(default_factory=dict)
+    keep_alive: dict[str, float] = Field(default_factory=dict)
 
 
 class Failed(Message):
