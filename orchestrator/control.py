@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from engine_launchers.base import Quirks, Served
 
 LINE_LIMIT = 4 * 1024 * 1024
+ON_DEMAND = frozenset({"unloaded", "sleeping"})  # states of models that a request loads or wakes
 
 
 class Message(BaseModel):

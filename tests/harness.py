@@ -197,6 +197,10 @@ class Room:
         """Every live process that was started for this data directory."""
         return processes_of(str(self.data))
 
+    def processes_named(self, word: str) -> list[psutil.Process]:
+        """Those of them with `word` in their command line."""
+        return [each for each in self.processes() if any(word in x for x in each.cmdline())]
+
     def close(self) -> None:
         """Leave nothing behind, whatever the test did."""
         self.http.close()
@@ -237,7 +241,12 @@ def sample(text: str, name: str, labels: dict[str, str]) -> float:
 
 
 def fake_room(
-    data: Path, *knobs: str, serial: bool = True, engines: Path | None = None, **settings: Any
+    data: Path,
+    *knobs: str,
+    serial: bool = True,
+    engines: Path | None = None,
+    file: Path | None = None,
+    **settings: Any,
 ) -> Room:
     """A server over the fake engine."""
     port, admin_port = free_ports(2)
@@ -252,4 +261,6 @@ def fake_room(
         **settings,
     }
     order = {"knobs": list(knobs), "serial": serial, "settings": merged}
+    if file is not None:
+        order["file"] = str(file)
     return Room(data, [sys.executable, "-m", "tests.fakes.serve_fake", json.dumps(order)])

@@ -258,7 +258,7 @@ class Keeper:
         if pool.why != why or self._clock() > pool.refused_until:
             self._event("model.refused", pool.name, why=why)
         pool.refuse(why, self._clock() + _REFUSAL_S)
-        asyncio.get_running_loop().call_later(_REFUSAL_S, self._tell)
+        asyncio.get_running_loop().call_later(_REFUSAL_S + _POLL_S, self._tell)
         self._tell()
 
     def _say(self, name: str, why: str) -> None:

@@ -49,8 +49,9 @@ class Claim:
 
     @property
     def held(self) -> dict[str, int]:
-        """What comes back when it ends: measured where that is known, else planned."""
-        return {device: self.measured.get(device, size) for device, size in self.planned.items()}
+        """What others may count on when it ends: what it has taken, and what is kept for it."""
+        devices = self.planned.keys() | self.measured.keys()
+        return {d: max(self.planned.get(d, 0), self.measured.get(d, 0)) for d in devices}
 
     def owed(self, device: str) -> int:
         """Planned and not taken yet."""
@@ -98,8 +99,8 @@ class Ledger:
             for device, room in rooms.items()
         }
         for device in self.budget.keys() & spare.keys():
-            taken = sum(max(c.planned.get(device, 0), c.measured.get(device, 0)) for c in live)
-            spare[device] = min(spare[device], self.budget[device] - taken)
+            held = sum(claim.held.get(device, 0) for claim in live)
+            spare[device] = min(spare[device], self.budget[device] - held)
         return spare
 
     def shortage(self, name: str, need: Bytes, rooms: Mapping[str, Room]) -> str | None:

@@ -16,7 +16,7 @@ The price of a model is what it costs to have it again: load time x recency x pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from orchestrator.supervision.ledger import gib
@@ -132,13 +132,16 @@ def schedule(views: Sequence[View], spare: Mapping[str, int]) -> tuple[Order, ..
     staying = [view for view in views if view.name not in going]
     left = dict(spare)
     made_way = False
+    now = {view.name: view for view in views}
     for each in sorted(_wanting(staying), key=_urgency):
-        found = _place(each, [view for view in views if view.name != each.name], left, going)
+        others = [view for view in now.values() if view.name != each.name]
+        found = _place(each, others, left, going)
         if made_way and any(isinstance(order, Unload) for order in found):
             found = (Wait(each.name, "another model is being given room first", 1.0),)
         for order in found:
             if isinstance(order, Load):
                 left = {k: v - each.need.get(k, 0) for k, v in left.items()}
+                now[each.name] = replace(each, phase=Phase.LOADING, held=each.need)
             elif isinstance(order, Unload):
                 made_way = True
                 going.add(order.name)

@@ -89,7 +89,7 @@ def test_nobody_is_loaded_without_demand() -> None:
 def test_two_loads_never_count_on_the_same_bytes() -> None:
     views = [absent("a", waiting=1, waited_s=2), absent("b", waiting=1)]
     orders = schedule(views, {"ram": 6 * G})
-    assert [type(order) for order in orders] == [Load, Refuse]
+    assert [type(order) for order in orders] == [Load, Wait]
     loading = View("a", Phase.LOADING, need={"ram": 4 * G}, held={"ram": 4 * G})
     (order,) = schedule([loading, views[1]], {"ram": 2 * G})
     assert isinstance(order, Wait)
