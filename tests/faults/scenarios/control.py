@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -154,7 +155,7 @@ def restarts_under_load(lab: Lab) -> None:
                 before = {row["pid"] for row in room.engines()}
                 began = time.monotonic()
                 room.admin("POST", "/admin/models/demo/restart")
-                until(lambda b=before: _all_new(room, b), 30, "both are new")
+                until(partial(_all_new, room, before), 30, "both are new")
                 lab.took(time.monotonic() - began)
         finally:
             stop.set()
