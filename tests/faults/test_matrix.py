@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +38,14 @@ def test_fault(
     function: Scenario,
     make_room: Callable[..., Room],
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
 ) -> None:
     lab = Lab(row, engine, make_room, tmp_path)
     function(lab)
-    record_property("fault", (row.id, engine, lab.measured))
+    assert lab.measured, "a scenario measures how long the reaction took"
+    if out := os.environ.get("FAULTS_OUT"):
+        with Path(out).open("a") as file:
+            told = {"row": row.id, "engine": engine, "seconds": lab.measured}
+            file.write(json.dumps(told) + "\n")
 
 
 def test_every_row_is_proved_on_every_engine_it_names() -> None:
