@@ -122,6 +122,7 @@ async def serve(
             httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
         )
         store = stack.enter_context(closing(Store(data / "state.db")))
+        stack.callback(asyncio.create_task(store.keep()).cancel)
         settings = _settle_port(settings, store, stack)
         admin_socket = stack.enter_context(listen(settings.admin_host, settings.admin_port))
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
@@ -136,11 +137,13 @@ async def serve(
                 _gateway(settings, keys.hashes, data, run, client),
                 client,
             )
+            supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
             admin = _admin(supervisor, token, stopping)
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
                 await _run(settings, decision, supervisor, stopping, audience, began)
             finally:
+                store.journal.close()  # whoever follows it goes home
                 admin.should_exit = True
                 await listening
         shutil.rmtree(run, ignore_errors=True)  # all that used it has ended
@@ -275,11 +278,12 @@ def _gateway(
     ).model_dump_json()
     # Named by content: a gateway with other settings is another command line.
     digest = hashlib.sha256(config.encode()).hexdigest()[:12]
-    for old in data.glob("gateway-*.json"):
-        old.unlink()
     path = data / f"gateway-{digest}.json"
-    path.touch(mode=0o600)
-    path.write_text(config)
+    for old in set(data.glob("gateway-*.json")) - {path}:
+        old.unlink()
+    if not path.exists() or path.read_text() != config:  # a full disk would leave an empty file
+        path.touch(mode=0o600)
+        path.write_text(config)
     listen = Listen(host=settings.host, port=settings.port)
     return GatewayWorkload(sys.executable, path, listen, client)
 

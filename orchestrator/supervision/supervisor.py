@@ -230,7 +230,7 @@ class Supervisor:
     def _save(self, instance: Instance, record: HandleRecord) -> None:
         workload = instance.workload
         plan = workload.plan if isinstance(workload, EngineWorkload) else None
-        self.store.save(workload.fingerprint, record, plan)
+        self.store.save(workload.fingerprint, record, plan, instance.lifecycle.why)
 
     def _forget(self, instance: Instance) -> None:
         self.store.forget(instance.name)
