@@ -97,7 +97,7 @@ def small_disk(path: Path, size: str = "1m") -> Iterator[Disk]:
         try:
             yield Mounted(path)
         finally:
-            subprocess.run(["umount", path], check=True)
+            subprocess.run(["umount", "--lazy", path], check=True)
         return
     limited = Limited(path)
     try:
