@@ -16,6 +16,7 @@ from orchestrator import __version__
 from orchestrator.cli import show
 from orchestrator.cli.client import Server, ask, checked, find_server
 from orchestrator.cli.engines import app as engines
+from orchestrator.cli.events import events
 from orchestrator.cli.options import (
     AdapterPath,
     Adapters,
@@ -291,6 +292,7 @@ def _deltas(answer: httpx.Response) -> Iterator[str]:
 
 
 app.command(name="pull")(pull_command)
+app.command()(events)
 
 
 def guarded(main: Callable[[], None]) -> None:

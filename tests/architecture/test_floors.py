@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.supervision.event_types import TYPES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Longest prefix wins. A module imports only from lower floors, or from its own room.
@@ -71,6 +73,7 @@ PURE = {
     "orchestrator.models.quantization",
     "orchestrator.models.tensor_parts",
     "orchestrator.planning",
+    "orchestrator.supervision.event_types",
     "orchestrator.supervision.events",
     "orchestrator.supervision.lifecycle",
     "orchestrator.gateway.sse",
@@ -176,6 +179,18 @@ def test_there_is_no_circle() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_files_stay_small(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= 350
+
+
+def test_every_event_has_a_stable_type() -> None:
+    used = {
+        call.args[0].value
+        for path in MODULES.values()
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).endswith((".add_event", "journal.add"))
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert used == set(TYPES)
 
 
 def test_every_public_thing_says_what_it_is() -> None:
