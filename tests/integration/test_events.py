@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 
 from orchestrator.admin_events import END, add_events, follow
+from orchestrator.cli.events import events
 from orchestrator.supervision.store import Store
 from tests.harness import ROOT, Room, clean_env
 
@@ -70,23 +71,14 @@ async def test_the_paths_answer(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[..., list[str]]:
-    def words(*rest: str) -> list[str]:
-        data = ("--data-dir", str(tmp_path / "data"))
-        return [sys.executable, "-m", "orchestrator", "events", *rest, *data]
-
-    return words
-
-
 def test_the_command_follows_over_a_killed_supervisor(
-    make_room: Callable[..., Room], command: Callable[..., list[str]]
+    make_room: Callable[..., Room], capsys: pytest.CaptureFixture[str]
 ) -> None:
     room = make_room(drain_s=0).start()
+    command = [sys.executable, "-m", "orchestrator", "events", "--follow", "--json"]
     follower = subprocess.Popen(
-        command("--follow", "--json", "--limit", "1000"),
+        [*command, "--limit", "1000", "--data-dir", str(room.data)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         env=clean_env(),
@@ -106,19 +98,12 @@ def test_the_command_follows_over_a_killed_supervisor(
         room.kill()
         room.start()
         read_to("engine.adopted")
-        shown = subprocess.run(
-            command("--type", "plan", "--subject", "demo-0"),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=clean_env(),
-            check=True,
-        ).stdout
+        events(type="plan", subject="demo-0", data_dir=room.data)
+        shown = capsys.readouterr().out
         assert "plan.run" in shown
         assert room.stop() == 0
-        rest, told = follower.communicate(timeout=20)
-        rows += [json.loads(line) for line in rest.splitlines()]
-        assert (follower.returncode, told) == (0, "")
+        rows += [json.loads(line) for line in follower.stdout]
+        assert follower.wait(20) == 0
         numbers = [row["id"] for row in rows]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert rows[-1]["detail"]["new"] == "stopped"
