@@ -14,6 +14,7 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.cli import show
+from orchestrator.cli.calibration import app as calibration
 from orchestrator.cli.client import Server, ask, checked, find_server
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.events import events
@@ -75,6 +76,7 @@ def root(
 app.command()(probe)
 app.command()(plan)
 app.add_typer(engines)
+app.add_typer(calibration)
 
 
 @app.command()

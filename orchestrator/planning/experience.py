@@ -50,15 +50,16 @@ class Key(Value):
 class Experience(Value):
     """What one key has shown: the rung that held with its tuning, and what was measured with it.
 
-    `memory` is the most that the engine held, in bytes per device ("ram" or "gpu:0").
-    `tokens_per_second` is one stream's decode. `at` is when that was seen last, seconds since the
-    epoch. None, or a device left out: not measured.
+    `estimate` is that of the plan which held. `memory` is the most that the engine held, in bytes
+    per device ("ram" or "gpu:0"). `tokens_per_second` is one stream's decode. `at` is when that was
+    seen last, seconds since the epoch. None, or a device left out: not measured.
     """
 
     key: Key
     at: float = Field(ge=0, allow_inf_nan=False)
     rung: int = Field(0, ge=0)
     tuning: Tuning
+    estimate: tuple[MemoryEstimate, ...] = ()
     memory: dict[str, int] = Field(default_factory=dict)
     load_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
     tokens_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -99,7 +100,11 @@ def experienced(plan: EnginePlan, experience: Experience | None) -> EnginePlan:
         )
         reasons.append(f"{told}: what held here on {when}, after {experience.rung} failures")
     if _alike(update.get("tuning", plan.tuning), experience.tuning):
-        update["estimate"] = tuple(_measured(each, experience.memory) for each in plan.estimate)
+        held = {each.device: each for each in experience.estimate} if lowered else {}
+        update["estimate"] = tuple(
+            _measured(each, held.get(each.device, each), experience.memory)
+            for each in plan.estimate
+        )
         for old, new in zip(plan.estimate, update["estimate"], strict=True):
             if abs(old.total - new.total) > _NEAR * old.total:
                 now, then = gib(new.total), gib(old.total)
@@ -135,18 +140,20 @@ def _alike(one: Tuning, other: Tuning) -> bool:
     return one.model_dump(exclude=_NO_MEMORY) == other.model_dump(exclude=_NO_MEMORY)
 
 
-def _measured(part: MemoryEstimate, memory: Mapping[str, int]) -> MemoryEstimate:
-    """The estimate of a device with the measured total.
+def _measured(
+    part: MemoryEstimate, held: MemoryEstimate, memory: Mapping[str, int]
+) -> MemoryEstimate:
+    """The estimate of the tuning that held on a device, with the measured total.
 
     Weights and cache are known by their shapes: an engine that has not yet touched all of them
     seems smaller than it will be, so the total never falls below those two.
     """
-    found = memory.get(part.device)
-    if found is None:
-        return part
-    rest = max(0, found - part.weights - part.kv)
-    activations = min(part.activations, rest)
-    return part.model_copy(update={"activations": activations, "overhead": rest - activations})
+    update = held.model_dump(include={"weights", "kv", "activations", "overhead"})
+    if (found := memory.get(part.device)) is not None:
+        rest = max(0, found - held.weights - held.kv)
+        update["activations"] = min(held.activations, rest)
+        update["overhead"] = rest - update["activations"]
+    return part.model_copy(update=update)
 
 
 def _spoken(expected: Expected, speed: float, when: str) -> Expected:
@@ -178,6 +185,7 @@ def merged(
         at=at,
         rung=plan.rung,
         tuning=plan.tuning,
+        estimate=plan.estimate,
         memory=peaks,
         load_seconds=load_seconds if load_seconds is not None else same and same.load_seconds,
         tokens_per_second=tokens_per_second or (same and same.tokens_per_second),
