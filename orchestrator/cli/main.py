@@ -16,6 +16,7 @@ from orchestrator import __version__
 from orchestrator.cli import show
 from orchestrator.cli.calibration import app as calibration
 from orchestrator.cli.client import Server, ask, checked, find_server
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.events import events
 from orchestrator.cli.options import (
@@ -295,6 +296,7 @@ def _deltas(answer: httpx.Response) -> Iterator[str]:
 
 app.command(name="pull")(pull_command)
 app.command()(events)
+app.command()(doctor)
 
 
 def guarded(main: Callable[[], None]) -> None:

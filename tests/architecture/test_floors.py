@@ -41,6 +41,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.supervision": 3,
     "orchestrator.engines": 3,
     "orchestrator.gateway": 3,
+    "orchestrator.doctor": 4,
     "orchestrator.admin_events": 4,
     "orchestrator.admin": 5,
     "orchestrator.tables": 3,
@@ -57,7 +58,10 @@ FLOORS: dict[str, int] = {
 }
 PURE = {
     "engine_launchers",
+    "orchestrator.doctor.facts",
+    "orchestrator.doctor.judging",
     "orchestrator.engines.choosing",
+    "orchestrator.engines.findings",
     "orchestrator.engines.recipe",
     "orchestrator.errors",
     "orchestrator.setting_types",
