@@ -96,7 +96,11 @@ def _holder(port: int) -> tuple[int | None, str]:
     """The process that listens on a port, where this user may see it."""
     try:
         for each in psutil.net_connections("tcp"):
-            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
+            if (
+                each.status == psutil.CONN_LISTEN
+                and getattr(each.laddr, "port", None) == port
+                and each.pid
+            ):
                 return each.pid, f"{psutil.Process(each.pid).name()}, pid {each.pid}"
     except psutil.Error:  # not ours to see
         return None, ""

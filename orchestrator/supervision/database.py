@@ -159,7 +159,9 @@ class Database:
 
     def _open_db(self) -> sqlite3.Connection:
         if self._db is None:
-            raise sqlite3.OperationalError("the state file is not open")
+            error = sqlite3.OperationalError("the state file is not open")
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise error
         return self._db
 
     def _lost(self) -> str:
@@ -171,7 +173,9 @@ class Database:
             return "it was gone"
 
     def _connect(self) -> None:
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_S)
+        db = sqlite3.connect(
+            self.path, isolation_level=None, timeout=_BUSY_S, check_same_thread=False
+        )
         try:
             db.text_factory = _text
             with _as_sqlite():

@@ -81,7 +81,12 @@ def drop_copies(name: str, instances: Path) -> None:
 def read_copies(instances: Path) -> dict[str, Saved]:
     """The copy of each name's latest generation. What cannot be read is reported and left out."""
     found: dict[str, Saved] = {}
-    for file in sorted(instances.glob(f"*/*/{COPY}")):
+    try:
+        files = sorted(instances.glob(f"*/*/{COPY}"))
+    except OSError as error:
+        _log.warning("%s cannot be searched: %s", instances, error)
+        return {}
+    for file in files:
         saved = _read(file)
         if saved is None or saved.record.folder != file.parent:
             continue

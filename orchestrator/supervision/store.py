@@ -62,7 +62,7 @@ class Store:
         self._saved: dict[str, Saved] = {}
         self._learned: dict[str, Experience] = {}
         self._plans: deque[tuple[object, ...]] = deque(maxlen=_RECENT_PLANS)
-        self._mending = False
+        self._mending = self._closed = False
         self._dirty = True
         self._begin()
         self._copied = clock()
@@ -94,7 +94,7 @@ class Store:
     def _copied_rows(self) -> Rows:
         try:
             return rows_of(self._file.read_copy, journal.RECENT)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             _log.error("the last good copy of the state cannot be read: %s", error)
             return {}
 
@@ -113,14 +113,17 @@ class Store:
         self.journal.resume([event for event in events if event], lost)
 
     def close(self) -> None:
-        """Renew the good copy and close the file; nobody can follow events any more."""
+        """Renew the good copy and close the file; what comes later is told to nobody."""
         self.journal.close()
         if not self.degraded:
             self._renew_copy()
         self._file.close()
+        self.degraded, self._closed = "it was closed", True
 
     def tend(self) -> None:
         """Try a bad disk again, see that the file is still ours, renew the copy."""
+        if self._closed:
+            return
         if self.degraded:
             self._try_again()
         elif wrong := self._file.gone():

@@ -312,6 +312,19 @@ def test_somebody_elses_lock_is_waited_out_in_memory(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_comes_after_its_end_harms_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db")
+    store.add_event("before", "y")
+    store.close()
+    store.save("print", record(tmp_path), None)
+    assert types(store) == ["before"]
+    store.tend()
+    store.close()
+    again = Store(store.path)
+    assert types(again) == ["before"]
+    again.close()
+
+
 def test_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "KEPT", 300)
     store = Store(tmp_path / "state.db")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from tests.disks import small_disk
+from tests.disks import Mounted, small_disk
 from tests.faults.lab import Lab, scenario
 from tests.harness import Room, until
 
@@ -67,6 +67,7 @@ def _events(room: Room, type: str) -> list[dict[str, object]]:
 def disk_full_while_it_serves(lab: Lab) -> None:
     room = lab.make("--tps", "50", drain_s=0)
     with small_disk(room.data, "8m") as disk:
+        assert isinstance(disk, Mounted), "needs the right to mount: root, or a user namespace"
         room.start()
         before = room.engine()
         disk.fill()
