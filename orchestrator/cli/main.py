@@ -14,8 +14,11 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.cli import show
+from orchestrator.cli.calibration import app as calibration
 from orchestrator.cli.client import Server, ask, checked, find_server
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
+from orchestrator.cli.events import events
 from orchestrator.cli.options import (
     AdapterPath,
     Adapters,
@@ -75,6 +78,7 @@ def root(
 app.command()(probe)
 app.command()(plan)
 app.add_typer(engines)
+app.add_typer(calibration)
 
 
 @app.command()
@@ -265,6 +269,8 @@ def _deltas(answer: httpx.Response) -> Iterator[str]:
 
 app.command(name="pull")(pull_command)
 add_orders(app)
+app.command()(events)
+app.command()(doctor)
 
 
 def guarded(main: Callable[[], None]) -> None:
