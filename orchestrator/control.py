@@ -101,13 +101,30 @@ class Hello(Message):
     pid: int
 
 
+class Dealings(Message):
+    """What one gateway has had with one generation of a replica.
+
+    `owed`: requests that wait for the engine's next word. `relayed` events and `answered` requests
+    only grow.
+    """
+
+    generation: int
+    owed: int
+    relayed: int
+    answered: int
+
+
 class Report(Message):
-    """Requests in flight per replica id, as of table `version`; waiting requests per model."""
+    """Requests in flight per replica id, as of table `version`; waiting requests per model.
+
+    `dealings` are by replica id too. While anything is in flight a report comes every half second.
+    """
 
     type: Literal["report"] = "report"
     version: int
     in_flight: dict[str, int]
     waiting: dict[str, int]
+    dealings: dict[str, Dealings] = Field(default_factory=dict)
 
 
 class Failed(Message):

@@ -32,9 +32,9 @@ from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
 from orchestrator.startup import Decision
-from orchestrator.supervision.instance import ProbeTimes
 from orchestrator.supervision.lifecycle import Policy, State
 from orchestrator.supervision.lock import only_one
+from orchestrator.supervision.probing import ProbeTimes
 from orchestrator.supervision.store import Store
 from orchestrator.supervision.supervisor import Orders, Supervisor
 from orchestrator.supervision.workloads import GatewayWorkload
@@ -233,11 +233,16 @@ def _orders(settings: Settings, decision: Decision, program: str, run: Path) -> 
             restart_limit=settings.restart_limit,
             restart_window_s=settings.restart_window_s,
             backoff_max_s=settings.backoff_max_s,
-            start_timeout_s=settings.start_timeout_s,
             stop_grace_s=settings.stop_grace_s,
+            request_limit=settings.request_limit,
             half_open_s=settings.half_open_s,
         ),
-        probes=ProbeTimes(settings.probe_interval_s, settings.probe_timeout_s),
+        probes=ProbeTimes(
+            settings.probe_interval_s,
+            settings.probe_timeout_s,
+            settings.start_stall_s,
+            settings.hang_timeout_s,
+        ),
         drain_s=settings.drain_s,
         control_socket=run / "control.sock",
     )

@@ -19,13 +19,14 @@ import httpx
 
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
-from orchestrator.control import Failed, ModelRoute, Replica, RouteTable
+from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import Draining, LaunchFailed, NotFound, UnknownModel
 from orchestrator.observability.metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.gateways import GatewayLink
-from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes
+from orchestrator.supervision.instance import Change, Hooks, Instance
+from orchestrator.supervision.probing import ProbeTimes
 from orchestrator.supervision.store import Saved, Store
 from orchestrator.supervision.views import describe
 from orchestrator.supervision.workload import Workload
@@ -85,14 +86,12 @@ class Supervisor:
     ) -> None:
         self.orders, self.store, self.metrics = orders, store, ControlMetrics()
         self._runtimes, self._client = runtimes, client
-        self._link = GatewayLink(orders.control_socket, self._on_failed, self._on_gateway)
+        self._link = GatewayLink(orders.control_socket, self._post, self._on_gateway)
         self._version = 0
-        self._draining = False
+        self._draining = self.ended = self._publishing = False
         self.shutdown_drain_s: float | None = None
-        self.ended = False
-        self._publishing = False
         self._owners: dict[str, asyncio.Task[None]] = {}
-        self._hooks = Hooks(self._admit, self._on_change, self._save, self._forget)
+        self._hooks = Hooks(self._admit, self._on_change, self._save, self._forget, self._link.work)
         self._models: dict[str, _Model] = {}
         self._started = time.time()
         process = runtimes["process"]
@@ -204,7 +203,7 @@ class Supervisor:
 
     def _on_change(self, instance: Instance, change: Change) -> None:
         name = instance.name
-        self.metrics.moved(name, change.old, change.new)
+        self.metrics.moved(name, change.old, change.new, change.lifecycle.stall)
         self.store.add_event(
             "engine.state",
             name,
@@ -239,10 +238,10 @@ class Supervisor:
         self.metrics.gateways.set(self._link.connected)
         self._check_idle()
 
-    def _on_failed(self, failed: Failed) -> None:
+    def _post(self, replica: str, event: lc.Event) -> None:
         for model in self._models.values():
-            if model.instance.name == failed.replica:
-                model.instance.post(lc.RequestFailed(failed.generation, failed.why))
+            if model.instance.name == replica:
+                model.instance.post(event)
 
     def _check_idle(self) -> None:
         """Tell draining engines that their last request is over."""

@@ -29,7 +29,21 @@ def describe(instance: Instance, in_flight: int, waiting: Mapping[str, int]) -> 
         "pid": child.pid if child else None,
         "url": instance.base_url,
         "uptime_s": round(instance.uptime_s, 3) if instance.uptime_s is not None else None,
+        "loading": _loading(instance),
         "in_flight": in_flight,
         "waiting": waiting.get(plan.model.id, 0) if plan else 0,
         "log": str(instance.log) if instance.log else None,
+    }
+
+
+def _loading(instance: Instance) -> dict[str, Any] | None:
+    """How far a start is; phase and percent are None while its log has told none."""
+    load = instance.loading
+    if load is None:
+        return None
+    return {
+        "phase": load.phase.name if load.phase else None,
+        "percent": load.phase.percent if load.phase else None,
+        "seconds": round(load.seconds, 1),
+        "quiet_s": round(load.silence.quiet_s, 1),
     }
