@@ -156,6 +156,10 @@ class Room:
 
         return until(check, seconds, f"{name} {state}, is {self.engine(name)}")
 
+    def wait_generation(self, number: int, seconds: float = 30) -> None:
+        """Wait until the engine was launched that often."""
+        until(lambda: self.engine()["generation"] >= number, seconds, f"launch {number}")
+
     def metric(self, name: str, **labels: str) -> float:
         """One sample of the control plane's metrics, 0 where it is absent."""
         return sample(self.admin("GET", "/metrics").text, name, labels)

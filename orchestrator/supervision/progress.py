@@ -14,8 +14,8 @@ from enum import StrEnum
 
 from orchestrator.supervision.silence import BUSY, Silence
 
-_STALL = 0.8  # of the time in which a hang has to be found: the rest goes into looking and ending
-_DOUBT = 0.5
+_STALL = 0.75  # of the time in which a hang has to be found: the rest goes into looking
+_DOUBT = 0.4
 
 
 class Verdict(StrEnum):

@@ -48,7 +48,8 @@ class Watch:
         try:
             while True:
                 pause = await self._look()
-                await asyncio.sleep(pause)
+                spent = self._clock() - self._looked  # a look at what hangs takes its whole time
+                await asyncio.sleep(max(pause / 10, pause - spent))
         finally:
             self._hush()
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -31,7 +32,7 @@ def assert_broke(room: Room, rest: list[str], before: dict[str, Any]) -> None:
     """One error and no `[DONE]`; then another engine, which answers."""
     assert "[DONE]" not in rest
     assert json.loads(rest[-1])["error"]["code"] in {"engine_died", "engine_stalled"}
-    until(lambda: room.engine()["generation"] > before["generation"], 30, "another launch")
+    room.wait_generation(before["generation"] + 1)
     room.wait_state("ready", seconds=240)
     assert room.generate("again", max_new_tokens=2).status_code == 200
     assert room.engine()["pid"] != before["pid"]
@@ -101,7 +102,7 @@ def a_serial_engine_is_judged_by_its_processor_time(lab: Lab) -> None:
     assert room.engine()["restarts"] == 0
     prompt = "Hi fake=" + json.dumps({"prefill_s": 60.0})
     assert room.generate(prompt, max_new_tokens=2).status_code == 502
-    until(lambda: room.engine()["generation"] > before["generation"], 10, "another launch")
+    room.wait_generation(before["generation"] + 1)
 
 
 @scenario("F6", "fake")
@@ -110,7 +111,7 @@ def it_takes_connections_and_never_answers(lab: Lab) -> None:
     before = room.engine()
     os.kill(before["pid"], signal.SIGUSR1)
     began = time.monotonic()
-    until(lambda: room.engine()["generation"] == 2, 15, "another launch")
+    room.wait_generation(2)
     lab.took(time.monotonic() - began)
     room.wait_state("ready")
     assert room.generate("x", max_new_tokens=1).status_code == 200
@@ -124,7 +125,7 @@ def it_exits_with_0_unasked(lab: Lab) -> None:
     with streaming(room) as events:
         os.kill(before["pid"], signal.SIGTERM)
         began = time.monotonic()
-        until(lambda: room.engine()["generation"] == 2, 10, "another launch")
+        room.wait_generation(2)
         lab.took(time.monotonic() - began)
         assert_broke(room, list(events), before)
     assert room.metric("engineroom_engine_restarts_total", cause="exit_unrequested") == 1
@@ -141,7 +142,7 @@ def its_core_dies_and_it_exits_with_0(lab: Lab) -> None:
         struck = core if number == signal.SIGKILL else leader
         began = time.monotonic()
         os.kill(struck.pid, number)
-        until(lambda old=before: room.engine()["generation"] > old["generation"], 30, "a launch")
+        room.wait_generation(before["generation"] + 1, 30)
         if number == signal.SIGKILL:  # the other ends as slowly as vLLM does in good order
             lab.took(time.monotonic() - began)
         room.wait_state("ready", seconds=240)
@@ -154,7 +155,7 @@ def a_slow_start_that_gets_on_is_waited_for(lab: Lab) -> None:
     for sign, knobs in (("lines", ()), ("computing", ("--silent-load", "--load-burns"))):
         room = lab.make("--load-s", "3", *knobs, name=sign, start_stall_s=1)
         room.launch()
-        row = until(lambda room=room: loading(room), 20, "it says how far it is")  # type: ignore[misc]
+        row = until(partial(loading, room), 20, "it says how far it is")
         assert row["state"] == "starting"
         room.wait_state("ready")
         assert room.engine()["restarts"] == 0
