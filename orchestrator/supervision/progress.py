@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from orchestrator.supervision.silence import BUSY, Silence
 
-_STALL = 0.75  # of the time in which a hang has to be found: the rest goes into looking
+_STALL = 0.72  # of the time in which a hang has to be found: the rest goes into looking
 _DOUBT = 0.4
 
 
@@ -54,7 +54,7 @@ class Limits:
     @property
     def look_s(self) -> float:
         """Pause between two looks."""
-        return self.hang_s / 9
+        return self.hang_s / 12
 
 
 @dataclass(frozen=True)

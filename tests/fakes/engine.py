@@ -498,7 +498,7 @@ class Engine:
             status = "ok" if self.ready else "loading"
             await connection.reply(200 if self.ready else 503, {"status": status})
         elif route == "GET /stats":
-            names = "requests waiting running max_running finished failed aborted tokens order"
+            names = "requests waiting running max_running finished failed aborted tokens asleep"
             stats = {name: getattr(self, name) for name in names.split()}
             await connection.reply(200, stats | {"order": list(self.order)})
         elif not self.ready:
