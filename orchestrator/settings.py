@@ -160,10 +160,12 @@ class Settings(BaseSettings):
         10.0, description="Time between TERM and KILL for an engine, seconds."
     )
     start_stall_s: PositiveSeconds = Field(
-        300.0, description="A start in which nothing grows for so long is given up, seconds."
+        300.0,
+        ge=0.5,
+        description="A start in which nothing grows for so long is given up, seconds.",
     )
     hang_timeout_s: PositiveSeconds = Field(
-        45.0, description="An engine that hangs under work is found within this, seconds."
+        45.0, ge=0.5, description="An engine that hangs under work is found within this, seconds."
     )
     lease_s: PositiveSeconds = Field(
         120.0, description="How long engines outlive a vanished supervisor, seconds."

@@ -58,6 +58,7 @@ class Prober:
         began = loop.time()
         while True:
             self._asked.clear()
+            asked = loop.time()
             state = self._now().state
             if state is not lc.State.STARTING:
                 began = loop.time()
@@ -65,18 +66,19 @@ class Prober:
             elif self._now().asking is None:
                 await self._probe_readiness(self._url)
             try:
-                async with asyncio.timeout(self._pause(loop.time() - began)):
+                async with asyncio.timeout(self._pause(loop.time() - began, loop.time() - asked)):
                     await self._asked.wait()
             except TimeoutError:
                 continue
 
-    def _pause(self, elapsed: float) -> float:
-        state = self._now().state
+    def _pause(self, starting_s: float, asked_s: float) -> float:
+        """Until the next question; the last was put `asked_s` ago."""
+        state, times = self._now().state, self._times
         if state is lc.State.STARTING:
-            return max(_START_POLL_S, min(_START_POLL_MAX_S, _START_POLL_SHARE * elapsed))
-        if state is lc.State.SUSPECT:  # it had its time to answer in; the next try tells
-            return min(self._times.interval_s, _START_POLL_MAX_S)
-        return self._times.interval_s
+            return max(_START_POLL_S, min(_START_POLL_MAX_S, _START_POLL_SHARE * starting_s))
+        if state is lc.State.SUSPECT:  # one that had its whole time is asked again at once
+            return max(_START_POLL_S, min(times.interval_s, times.timeout_s) - asked_s)
+        return times.interval_s
 
     async def _probe_readiness(self, url: str) -> None:
         try:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from orchestrator.runtimes.base import HandleRecord
 from orchestrator.supervision import lifecycle as lc
-from orchestrator.supervision.loading import Load, Phase, phase
+from orchestrator.supervision.loading import Load, phase
 from orchestrator.supervision.probing import FAILURES, ProbeTimes
 from orchestrator.supervision.progress import Limits, Signs, Verdict, Watched, Work, judge
 from orchestrator.supervision.vitals import Vitals
@@ -41,6 +41,7 @@ class Watch:
         self._watched = Watched()
         self._looked = clock()
         self._singing: asyncio.Task[None] | None = None
+        self._first = True
         self.load: Load | None = None
 
     async def run(self) -> None:
@@ -58,9 +59,11 @@ class Watch:
         seconds, self._looked = self._clock() - self._looked, self._clock()
         state = self._now().state
         if state is lc.State.STARTING:
-            await self._look_at_load(seconds)
-            return min(_LOAD_LOOK_S, self._times.start_stall_s / 8)
-        self.load = None
+            pause = min(_LOAD_LOOK_S, self._times.start_stall_s / 8)
+            # While a machine, or we, stood still nothing can have grown.
+            await self._look_at_load(min(seconds, 2 * pause))
+            return pause
+        self.load, self._first = None, False
         if state in _BUSY and self._url is not None:
             await self._look_at_work(self._url, seconds)
         else:
@@ -73,18 +76,15 @@ class Watch:
         self._watched = Watched()
         seen, lines = await asyncio.to_thread(self._vitals.evidence)
         before = self.load
-        if before is None:  # what was used before counts for nothing
-            self.load = Load(marks=seen, cpu_s=seen.cpu_s, phase=self._phase(lines))
+        # A log of before a sleep tells nothing of the waking.
+        step = phase(lines, self._workload.watch.phases) if before or self._first else None
+        if before is None:
+            self.load = Load(marks=seen, cpu_s=seen.cpu_s, phase=step)
             return
         stall_s = self._times.start_stall_s
-        self.load = before.after(
-            min(seconds, stall_s / 2), seen, self._phase(lines), stall_s
-        )  # a machine that stood still stalls nothing
+        self.load = before.after(seconds, seen, step, stall_s)
         if (why := self.load.stalled(stall_s)) and self._now().state is lc.State.STARTING:
             self._post(lc.Stalled(self._record.generation, why, "start"))
-
-    def _phase(self, lines: list[str]) -> Phase | None:
-        return phase(lines, self._workload.watch.phases)
 
     # --- work ---------------------------------------------------------------------------------
 
