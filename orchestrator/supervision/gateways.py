@@ -17,7 +17,7 @@ from orchestrator.supervision.instance import Instance
 from orchestrator.supervision.progress import Work
 
 _log = logging.getLogger("engineroom.control")
-_STALE_S = 5.0
+STALE_S = 5.0
 
 
 class GatewayLink:
@@ -77,7 +77,7 @@ class GatewayLink:
         """
         replica, generation = instance.name, instance.lifecycle.generation
         now = asyncio.get_running_loop().time()
-        fresh = [r for w, r in self._reports.items() if r and now - self._heard[w] < _STALE_S]
+        fresh = [r for w, r in self._reports.items() if r and now - self._heard[w] < STALE_S]
         dealings = [d for r in fresh if (d := r.dealings.get(replica))]
         mine = [d for d in dealings if d.generation == generation]
         return Work(sum(d.owed for d in mine), sum(d.relayed for d in mine))

@@ -29,12 +29,11 @@ def look(before: Watched, seconds: float = LOOK, **signs: object) -> tuple[Watch
     return judge(before, Signs(**known), seconds, LIMITS)  # type: ignore[arg-type]
 
 
-def until_stalled(**each: object) -> float:
+def until_stalled(share: float = 0.0, **each: object) -> float:
     """Seconds of work until the verdict, where every look says the same but for processor time."""
     watched, spent, cpu = Watched(), 0.0, 0.0
-    share = float(str(each.pop("share", 0)))
     while spent < 10_000:
-        watched, verdict = look(watched, cpu_s=cpu, **each)
+        watched, verdict = look(watched, LOOK, cpu_s=cpu, **each)
         if verdict is Verdict.STALLED:
             return spent
         spent, cpu = spent + LOOK, cpu + share * LOOK
