@@ -51,9 +51,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Adopted:
-    """A process of an earlier supervisor was found alive; it counts as `generation`."""
+    """A process of an earlier supervisor was found alive; it counts as `generation`.
+
+    `level` of its sleep, None when it is awake.
+    """
 
     generation: int
+    level: int | None = None
 
 
 @dataclass(frozen=True)

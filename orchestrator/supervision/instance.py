@@ -139,7 +139,7 @@ class Instance:
         if handle is None:
             return False
         self._take(handle)
-        self.post(lc.Adopted(record.generation))
+        self.post(lc.Adopted(record.generation, record.asleep))
         return True
 
     async def wait_for(self, states: frozenset[lc.State]) -> lc.State:
@@ -287,7 +287,13 @@ class Instance:
                 task.cancel()
         self.post(self._exit_event(record.generation, exit, record))
 
+    def _note(self, level: int | None) -> None:
+        """Write down how deep it sleeps: a later supervisor has to know before it asks."""
+        if (running := self.running) is not None:
+            self._hooks.saved(self, running.record.model_copy(update={"asleep": level}))
+
     async def _sleep(self, action: lc.PutToSleep) -> None:
+        self._note(action.level)
         try:
             async with asyncio.timeout(self._probes.start_stall_s):
                 await self.workload.sleep(self.base_url or "", action.level)
@@ -303,6 +309,7 @@ class Instance:
         except FAILURES as error:
             self.post(lc.WakeFailed(action.generation, str(error)))
             return
+        self._note(None)
         self.post(lc.Woken(action.generation))
 
     def _exit_event(self, generation: int, exit: ExitResult, record: HandleRecord) -> lc.Exited:

@@ -156,7 +156,7 @@ class Supervisor:
             if instance is not None and wanted and await instance.adopt(row.record):
                 adopted.add(name)
                 self.store.add_event("engine.adopted", name, generation=row.record.generation)
-                await instance.wait_for(lc.SERVING | {S.BACKOFF, S.STARTING, S.FAILED})
+                await instance.wait_for(lc.RUNNING | {S.BACKOFF, S.FAILED})
                 continue
             runtime = self._runtimes[row.record.runtime]
             if not wanted and (stale := await runtime.recover(row.record)) is not None:

@@ -21,7 +21,7 @@ def _proofs() -> list[object]:
     return [
         pytest.param(
             ROWS[row], engine, function, id=f"{row}-{engine}-{function.__name__}",
-            marks=[] if engine == "fake" else [pytest.mark.slow],
+            marks=[] if engine == "fake" else [pytest.mark.slow, pytest.mark.timeout(600)],
         )
         for (row, engine), functions in sorted(SCENARIOS.items())
         for function in functions

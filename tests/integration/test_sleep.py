@@ -16,6 +16,7 @@ import httpx
 from engine_launchers.base import EnginePlan, Tuning
 from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
+from orchestrator.runtimes.base import HandleRecord
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.instance import Change, Hooks, Instance
@@ -42,14 +43,18 @@ class Life:
         launcher = FakeLauncher(knobs, serial=False)
         work = EngineWorkload("e", PLAN, launcher, sys.executable, http, "wish")
         self.states: list[S] = []
+        self.record: HandleRecord | None = None
         self.http = http
         self.instance = Instance(
             work,
             ProcessRuntime(options, os.environ),
             lc.Policy(stop_grace_s=1, half_open_s=None),
             ProbeTimes(interval_s=0.2, timeout_s=1, start_stall_s=30, **times),
-            Hooks(admit, self.changed, lambda *_: None, lambda *_: None),
+            Hooks(admit, self.changed, self.saved, lambda _: None),
         )
+
+    def saved(self, _: Instance, record: HandleRecord) -> None:
+        self.record = record
 
     def changed(self, _: Instance, change: Change) -> None:
         self.states.append(change.new)
@@ -98,6 +103,24 @@ async def test_it_sleeps_wakes_and_is_the_same_process(tmp_path: Path) -> None:
         assert (await life.stats())["asleep"] == 0
         assert life.instance.running is handle
         assert life.states[-4:] == [S.DRAINING, S.SLEEPING, S.STARTING, S.READY]
+
+
+async def test_a_later_supervisor_finds_it_asleep(tmp_path: Path) -> None:
+    async with running(tmp_path, "--can-sleep") as life:
+        await life.to(S.SLEEPING, lc.Sleep(0, 1))
+        other = Life(tmp_path, life.http, "--can-sleep")
+        assert life.record is not None
+        assert life.record.asleep == 1
+        owner = asyncio.create_task(other.instance.run())
+        assert await other.instance.adopt(life.record)
+        now = await other.to(S.SLEEPING)
+        assert (now.generation, now.level) == (1, 1)
+        await other.to(S.READY, lc.Start())
+        assert other.record is not None
+        assert other.record.asleep is None
+        await other.to(S.STOPPED, lc.Stop(0))
+        owner.cancel()
+        await asyncio.gather(owner, return_exceptions=True)
 
 
 async def test_what_cannot_sleep_stops_and_what_cannot_wake_is_launched_again(

@@ -258,6 +258,12 @@ def test_an_adopted_process_serves_before_its_first_probe() -> None:
     assert drive(lc.ProbeOk(7), now=now).state is S.READY
 
 
+def test_one_that_sleeps_is_adopted_in_its_sleep() -> None:
+    now = drive(lc.Adopted(7, 2), now=lc.Lifecycle(generation=7))
+    assert (now.state, now.level) == (S.SLEEPING, 2)
+    assert drive(lc.Start(), now=now).asking == "wake"
+
+
 def test_events_of_an_older_generation_are_dropped() -> None:
     second = drive(lc.Stop(0, "restart"), exited(1), lc.ProbeOk(2), now=READY)
     for event in (lc.ProbeFailed(1, ""), exited(1), lc.Idle(1), lc.Deadline(1, "drain")):
@@ -269,6 +275,7 @@ def every_event(now: lc.Lifecycle) -> list[lc.Event]:
     return [
         lc.Start(),
         lc.Adopted(g),
+        lc.Adopted(g, 1),
         lc.ProbeOk(g),
         lc.ProbeFailed(g, "p"),
         lc.RequestFailed(g, "r"),

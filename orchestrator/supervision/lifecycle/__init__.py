@@ -4,7 +4,7 @@
 
                     Start                 ProbeOk
        STOPPED ───────────────▶ STARTING ─────────▶ READY ◀────────┐
-        ▲ ▲ │ Adopted           ▲  │ │               │ ProbeFailed │ ProbeOk
+        ▲ ▲ │ Adopted (awake)   ▲  │ │               │ ProbeFailed │ ProbeOk
         │ │ └───────────────────┼──┼─┼──▶ SUSPECT ◀──┘ RequestFailed
         │ │                Start│  │ │       │ └───────────────────┘
         │ │            (wake up)│  │ │       │ `probe_limit` probes failed in a row; Stalled

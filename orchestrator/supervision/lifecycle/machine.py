@@ -43,7 +43,7 @@ from orchestrator.supervision.lifecycle.moves import Result, give_up, kill, laun
 S = State
 TRANSITIONS: frozenset[tuple[State, State]] = frozenset(
     {
-        (S.STOPPED, S.STARTING), (S.STOPPED, S.SUSPECT),
+        (S.STOPPED, S.STARTING), (S.STOPPED, S.SUSPECT), (S.STOPPED, S.SLEEPING),
         (S.STARTING, S.READY), (S.STARTING, S.STOPPING), (S.STARTING, S.BACKOFF),
         (S.STARTING, S.FAILED),
         (S.READY, S.SUSPECT), (S.READY, S.DRAINING), (S.READY, S.STOPPING),
@@ -119,6 +119,9 @@ def _start(now: Lifecycle, why: str) -> Result:
 def _adopt(now: Lifecycle, event: Adopted) -> Result:
     if now.state is not S.STOPPED or event.generation < now.generation:
         return now, ()
+    if event.level is not None:
+        asleep = {"generation": event.generation, "level": event.level}
+        return move(now, S.SLEEPING, "adopted in its sleep", **asleep)
     probe = Probe(event.generation)
     return move(now, S.SUSPECT, "adopted", probe, generation=event.generation, probe_fails=0)
 
