@@ -24,11 +24,28 @@ def _proofs() -> list[object]:
     return [
         pytest.param(
             ROWS[row], engine, function, id=f"{row}-{engine}-{function.__name__}",
-            marks=[] if engine == "fake" else [pytest.mark.slow],
+            marks=[] if engine == "fake" else [pytest.mark.slow, pytest.mark.timeout(600)],
         )
         for (row, engine), functions in sorted(SCENARIOS.items())
         for function in functions
     ]  # fmt: skip
+
+
+def _maker(request: pytest.FixtureRequest, engine: str) -> Callable[..., Room]:
+    """Makes servers on `engine`: flags, and settings by name, as with the fake."""
+    if engine == "fake":
+        found: Callable[..., Room] = request.getfixturevalue("make_room")
+        return found
+    request.getfixturevalue("installed")(engine)
+    make_real = request.getfixturevalue("make_real_room")
+
+    def make(*flags: str, **settings: object) -> Room:
+        room: Room = make_real("--engine", engine, *flags)
+        variables = {f"ENGINEROOM_{name.upper()}": str(each) for name, each in settings.items()}
+        room.env.update(variables)
+        return room
+
+    return make
 
 
 @pytest.mark.parametrize(("row", "engine", "function"), _proofs())
@@ -36,10 +53,10 @@ def test_fault(
     row: Row,
     engine: str,
     function: Scenario,
-    make_room: Callable[..., Room],
+    request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    lab = Lab(row, engine, make_room, tmp_path)
+    lab = Lab(row, engine, _maker(request, engine), tmp_path)
     function(lab)
     assert lab.measured, "a scenario measures how long the reaction took"
     if out := os.environ.get("FAULTS_OUT"):
