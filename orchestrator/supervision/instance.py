@@ -280,10 +280,11 @@ class Instance:
     async def _attend(self, handle: Handle) -> None:
         """Probe and watch a process until it has ended."""
         record, now = handle.record, lambda: self.lifecycle
-        self._prober = Prober(record, self.workload, self._probes, now, self.post)
-        work = partial(self._hooks.work, self)
-        self._watch = Watch(record, self.workload, self._probes, now, work, self.post, self._clock)
-        around = (self._spawn(self._prober.run()), self._spawn(self._watch.run()))
+        self._prober = prober = Prober(record, self.workload, self._probes, now, self.post)
+        work, answers = partial(self._hooks.work, self), lambda: prober.answers
+        watch = Watch(record, self.workload, self._probes, now, work, self.post, answers)
+        self._watch = watch
+        around = (self._spawn(prober.run()), self._spawn(watch.run()))
         try:
             exit = await handle.wait()
         finally:

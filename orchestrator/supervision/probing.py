@@ -45,6 +45,8 @@ class Prober:
         self._workload, self._times = workload, times
         self._now, self._post = now, post
         self._asked = asyncio.Event()
+        self.answers = False
+        """Whether it has answered at all: from then on our own canaries show in its log."""
 
     def probe_now(self) -> None:
         """Do not wait for the next interval."""
@@ -81,8 +83,11 @@ class Prober:
         return times.interval_s
 
     async def _probe_readiness(self, url: str) -> None:
+        """It answers, and makes a token: what is loaded may still crash at first use."""
         try:
-            await self._workload.ready(url)
+            await self._workload.alive(url)
+            self.answers = True
+            await self._workload.canary(url)
         except FAILURES:
             return
         self._tell(lc.ProbeOk(self._generation), starting=True)

@@ -27,6 +27,11 @@ class Vitals:
         self._cpu: dict[tuple[int, float], float] = {}
         self._read: dict[tuple[int, float], int] = {}
 
+    @property
+    def visible(self) -> bool:
+        """Whether there are processes to look at."""
+        return self._pid is not None
+
     def evidence(self) -> tuple[Evidence, list[str]]:
         """What was used and logged so far, and the log's lines since the last call."""
         lines = self._new_lines()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from orchestrator.runtimes.base import HandleRecord
 from orchestrator.supervision import lifecycle as lc
@@ -31,10 +32,12 @@ class Watch:
         now: Callable[[], lc.Lifecycle],
         work: Callable[[], Work],
         post: Callable[[lc.Event], None],
+        answers: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._record, self._workload, self._times = record, workload, times
         self._now, self._work, self._post, self._clock = now, work, post, clock
+        self._answers = answers
         self._url = record.spec.listen.base_url if record.spec.listen else None
         self._vitals = Vitals(record, workload.noise)
         self._limits = Limits(times.hang_s, max(4 * times.hang_s, workload.prefill_s))
@@ -81,6 +84,8 @@ class Watch:
         if before is None:
             self.load = Load(marks=seen, cpu_s=seen.cpu_s, phase=step)
             return
+        if self._answers():  # what it logs from now on may be about our canaries
+            seen = replace(seen, logged=0)
         stall_s = self._times.start_stall_s
         self.load = before.after(seconds, seen, step, stall_s)
         if (why := self.load.stalled(stall_s)) and self._now().state is lc.State.STARTING:
@@ -90,7 +95,8 @@ class Watch:
 
     async def _look_at_work(self, url: str, seconds: float) -> None:
         work = self._work()
-        if work.owed == 0:
+        unseen = self._workload.watch.serial and not self._vitals.visible
+        if work.owed == 0 or unseen:  # on another machine, without counters or canaries
             self._watched = Watched()
             self._hush()
             return

@@ -33,9 +33,6 @@ class Workload(Protocol):
     def listen(self) -> Listen | None:
         """A fixed address, or None for any free loopback port."""
 
-    async def ready(self, base_url: str) -> None:
-        """Return when it can do its work; raise ProbeError otherwise."""
-
     async def alive(self, base_url: str) -> None:
         """Return when it answers; raise ProbeError otherwise."""
 

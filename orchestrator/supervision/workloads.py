@@ -92,11 +92,6 @@ class EngineWorkload:
         """One GET of a path that does not touch the generation lock."""
         await _get(self._client, base_url + self.launcher.quirks.liveness_path)
 
-    async def ready(self, base_url: str) -> None:
-        """Alive, and one token can be generated: what is loaded may still crash at first use."""
-        await self.alive(base_url)
-        await self.canary(base_url)
-
     async def canary(self, base_url: str) -> None:
         """A completion of one token; the caller's patience is the limit."""
         own = self.launcher.served(self.plan)[0]
@@ -197,10 +192,6 @@ class GatewayWorkload:
         if url.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
             url = url.copy_with(host="127.0.0.1" if url.host == "0.0.0.0" else "::1")  # noqa: S104
         await _get(self._client, str(url.join("/health/live")))
-
-    async def ready(self, base_url: str) -> None:
-        """The same: a gateway is ready when it answers."""
-        await self.alive(base_url)
 
     async def counters(self, base_url: str) -> tuple[float, ...] | None:
         """It owes no work of its own."""

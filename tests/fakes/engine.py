@@ -643,6 +643,7 @@ class Engine:
         """The answers that are wrong from their first byte on; False if there is none."""
         await asyncio.sleep(job.knobs.header_delay_s)
         if status := 503 if self.asleep else job.knobs.status:
+            say(f"told to answer {status}\n", fd=2)
             await connection.reply(status, openai_error(f"Told to answer {status}", status))
         elif (job.knobs.cut_after_tokens, job.knobs.cut_how) == (0, "html"):
             await connection.reply(200, HTML, "text/html")

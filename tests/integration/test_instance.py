@@ -1,4 +1,4 @@
-"""One instance over the fake engine, without supervisor and gateway: sleep, waking, canaries."""
+"""One instance over the fake engine, without supervisor and gateway: sleep, canaries, starts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Life:
             work,
             ProcessRuntime(options, os.environ),
             lc.Policy(stop_grace_s=1, half_open_s=None),
-            ProbeTimes(interval_s=0.2, timeout_s=1, start_stall_s=30, **times),
+            ProbeTimes(**{"interval_s": 0.2, "timeout_s": 1, "start_stall_s": 30, **times}),
             Hooks(admit, self.changed, self.saved, lambda _: None),
         )
 
@@ -84,14 +84,16 @@ async def admit(_: Instance) -> None:
 
 
 @asynccontextmanager
-async def running(folder: Path, *knobs: str, **times: float) -> AsyncIterator[Life]:
+async def running(
+    folder: Path, *knobs: str, first: S = S.READY, **times: float
+) -> AsyncIterator[Life]:
     async with AsyncExitStack() as stack:
         limits = httpx.Limits(max_keepalive_connections=0)
         http = await stack.enter_async_context(httpx.AsyncClient(limits=limits, trust_env=False))
         life = Life(folder, http, *knobs, **times)
         owner = asyncio.create_task(life.instance.run())
         try:
-            await life.to(S.READY, lc.Start())
+            await life.to(first, lc.Start())
             yield life
         finally:
             await life.to(S.STOPPED, lc.Stop(0))
@@ -160,3 +162,12 @@ async def test_a_canary_tells_broken_requests_from_a_broken_engine(tmp_path: Pat
         assert now.generation == 2
         assert now.cause is not None
         assert now.cause.value == "unresponsive"
+
+
+async def test_a_server_that_answers_and_never_makes_a_token_does_not_start(tmp_path: Path) -> None:
+    """What it logs about our own canaries is no progress."""
+    knobs = ("--status", "500")
+    async with running(tmp_path, *knobs, first=S.STOPPING, start_stall_s=0.8) as life:
+        now = life.instance.lifecycle
+        assert now.cause is not None
+        assert (now.cause.value, now.stall) == ("start_stalled", "start")
