@@ -155,6 +155,9 @@ class Settings(BaseSettings):
     stall_timeout_s: PositiveSeconds = Field(
         60.0, description="Longest silence of an engine that owes a token, seconds."
     )
+    write_timeout_s: PositiveSeconds = Field(
+        60.0, description="A client that takes nothing for so long is cut off, seconds."
+    )
     drain_s: Seconds = Field(30.0, description="Time for requests in flight at a stop, seconds.")
     stop_grace_s: PositiveSeconds = Field(
         10.0, description="Time between TERM and KILL for an engine, seconds."

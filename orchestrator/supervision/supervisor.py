@@ -27,7 +27,7 @@ from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.gateways import GatewayLink
 from orchestrator.supervision.instance import Change, Hooks, Instance, ProbeTimes
 from orchestrator.supervision.store import Saved, Store
-from orchestrator.supervision.views import describe
+from orchestrator.supervision.views import crash_of, describe
 from orchestrator.supervision.workload import Workload
 from orchestrator.supervision.workloads import EngineWorkload, GatewayWorkload
 
@@ -293,6 +293,7 @@ class Supervisor:
             bos_token=plan.model.bos_token,
             eos_token=plan.model.eos_token,
             replicas=replicas,
+            lost=crash_of(instance),
         )
 
     # --- what the admin API asks ----------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine_launchers.base import CrashCause
 from orchestrator.supervision.instance import Instance
+from orchestrator.supervision.lifecycle import State
 from orchestrator.supervision.workloads import EngineWorkload
 
 
@@ -33,3 +35,11 @@ def describe(instance: Instance, in_flight: int, waiting: Mapping[str, int]) -> 
         "waiting": waiting.get(plan.model.id, 0) if plan else 0,
         "log": str(instance.log) if instance.log else None,
     }
+
+
+def crash_of(instance: Instance) -> dict[str, CrashCause]:
+    """Its name and why its engine crashed, where that is the last that happened to it."""
+    now = instance.lifecycle
+    after = {State.STARTING, State.BACKOFF, State.FAILED}
+    crashed = now.cause is not None and (now.state in after or now.after == "retry")
+    return {instance.name: now.cause} if crashed and now.cause else {}
