@@ -6,14 +6,14 @@ whatever the test wants it to.
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,6 @@ from orchestrator.control import (
 from tests.harness import ROOT, free_ports, sample, until
 
 ENGINE = ROOT / "tests" / "fakes" / "engine.py"
-QUIRKS = LlamaCppLauncher.quirks.model_copy(
-    update={"tokenize_path": None, "usage_on_request": True}
-)
 
 
 class FakeEngine:
@@ -52,7 +49,7 @@ class FakeEngine:
 
     def start(self) -> None:
         """Launch it, on another port than before."""
-        argv = [sys.executable, str(ENGINE), "--port", "0", "--usage-in-stream", *self.knobs]
+        argv = [sys.executable, str(ENGINE), "--port", "0", *self.knobs]
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         self.generation += 1
         assert self.process.stdout is not None
@@ -120,15 +117,17 @@ class Stage:
 
     # --- as the supervisor ---
 
-    def publish(self, *replicas: Replica, state: str = "ready", lost: CrashCause | None = None,
-                gone: str = "") -> None:  # fmt: skip
-        """Send a table with `replicas`, or with every engine that lives; wait until it is used."""
+    def publish(self, crashed: CrashCause | None = None) -> None:
+        """Send a table with every engine that lives; wait until it is used.
+
+        The others are told to have crashed, where a cause is given.
+        """
         self.version += 1
         route = ModelRoute(
-            name="m", state=state, engine="llama_cpp", context=1 << 20, created=0,
-            routes=LlamaCppLauncher.routes, quirks=QUIRKS,
-            replicas=replicas or tuple(e.replica() for e in self.engines if e.alive),
-            lost={gone: lost} if lost else {},
+            name="m", state="ready", engine="llama_cpp", context=1 << 20, created=0,
+            routes=LlamaCppLauncher.routes, quirks=LlamaCppLauncher.quirks,
+            replicas=tuple(each.replica() for each in self.engines if each.alive),
+            lost={each.name: crashed for each in self.engines if crashed and not each.alive},
         )  # fmt: skip
         self.send(RouteTable(version=self.version, models=(route,)))
         until(lambda: self.report and self.report.version == self.version, 10, "table applied")
@@ -154,9 +153,13 @@ class Stage:
         body = {"prompt": prompt, "max_new_tokens": 3, **fields}
         return self.http.post(f"{self.url}/generate", json=body)
 
-    def fault(self, **knobs: Any) -> str:
-        """A prompt that has the fake behave so."""
-        return "Hi fake=" + json.dumps(knobs)
+    @contextmanager
+    def stream(self, prompt: str, **fields: Any) -> Iterator[Iterator[str]]:
+        """The data payloads of /generate_stream, as they come."""
+        body = {"prompt": prompt, **fields}
+        with self.http.stream("POST", f"{self.url}/generate_stream", json=body) as answer:
+            assert answer.status_code == 200, answer.read()
+            yield (line[6:] for line in answer.iter_lines() if line.startswith("data: "))
 
     def metric(self, name: str, **labels: str) -> float:
         return sample(self.http.get(f"{self.url}/metrics").text, name, labels)
@@ -185,3 +188,14 @@ class Stage:
         self._thread.join(5)
         if self._conn is not None:
             self._conn.close()
+
+
+@contextmanager
+def staged(*engines: Sequence[str], **config: Any) -> Iterator[Stage]:
+    """A stage in a folder of its own, one fake engine for each list of knobs."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Stage(Path(folder), *engines, **config)
+        try:
+            yield stage
+        finally:
+            stage.close()

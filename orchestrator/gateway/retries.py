@@ -2,7 +2,7 @@
 
 Only what can succeed on another replica is repeated, and only within a budget: in the last ten
 seconds at most a fifth as many retries as requests, so that engines that are all in trouble get a
-fifth more work and not twice as much. One retry is always allowed: a lone request has no share.
+fifth more work and not twice as much. Three are always allowed: a few requests have no fifth.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from orchestrator.errors import (
     UpstreamTimeout,
 )
 
+_ALWAYS = 3
 _ENGINES_FAULT = (UpstreamBroken, UpstreamInvalid, UpstreamTimeout)
 
 
@@ -63,7 +64,7 @@ class RetryBudget:
         second = self._second(now)
         requests = sum(each.requests for each in self._seconds)
         retries = sum(each.retries for each in self._seconds)
-        if retries + 1 > max(1.0, self._share * requests):
+        if retries + 1 > max(_ALWAYS, self._share * requests):
             return False
         second.retries += 1
         return True

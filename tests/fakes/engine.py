@@ -105,10 +105,6 @@ GENERATION_KNOBS: dict[str, Any] = (
     | dict.fromkeys(COUNTS.split(), OFF)
     | dict.fromkeys(ENDINGS.split(), False)
 )
-CUTS = (
-    "fin rst short-chunk half-frame bad-utf8 html no-json array no-choices odd-choice done pings "
-    "endless garbage half-line"
-).split()
 ODD_EVENTS = {
     "no-json": b"data: {not json}\n\n",
     "array": b"data: [1, 2]\n\n",
@@ -116,6 +112,8 @@ ODD_EVENTS = {
     "odd-choice": b'data: {"choices": [7]}\n\n',
     "done": b"data: [DONE]\n\n",
 }
+PLAIN_CUTS = {"fin", "rst", "short-chunk", "half-frame", "bad-utf8", "html"}
+CUTS = PLAIN_CUTS | set(ODD_EVENTS) | {"pings", "endless", "garbage", "half-line"}
 HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>\n"
 CUDA_OOM = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.16 GiB. GPU 0 has a total "
