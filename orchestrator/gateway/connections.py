@@ -19,6 +19,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from orchestrator.gateway.crowd import Room, room
 from orchestrator.observability.metrics import GatewayMetrics
 
+_BUFFER = 128 * 1024  # bytes that the kernel keeps for one client; Linux takes it twice
+
 
 class Connections:
     """All open client connections of this process."""
@@ -56,7 +58,11 @@ class ClientProtocol(H11Protocol):
         self._all.count += 1
         self._all.open.set(self._all.count)
         sock = transport.get_extra_info("socket")
-        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        if sock is None:
+            return
+        # A reader that stops would otherwise be sent megabytes before anybody notices.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
             # What is written last is in nobody's way, and would wait for its reader for ever.
             limit = int(self._all.write_timeout_s * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, limit))

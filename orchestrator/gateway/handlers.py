@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import BadRequest, UpstreamBroken, UpstreamInvalid, UpstreamTimeout
+from orchestrator.errors import BadRequest, RequestError
 from orchestrator.gateway import openai
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.calls import Call, Caller, Order
@@ -150,8 +150,8 @@ class Generating:
     async def _completion_tokens(self, call: Call, parts: list[str]) -> int:
         """The engine's own count: its usage chunk, or its tokenizer's word on the text.
 
-        An engine that dies after its answer was complete costs the count, not the answer: the
-        number of events stands in.
+        What goes wrong after the answer was complete costs the count, not the answer: the number of
+        events stands in.
         """
         counted = (call.stream.guard.usage or {}).get("completion_tokens")
         if isinstance(counted, int):
@@ -161,7 +161,7 @@ class Generating:
             return len(parts)
         try:
             return await self._upstream.count_tokens(route, replica, "".join(parts))
-        except (UpstreamBroken, UpstreamInvalid, UpstreamTimeout) as error:
+        except RequestError as error:
             self._caller.blame(call.lease, error)
             return len(parts)
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -32,6 +33,8 @@ from orchestrator.gateway.sse import SseReader
 from orchestrator.gateway.stream import Chunk, StreamGuard
 
 _log = logging.getLogger("engineroom.gateway")
+_BUFFER = 128 * 1024
+_NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _ERROR_BODY_LIMIT = 64 * 1024
 _AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
 _CHARACTERS_PER_TOKEN = 64  # more than any tokenizer reaches on average
@@ -123,7 +126,12 @@ class Upstream:
         # Idle connections are dropped before an engine's own 5 s keep-alive can race with us.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
         timeout = httpx.Timeout(None, connect=2.0)
-        self._client = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+        # An engine shall notice soon that its reader's reader has stopped.
+        buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        transport = httpx.AsyncHTTPTransport(
+            limits=limits, trust_env=False, socket_options=[buffer, _NO_DELAY]
+        )
+        self._client = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -43,6 +43,7 @@ def a_herd_waits_for_one_launch(lab: Lab) -> None:
     lab.took(percentile([each.seconds for each in refused], 0.99))
     served = [i for i, each in enumerate(answers) if each.status == 200]
     assert served == list(range(places))
+    room.wait_ready()
     order = _stats(room)["order"]
     assert [int(each[1:]) for each in order if each.startswith("n")] == served
     assert (room.engine()["generation"], room.engine()["restarts"]) == (1, 0)
@@ -76,7 +77,6 @@ def _models(room: Room, url: str) -> bool:
 
 
 def _stats(room: Room) -> dict[str, Any]:
-    room.wait_state("ready")
     return dict(httpx.get(f"{room.engine()['url']}/stats", trust_env=False).json())
 
 
@@ -150,8 +150,8 @@ def without_file_descriptors_it_says_so_and_recovers(lab: Lab) -> None:
 
 @scenario("F32", "fake")
 def readers_that_stop_cost_no_memory_and_nobody_else(lab: Lab) -> None:
-    """Twenty that read nothing, twenty that read a byte now and then; the write timeout is 2 s."""
-    readers = 20
+    """Ten that read nothing, ten that read a byte now and then; the write timeout is 2 s."""
+    readers = 10
     with staged([], places=64, write_timeout_s=2) as stage, ExitStack() as stack:
         gateway = psutil.Process(stage.process.pid)
         assert stage.ask().status_code == 200
@@ -162,7 +162,7 @@ def readers_that_stop_cost_no_memory_and_nobody_else(lab: Lab) -> None:
             each.sendall(body)
         began = time.monotonic()
         running = stage.engines[0].stats
-        until(lambda: running()["running"] == 2 * readers, 10, "all run")
+        until(lambda: running()["requests"] > 2 * readers, 10, "all run")
         done = threading.Event()
         sipping = threading.Thread(target=_sip, args=(slow[:readers], done))
         sipping.start()
@@ -228,7 +228,7 @@ def a_client_that_leaves_frees_the_engine(lab: Lab) -> None:
                     check_stream(list(blocker), 10)
                     assert "leaver" not in engine.stats()["order"]
             until(lambda: not engine.stats()["running"], 2, "the engine is idle")  # noqa: B023
-            until(lambda: not (stage.report and stage.report.in_flight["m-0"]), 2, "the lease")  # noqa: B023
+            until(lambda: not (stage.report and stage.report.in_flight["m-0"]), 2, "the lease")
             lab.took(time.monotonic() - began)
             assert stage.ask("next", max_new_tokens=1).status_code == 200
             assert stage.metric("engineroom_client_disconnects_total", model="m") == 1
@@ -257,4 +257,5 @@ def clients_that_leave_during_the_load_are_forgotten(lab: Lab) -> None:
     until(lambda: waiting() == 0, 2, "they are forgotten")
     lab.took(time.monotonic() - began)
     assert room.http.post(f"{url}/generate", json={"prompt": "x", "max_new_tokens": 1}).json()
+    room.wait_ready()
     assert "leaver" not in _stats(room)["order"]
