@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 
 @dataclass(frozen=True)
 class Told:
@@ -93,6 +95,14 @@ def check_stream(events: Iterable[str], n: int) -> Told:
     wrong = {name: value for name, value in wrong.items() if value}
     assert not wrong, f"stream of {n} tokens: {wrong}"
     return came
+
+
+def events_of(http: httpx.Client, url: str, body: dict[str, Any]) -> tuple[int, list[str]]:
+    """Status, and the data payloads of a stream (or the error body as the only one)."""
+    with http.stream("POST", url, json=body) as answer:
+        if answer.status_code != 200:
+            return answer.status_code, [answer.read().decode()]
+        return 200, [x[6:] for x in answer.iter_lines() if x.startswith("data: ")]
 
 
 @dataclass

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Any
 
@@ -259,3 +260,54 @@ def clients_that_leave_during_the_load_are_forgotten(lab: Lab) -> None:
     assert room.http.post(f"{url}/generate", json={"prompt": "x", "max_new_tokens": 1}).json()
     room.wait_ready()
     assert "leaver" not in _stats(room)["order"]
+
+
+# Of each engine's own metrics: what it works on, and what waits in it.
+WORK = {
+    "llama_server": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+    "vllm": ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+}
+
+
+@scenario("F31", "llama_server", "vllm")
+def clients_that_leave_free_a_real_engine(lab: Lab) -> None:
+    """More of them than the engine has places, so that some leave from the queue."""
+    room = lab.make()
+    room.launch()
+    url = f"http://127.0.0.1:{room.command[room.command.index('--port') + 1]}"
+    until(lambda: _models(room, url), 30, "the gateway knows the model")
+    crowd, long = 24, "Tell me a long story about the shop. "
+    _come_and_go(url, crowd, long, lambda: _gauge(room, url, "engineroom_waiting") == crowd)
+    until(lambda: not _gauge(room, url, "engineroom_waiting"), 2, "the queue is empty")
+    room.wait_ready(400)
+    own = f"{room.engine()['url']}/metrics"
+
+    def working() -> float:
+        text = httpx.get(own, trust_env=False).text
+        return sum(sample(text, name, {}) for name in WORK[lab.engine])
+
+    for prompt, stream in ((long * 100, True), (long, True), (long, False)):
+        before = _gauge(room, url, "engineroom_client_disconnects_total")
+        began = _come_and_go(url, crowd, prompt, lambda: working() > 1, stream=stream)
+        until(lambda: not working(), 5, "the engine is idle")
+        until(lambda: not room.engine()["in_flight"], 5, "the leases are given back")
+        lab.took(time.monotonic() - began)
+        assert _gauge(room, url, "engineroom_client_disconnects_total") == before + crowd
+        assert room.generate("next", max_new_tokens=1).status_code == 200
+
+
+def _come_and_go(
+    url: str, crowd: int, prompt: str, when: Callable[[], object], **fields: Any
+) -> float:
+    """Clients that ask for much and leave together; the clock at which they did."""
+    body = request_bytes(prompt, "/v1/completions", max_tokens=1000, ignore_eos=True, **fields)
+    with ExitStack() as stack:
+        for _ in range(crowd):
+            leaver = socket.create_connection(("127.0.0.1", port_of(url)))
+            stack.enter_context(closing(leaver)).sendall(body)
+        until(when, 20, "they are all there")
+        return time.monotonic()
+
+
+def _gauge(room: Room, url: str, name: str) -> float:
+    return sample(room.http.get(f"{url}/metrics").text, name, {})

@@ -11,9 +11,9 @@ import httpx
 
 from engine_launchers.base import CrashCause
 from tests.faults.lab import Lab, scenario
-from tests.harness import Room, until
+from tests.harness import until
 from tests.stage import Stage, staged
-from tests.streams import told
+from tests.streams import events_of, told
 
 # What the fake does to one request, and the code that the client must see.
 BROKEN = ["fin", "rst", "short-chunk", "half-frame", "half-line", "garbage", "html", "done"]
@@ -41,14 +41,6 @@ def faulty(**knobs: Any) -> str:
     return "Hi fake=" + json.dumps(knobs)
 
 
-def events_of(room: Room, path: str, body: dict[str, Any]) -> tuple[int, list[str]]:
-    """Status, and the data payloads of a stream (or the error body as the only one)."""
-    with room.http.stream("POST", room.url + path, json=body) as answer:
-        if answer.status_code != 200:
-            return answer.status_code, [answer.read().decode()]
-        return 200, [x[6:] for x in answer.iter_lines() if x.startswith("data: ")]
-
-
 @scenario("F33", "fake")
 def answers_cut_in_every_way(lab: Lab) -> None:
     """A good request between the bad ones: no engine is restarted for what requests did."""
@@ -56,7 +48,9 @@ def answers_cut_in_every_way(lab: Lab) -> None:
     for knobs, code in CUTS:
         for path, body in STREAMS:
             began = time.monotonic()
-            status, events = events_of(room, path, {**body, "prompt": faulty(**knobs)})
+            status, events = events_of(
+                room.http, room.url + path, {**body, "prompt": faulty(**knobs)}
+            )
             lab.took(time.monotonic() - began)
             came = told(events)
             assert (came.errors, came.finished, came.after_end) == ((code,), False, 0), knobs
@@ -78,6 +72,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str]] = [
     ({"header_delay_s": 30.0}, 504, "engine_stalled"),
     ({"trickle_s": 0.2}, 504, "engine_stalled"),
     ({"hang_after_tokens": 0}, 504, "engine_stalled"),
+    ({"hang_after_tokens": 2}, 504, "engine_stalled"),
     ({"cut_after_tokens": 0, "cut_how": "pings"}, 504, "engine_stalled"),
 ]
 
