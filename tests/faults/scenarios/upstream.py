@@ -136,7 +136,7 @@ KILLER = {"exit_code_after_tokens": "0:3"}
 def poison_is_tried_twice_and_then_refused(lab: Lab) -> None:
     """Through the whole server: the supervisor's word is what makes a suspect a killer."""
     room = lab.make().start()
-    body = {"prompt": faulty(**KILLER), "max_new_tokens": 4}
+    body: dict[str, Any] = {"prompt": faulty(**KILLER), "max_new_tokens": 4}
     for _ in range(2):
         before = room.engine()["pid"]
         assert room.generate(**body).json()["error"]["code"] == "engine_died"
