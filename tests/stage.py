@@ -117,16 +117,17 @@ class Stage:
 
     # --- as the supervisor ---
 
-    def publish(self, crashed: CrashCause | None = None) -> None:
-        """Send a table with every engine that lives; wait until it is used.
+    def publish(self, *names: str, crashed: CrashCause | None = None) -> None:
+        """Send a table with every engine that lives, or those of `names`; wait until it is used.
 
-        The others are told to have crashed, where a cause is given.
+        The dead are told to have crashed, where a cause is given.
         """
+        shown = [each for each in self.engines if each.name in (names or (each.name,))]
         self.version += 1
         route = ModelRoute(
             name="m", state="ready", engine="llama_cpp", context=1 << 20, created=0,
             routes=LlamaCppLauncher.routes, quirks=LlamaCppLauncher.quirks,
-            replicas=tuple(each.replica() for each in self.engines if each.alive),
+            replicas=tuple(each.replica() for each in shown if each.alive),
             lost={each.name: crashed for each in self.engines if crashed and not each.alive},
         )  # fmt: skip
         self.send(RouteTable(version=self.version, models=(route,)))

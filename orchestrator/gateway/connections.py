@@ -63,9 +63,10 @@ class ClientProtocol(H11Protocol):
         # A reader that stops would otherwise be sent megabytes before anybody notices.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # What is written last is in nobody's way, and would wait for its reader for ever.
-            limit = int(self._all.write_timeout_s * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, limit))
+            # The end of an answer fits the buffer, and would wait for its reader for ever. Twice
+            # the timeout: where the buffer is full, ours comes first and is counted.
+            limit = max(1, int(self._all.write_timeout_s * 2000))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -157,11 +157,6 @@ class GatewayMetrics:
             "Clients that took nothing for write_timeout_s and were cut off.",
             registry=reg,
         )
-        self.accept_errors = Counter(
-            "engineroom_accept_errors_total",
-            "Connections that could not be accepted for want of file descriptors.",
-            registry=reg,
-        )
         self._add_engine_faults()
 
     def _add_engine_faults(self) -> None:

@@ -12,6 +12,7 @@ GET /health, /docs, /v1/models, /stats; POST /v1/completions, /v1/chat/completio
 Process knobs
   --host, --port, --model       where to listen (port 0: any free one) and what name to show
   --load-s S                    time before ready; a progress line each 0.2 s
+  --load-until FILE             after that, wait until FILE exists
   --silent-load                 no progress lines
   --bind-late | --bind-early    listen after loading (default), or before it and answer 503
   --fail-on-start CODE          exit halfway through the load (CODE -9: die of that signal)
@@ -93,7 +94,12 @@ SWITCHES = (
 )
 PROCESS_KNOBS: dict[str, Any] = (
     {"host": "127.0.0.1", "port": 8000, "model": "fake", "load_s": 0.0}
-    | {"fail_on_start": OFF, "fail_text": "RuntimeError: engine failed", "fail_while": ""}
+    | {
+        "load_until": "",
+        "fail_on_start": OFF,
+        "fail_text": "RuntimeError: engine failed",
+        "fail_while": "",
+    }
     | {"oom_after": OFF, "oom_text": "vllm", "vital_child": "", "log_flood": 0, "log_line": 0}
     | dict.fromkeys(SWITCHES.split(), False)
 )
@@ -429,6 +435,8 @@ class Engine:
             if not settings.silent_load:
                 say(f"Loading weights: {100 * spent / settings.load_s:3.0f}% after {spent:.1f} s\n")
             await asyncio.sleep(min(0.2, until - spent))
+        while settings.load_until and not Path(settings.load_until).exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         if fails:
             text = settings.fail_text
             say((Path(text[1:]).read_text() if text.startswith("@") else text) + "\n", fd=2)

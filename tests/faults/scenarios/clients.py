@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -33,11 +35,14 @@ def port_of(url: str) -> int:
 def a_herd_waits_for_one_launch(lab: Lab) -> None:
     """500 at once while the model loads: 300 may wait and are served in their order."""
     crowd, places = 500, 300
-    room = lab.make("--load-s", "2", max_queue=places)
-    room.launch()
-    url = f"http://127.0.0.1:{json.loads(room.command[-1])['settings']['port']}"
-    until(lambda: _models(room, url), 15, "the gateway knows the model")
-    answers, seconds = asyncio.run(_herd(port_of(url), crowd))
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = Path(folder) / "loaded"
+        room = lab.make("--load-until", str(loaded), max_queue=places)
+        room.launch()
+        url = f"http://127.0.0.1:{json.loads(room.command[-1])['settings']['port']}"
+        until(lambda: _models(room, url), 15, "the gateway knows the model")
+        answers = asyncio.run(_herd(port_of(url), crowd, crowd - places, loaded.touch))
+        room.wait_ready()
     codes = Counter(each.status for each in answers)
     assert codes == {200: places, 429: crowd - places}, codes
     refused = [each for each in answers if each.status == 429]
@@ -45,16 +50,16 @@ def a_herd_waits_for_one_launch(lab: Lab) -> None:
     lab.took(percentile([each.seconds for each in refused], 0.99))
     served = [i for i, each in enumerate(answers) if each.status == 200]
     assert served == list(range(places))
-    room.wait_ready()
     order = _stats(room)["order"]
     assert [int(each[1:]) for each in order if each.startswith("n")] == served
     assert (room.engine()["generation"], room.engine()["restarts"]) == (1, 0)
-    assert seconds < 20
 
 
-async def _herd(port: int, crowd: int) -> tuple[list[Answer], float]:
-    """Connections first, then the requests one after another: the order is known."""
-    began = time.monotonic()
+async def _herd(port: int, crowd: int, refused: int, load: Callable[[], object]) -> list[Answer]:
+    """Connections first, then the requests one after another: the order is known.
+
+    The model is loaded when as many as have to be are refused.
+    """
     pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(crowd)]
     sent: list[float] = []
     for i, (_, writer) in enumerate(pairs):
@@ -67,8 +72,13 @@ async def _herd(port: int, crowd: int) -> tuple[list[Answer], float]:
         pairs[i][1].close()
         return parse(raw, time.monotonic() - sent[i])
 
-    answers = await asyncio.gather(*(answer(i) for i in range(crowd)))
-    return list(answers), time.monotonic() - began
+    waiting = {asyncio.ensure_future(answer(i)): i for i in range(crowd)}
+    done: set[asyncio.Future[Answer]] = set()
+    while len(done) < refused:
+        some, _ = await asyncio.wait(set(waiting) - done, return_when=asyncio.FIRST_COMPLETED)
+        done |= some
+    load()
+    return list(await asyncio.gather(*waiting))
 
 
 def _models(room: Room, url: str) -> bool:
@@ -87,18 +97,17 @@ def _stats(room: Room) -> dict[str, Any]:
 
 @scenario("F30", "fake")
 def overload_is_refused_at_once_and_costs_no_throughput(lab: Lab) -> None:
-    """16 places of 0.5 s each are 32 requests/s; five times that arrives for 3 s."""
-    with staged(["--tps", "10"], max_queue=32, queue_timeout_s=10) as stage:
-        answers = asyncio.run(_open_loop(port_of(stage.url), rate=160, seconds=3))
+    """8 places of 0.5 s each are 16 requests/s; five times that arrives for 3 s."""
+    places, rate, seconds = 8, 80, 3
+    with staged(["--tps", "10"], places=places, max_queue=16, queue_timeout_s=10) as stage:
+        answers = asyncio.run(_open_loop(port_of(stage.url), rate, seconds))
         codes = Counter(each.status for each in answers)
         assert set(codes) == {200, 429}, codes
         refused = [each for each in answers if each.status == 429]
         assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
         lab.took(percentile([each.seconds for each in refused], 0.99))
-        # 16 at a time, half a second each, until the last of the queue is through.
-        busy = max(each.seconds for each in answers if each.status == 200) + 3
-        assert codes[200] >= 0.9 * 32 * 3, codes
-        assert codes[200] / busy >= 0.8 * 16, (codes, busy)
+        # While requests come all places are taken, then those that wait are served.
+        assert codes[200] >= 0.9 * places * seconds / 0.5, codes
         began = time.monotonic()
         assert stage.ask("after", max_new_tokens=1).status_code == 200
         assert time.monotonic() - began < 1
@@ -200,40 +209,39 @@ def _sip(readers: list[socket.socket], done: threading.Event) -> None:
 
 # --- clients that leave -------------------------------------------------------------------------
 
-WHEN = ["queued", "before the first byte", "mid-stream", "plain", "during the load"]
+LEAVERS = {  # when they leave: what they asked for, and where
+    "before the first byte": ("leaver fake=" + json.dumps({"prefill_s": 20.0}), "/generate_stream"),
+    "mid-stream": ("leaver", "/generate_stream"),
+    "plain": ("leaver", "/generate"),
+}
 
 
 @scenario("F31", "fake")
 def a_client_that_leaves_frees_the_engine(lab: Lab) -> None:
-    for when in WHEN[:-1]:
-        slow = "1" if when == "before the first byte" else "0"
-        with staged(["--tps", "5", "--prefill-s", slow, "--serial"], places=1) as stage:
-            engine = stage.engines[0]
-            with ExitStack() as stack:
-                if when == "queued":
-                    blocker = stack.enter_context(stage.stream("blocker", max_new_tokens=10))
-                leaver = stack.enter_context(closing(socket.create_connection(
-                    ("127.0.0.1", port_of(stage.url)))))  # fmt: skip
-                path = "/generate" if when == "plain" else "/generate_stream"
-                leaver.sendall(request_bytes("leaver", path, max_new_tokens=500))
-                if when == "queued":
-                    until(lambda: _waiting(stage) == 1, 5, "it waits")
-                elif when == "mid-stream":
+    with staged(["--tps", "10", "--serial"], places=1) as stage:
+        engine, address = stage.engines[0], ("127.0.0.1", port_of(stage.url))
+        for when, (prompt, path) in LEAVERS.items():
+            with closing(socket.create_connection(address)) as leaver:
+                leaver.sendall(request_bytes(prompt, path, max_new_tokens=500))
+                until(lambda: engine.stats()["running"] == 1, 5, "it runs")
+                if when == "mid-stream":
                     assert leaver.recv(64)
-                else:
-                    until(lambda: engine.stats()["running"] == 1, 5, "it runs")  # noqa: B023
-                leaver.close()
-                began = time.monotonic()
-                if when == "queued":
-                    until(lambda: _waiting(stage) == 0, 2, "it has left the queue")
-                    lab.took(time.monotonic() - began)
-                    check_stream(list(blocker), 10)
-                    assert "leaver" not in engine.stats()["order"]
-            until(lambda: not engine.stats()["running"], 2, "the engine is idle")  # noqa: B023
+            began = time.monotonic()
+            until(lambda: not engine.stats()["running"], 2, "the engine is idle")
             until(lambda: not (stage.report and stage.report.in_flight["m-0"]), 2, "the lease")
             lab.took(time.monotonic() - began)
             assert stage.ask("next", max_new_tokens=1).status_code == 200
-            assert stage.metric("engineroom_client_disconnects_total", model="m") == 1
+        with stage.stream("blocker", max_new_tokens=10) as blocker:
+            came = [next(blocker)]
+            with closing(socket.create_connection(address)) as leaver:
+                leaver.sendall(request_bytes("queued"))
+                until(lambda: _waiting(stage) == 1, 5, "it waits")
+            began = time.monotonic()
+            until(lambda: _waiting(stage) == 0, 2, "it has left the queue")
+            lab.took(time.monotonic() - began)
+            check_stream([*came, *blocker], 10)
+        assert "queued" not in engine.stats()["order"]
+        assert stage.metric("engineroom_client_disconnects_total", model="m") == 4
 
 
 def _waiting(stage: Any) -> float:

@@ -98,20 +98,25 @@ def refusals_and_stalls_are_mapped_in_time(lab: Lab) -> None:
 @scenario("F34", "fake")
 def one_bad_replica_is_retried_past(lab: Lab) -> None:
     """Nobody sees what only one replica does, before the first byte; after it nobody is spared."""
-    for knobs in (["--status", "503"], ["--cut-after-tokens", "0"], ["--hang-after-tokens", "0"]):
-        with staged(knobs, []) as stage:
-            silent = 1.4 if knobs[0] == "--hang-after-tokens" else 0
+    bad = ["--status", "503"], ["--cut-after-tokens", "0"], ["--hang-after-tokens", "0"]
+    with staged(*bad, [], []) as stage:
+        for number, knobs in enumerate(bad):
+            stage.publish(f"m-{number}", "m-3")
+            silent = 1.2 if knobs[0] == "--hang-after-tokens" else 0
             began = time.monotonic()
             answers = [stage.ask("try")]
             lab.took(max(0.0, time.monotonic() - began - silent))
             answers.append(stage.ask("try"))
             assert [each.status_code for each in answers] == [200, 200], knobs
-            assert stage.metric("engineroom_retries_total", model="m") >= 1, knobs
-    with staged(["--cut-after-tokens", "2"], ["--cut-after-tokens", "2"]) as stage:
-        with stage.stream("Hi", max_new_tokens=5) as events:
+        assert stage.metric("engineroom_retries_total", code="engine_busy") >= 1
+        assert stage.metric("engineroom_retries_total", code="engine_died") == 1
+        assert stage.metric("engineroom_retries_total", code="engine_stalled") == 1
+        stage.publish("m-3", "m-4")
+        before = sum(stage.requests())
+        with stage.stream(faulty(cut_after_tokens=2), max_new_tokens=5) as events:
             came = told(events)
         assert (came.tokens, came.errors) == ((0, 1), ("engine_died",))
-        assert sum(stage.requests()) == 1
+        assert sum(stage.requests()) == before + 1
 
 
 @scenario("F34", "fake")
@@ -129,7 +134,7 @@ def retries_stay_within_their_budget(lab: Lab) -> None:
 
 # --- poison -------------------------------------------------------------------------------------
 
-KILLER = {"exit_code_after_tokens": "0:3"}
+KILLER = {"exit_code_after_tokens": "0:-11"}  # a bad address
 
 
 @scenario("F38", "fake")
@@ -159,7 +164,7 @@ def poison_kills_at_most_two_replicas(lab: Lab) -> None:
         answer = stage.ask(faulty(**KILLER))
         assert answer.json()["error"]["code"] == "engine_died"
         until(lambda: sum(each.alive for each in stage.engines) == 1, 5, "two died")
-        stage.publish(crashed=CrashCause.UNKNOWN)
+        stage.publish(crashed=CrashCause.CRASHED)
         for path in ("/generate", "/generate_stream"):
             began = time.monotonic()
             answer = stage.http.post(
