@@ -104,11 +104,9 @@ def one_bad_replica_is_retried_past(lab: Lab) -> None:
             stage.publish(f"m-{number}", "m-3")
             silent = 1.2 if knobs[0] == "--hang-after-tokens" else 0
             began = time.monotonic()
-            answers = [stage.ask("try")]
+            assert stage.ask("try").status_code == 200, knobs
             lab.took(max(0.0, time.monotonic() - began - silent))
-            answers.append(stage.ask("try"))
-            assert [each.status_code for each in answers] == [200, 200], knobs
-        assert stage.metric("engineroom_retries_total", code="engine_busy") >= 1
+        assert stage.metric("engineroom_retries_total", code="engine_busy") == 1
         assert stage.metric("engineroom_retries_total", code="engine_died") == 1
         assert stage.metric("engineroom_retries_total", code="engine_stalled") == 1
         stage.publish("m-3", "m-4")
