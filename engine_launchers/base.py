@@ -222,6 +222,7 @@ class CrashCause(StrEnum):
     WRONG_BUILD = "wrong_build"
     EXIT_UNREQUESTED = "exit_unrequested"
     KILLED = "killed"
+    CRASHED = "crashed"
     UNKNOWN = "unknown"
 
     @property

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from engine_launchers.base import Quirks, Served
+from engine_launchers.base import CrashCause, Quirks, Served
 
 LINE_LIMIT = 4 * 1024 * 1024
 ON_DEMAND = frozenset({"unloaded", "sleeping"})  # states of models that a request loads or wakes
@@ -26,12 +26,16 @@ class Message(BaseModel):
 
 
 class Replica(Message):
-    """One engine that may be leased. `generation` grows with every launch of the same engine."""
+    """One engine that may be leased. `generation` grows with every launch of the same engine.
+
+    `vouched`: it was seen to work after the last doubt; what rests because of a failure may go on.
+    """
 
     id: str
     generation: int
     base_url: str
     accepting: bool
+    vouched: bool = True
     max_concurrency: int
 
 
@@ -41,7 +45,8 @@ class ModelRoute(Message):
     `state` is the lifecycle state in lower case; `why` says in words what keeps the model from
     serving. `expected` tells whether waiting makes sense: False for a model that somebody stopped
     or that failed. `routes` is the allow-list of upstream paths. `served` holds every name that
-    clients may give, `name` first; empty means just that one.
+    clients may give, `name` first; empty means just that one. `lost` tells of replicas whose last
+    engine crashed what the crash was: it may have been a request's doing.
     """
 
     name: str
@@ -58,6 +63,7 @@ class ModelRoute(Message):
     bos_token: str | None = None
     eos_token: str | None = None
     replicas: tuple[Replica, ...] = ()
+    lost: dict[str, CrashCause] = Field(default_factory=dict)
 
     @property
     def names(self) -> tuple[Served, ...]:
@@ -82,6 +88,7 @@ class GatewayConfig(Message):
     queue_timeout_s: float
     max_body_bytes: int
     stall_timeout_s: float
+    write_timeout_s: float
     log_level: str
 
 

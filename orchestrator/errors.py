@@ -25,10 +25,13 @@
         RequestTimeout               408  request_timeout
         BodyTooLarge                 413  body_too_large
         WrongContentType             415  unsupported_media_type
+        PoisonRequest                422  poison_request
         QueueFull                    429  queue_full             Retry-After
         UpstreamBroken               502  engine_died
         UpstreamInvalid              502  upstream_invalid
         EngineError                  502  engine_error
+        EngineBusy                   503  engine_busy            Retry-After
+        GatewayBusy                  503  gateway_busy           Retry-After
         ModelUnavailable             503  model_unavailable      Retry-After
         Draining                     503  draining               Retry-After
         ShuttingDown                 503  shutting_down
@@ -204,6 +207,12 @@ class WrongContentType(RequestError):
     http_status, code = 415, "unsupported_media_type"
 
 
+class PoisonRequest(RequestError):
+    """The same body ended two engines; it is refused for ten minutes."""
+
+    http_status, code = 422, "poison_request"
+
+
 class _Busy(RequestError):
     """A request that can succeed later; `retry_after` is in seconds."""
 
@@ -215,9 +224,21 @@ class _Busy(RequestError):
 
 
 class QueueFull(_Busy):
-    """`max_queue` requests wait already; Retry-After says when to come back."""
+    """`max_queue` requests wait already, or the engine's own queue is full; see Retry-After."""
 
     http_status, code, kind = 429, "queue_full", "rate_limit_error"
+
+
+class EngineBusy(_Busy):
+    """The engine lives and says that it takes nothing now."""
+
+    http_status, code, kind = 503, "engine_busy", "server_error"
+
+
+class GatewayBusy(_Busy):
+    """The gateway has no file descriptors left for another request."""
+
+    http_status, code, kind = 503, "gateway_busy", "server_error"
 
 
 class ModelUnavailable(_Busy):

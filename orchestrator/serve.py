@@ -268,6 +268,7 @@ def _gateway(
         queue_timeout_s=settings.queue_timeout_s,
         max_body_bytes=settings.max_body_bytes,
         stall_timeout_s=settings.stall_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
         log_level=settings.log_level,
     ).model_dump_json()
     # Named by content: a gateway with other settings is another command line.

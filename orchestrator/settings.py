@@ -101,6 +101,9 @@ class Settings(ModelSettings, BaseSettings):
     stall_timeout_s: PositiveSeconds = Field(
         60.0, description="Longest silence of an engine that owes a token, seconds."
     )
+    write_timeout_s: PositiveSeconds = Field(
+        60.0, description="A client that takes nothing for so long is cut off, seconds."
+    )
     max_ram_bytes: int | None = Field(
         None, ge=1 << 20, le=1 << 50, description="RAM for all engines together; unset: no limit."
     )

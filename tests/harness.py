@@ -99,7 +99,13 @@ class Room:
 
     def start(self, seconds: float = 60) -> Room:
         """Start, and wait for the ready line."""
-        process = self.launch()
+        self.launch()
+        return self.wait_ready(seconds)
+
+    def wait_ready(self, seconds: float = 60) -> Room:
+        """Wait for the ready line of what was launched."""
+        process = self.process
+        assert process is not None
         timer = threading.Timer(seconds, process.kill)
         timer.start()
         assert process.stdout is not None

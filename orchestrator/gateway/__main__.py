@@ -26,7 +26,7 @@ def main() -> None:
         gateway.app,
         host=config.host,
         port=config.port,
-        http="h11",
+        http=gateway.connections.protocol,  # type: ignore[arg-type]
         loop="uvloop",
         ws="none",
         log_config=None,

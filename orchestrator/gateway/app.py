@@ -17,17 +17,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from engine_launchers.base import CrashCause
 from orchestrator.control import ON_DEMAND, GatewayConfig
 from orchestrator.errors import (
     EngineRoomError,
+    GatewayBusy,
     MethodNotAllowed,
     NotFound,
     ShuttingDown,
     Unauthorized,
 )
+from orchestrator.gateway.calls import Caller
+from orchestrator.gateway.connections import Connections
+from orchestrator.gateway.crowd import Room
 from orchestrator.gateway.exchange import ClientGone, Exchange, error_headers
 from orchestrator.gateway.handlers import Facts, Generating, Handler
 from orchestrator.gateway.link import SupervisorLink
+from orchestrator.gateway.outliers import Key
+from orchestrator.gateway.quarantine import Quarantine
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.upstream import Upstream
 from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
@@ -41,10 +48,15 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
         self.metrics = GatewayMetrics()
-        self.router = Router(config.max_queue, config.queue_timeout_s, self._changed)
+        self.quarantine = Quarantine()
+        self.router = Router(
+            config.max_queue, config.queue_timeout_s, self._changed, on_lost=self._lost
+        )
         self.link = SupervisorLink(config, self.router)
         self.upstream = Upstream(config.stall_timeout_s)
-        generating = Generating(self.router, self.upstream, self.metrics, self.link.failed)
+        self.connections = Connections(self.metrics, config.write_timeout_s)
+        caller = Caller(self.router, self.upstream, self.metrics, self.quarantine, self.link.failed)
+        generating = Generating(self.router, self.upstream, self.metrics, caller)
         self.app = Starlette(
             routes=[
                 self._posting("/generate", generating.generate),
@@ -78,7 +90,18 @@ class Gateway:
             self.metrics.in_flight.labels(route.name).set(running)
             self.metrics.waiting.labels(route.name).set(waiting)
             self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
+            self.metrics.ejected.labels(route.name).set(self.router.ejected(route.name))
         self.link.changed()
+
+    def _lost(self, replica: Key, cause: CrashCause | None) -> None:
+        self.quarantine.lost(replica, cause, time.monotonic())
+
+    def refuse_crowd(self) -> None:
+        """Raise GatewayBusy when there is no descriptor left for another engine connection."""
+        engines = sum(self.router.in_flight().values())
+        if self.connections.room(engines) is Room.NONE_TO_SPARE:
+            told = "the gateway has no file descriptors left for another request; try again"
+            raise GatewayBusy(told)
 
     # --- endpoints ------------------------------------------------------------------------------
 
@@ -176,6 +199,7 @@ class _Posting:
         code = "499"
         try:
             check_key(self._gateway.config.key_hashes, exchange.headers.get("authorization"))
+            self._gateway.refuse_crowd()
             data = await exchange.read(self._gateway.config.max_body_bytes)
             await exchange.unless_gone(self._handler(exchange, data, facts))
             code = str(exchange.status)

@@ -14,7 +14,6 @@ from orchestrator.errors import BodyTooLarge, EngineRoomError, RequestTimeout, W
 from orchestrator.gateway.sse import DONE, event
 
 _BODY_S = 30.0
-_SEND_S = 60.0  # a client that takes nothing for so long holds an engine for nobody
 _SSE_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -29,7 +28,7 @@ def error_headers(error: EngineRoomError) -> dict[str, str]:
         headers["retry-after"] = str(math.ceil(error.retry_after))
     if error.http_status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.code in {"draining", "body_too_large", "request_timeout"}:
+    if error.code in {"draining", "body_too_large", "request_timeout", "gateway_busy"}:
         headers["connection"] = "close"
     return headers
 
@@ -43,7 +42,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
-        self._receive, self._asgi_send = receive, send
+        self._receive, self._send = receive, send
         self.status: int | None = None
         self.streaming = False
         self.headers: dict[str, str] = {
@@ -130,13 +129,6 @@ class Exchange:
             return
         headers = [(k.encode(), v.encode()) for k, v in error_headers(error).items()]
         await self.json(error.envelope(), error.http_status, *headers)
-
-    async def _send(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(_SEND_S):
-                await self._asgi_send(message)
-        except TimeoutError:
-            raise ClientGone from None
 
     async def _start(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         self.status = status

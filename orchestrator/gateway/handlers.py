@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import (
-    BadRequest,
-    EngineRoomError,
-    UpstreamBroken,
-    UpstreamInvalid,
-    UpstreamTimeout,
-)
+from orchestrator.errors import BadRequest, RequestError
 from orchestrator.gateway import openai
 from orchestrator.gateway.body import parse
+from orchestrator.gateway.calls import Call, Caller, Order
 from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.generate import GenerateRequest, result, to_completion
-from orchestrator.gateway.routing import Lease, Router
+from orchestrator.gateway.quarantine import fingerprint
+from orchestrator.gateway.routing import Router
 from orchestrator.gateway.sse import DONE, event
 from orchestrator.gateway.stream import Chunk
-from orchestrator.gateway.upstream import EngineStream, NotReached, Upstream
+from orchestrator.gateway.upstream import Upstream
 from orchestrator.observability.metrics import GatewayMetrics
 
 _COMPLETIONS = "/v1/completions"
 _CHAT = "/v1/chat/completions"
-_TRIES = 2
 
 
 @dataclass
@@ -40,49 +35,42 @@ class Facts:
     tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Call:
-    """One running engine call: its lease, its stream, and the prompt's length."""
-
-    lease: Lease
-    stream: EngineStream
-    prompt_tokens: int
-    began: float
-
-
 class Generating:
-    """The handlers, over one router and one upstream."""
+    """The handlers, over one router, one upstream and one maker of calls."""
 
     def __init__(
-        self,
-        router: Router,
-        upstream: Upstream,
-        metrics: GatewayMetrics,
-        report_failure: Callable[[Lease, str], None],
+        self, router: Router, upstream: Upstream, metrics: GatewayMetrics, caller: Caller
     ) -> None:
         self._router, self._upstream, self._metrics = router, upstream, metrics
-        self._report = report_failure
+        self._caller = caller
 
     async def generate(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
         """POST /generate."""
         request = parse(GenerateRequest, data)
-        await self._generate(exchange, request, facts, stream=request.stream)
+        await self._generate(exchange, request, facts, fingerprint(data), stream=request.stream)
 
     async def generate_stream(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
         """POST /generate_stream."""
-        await self._generate(exchange, parse(GenerateRequest, data), facts, stream=True)
+        request = parse(GenerateRequest, data)
+        await self._generate(exchange, request, facts, fingerprint(data), stream=True)
 
     async def completions(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
         """POST /v1/completions."""
         request = parse(openai.CompletionRequest, data)
-        await self._openai(exchange, request, facts, _COMPLETIONS)
+        await self._openai(exchange, request, facts, fingerprint(data), _COMPLETIONS)
 
     async def chat(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
         """POST /v1/chat/completions."""
-        await self._openai(exchange, parse(openai.ChatRequest, data), facts, _CHAT)
+        request = parse(openai.ChatRequest, data)
+        await self._openai(exchange, request, facts, fingerprint(data), _CHAT)
 
     async def _generate(
-        self, exchange: Exchange, request: GenerateRequest, facts: Facts, stream: bool
+        self,
+        exchange: Exchange,
+        request: GenerateRequest,
+        facts: Facts,
+        sent: str,
+        stream: bool,
     ) -> None:
         target = self._router.find(request.model)
         route = target.route
@@ -90,7 +78,7 @@ class Generating:
         self._router.keep(route.name, request.keep_alive)
         body = {**to_completion(request, route.quirks), **target.call}
         body = openai.asking_usage(body, route.quirks)
-        async with self._call(route.name, _COMPLETIONS, body) as call:
+        async with self._caller.call(Order(route.name, _COMPLETIONS, body, sent)) as call:
             parts: list[str] = []
             async with aclosing(call.stream.chunks()) as chunks:
                 async for chunk in chunks:
@@ -119,6 +107,7 @@ class Generating:
         exchange: Exchange,
         request: openai.CompletionRequest | openai.ChatRequest,
         facts: Facts,
+        sent: str,
         path: str,
     ) -> None:
         target = self._router.find(request.model)
@@ -133,7 +122,7 @@ class Generating:
         body = openai.asking_usage(body, quirks)
         values: list[dict[str, Any]] = []
         parts: list[str] = []
-        async with self._call(route.name, path, body) as call:
+        async with self._caller.call(Order(route.name, path, body, sent)) as call:
             async with aclosing(call.stream.chunks()) as chunks:
                 async for chunk in chunks:
                     if chunk.text:
@@ -155,47 +144,6 @@ class Generating:
             await exchange.send_event(event(openai.usage_chunk(values[-1], counts)))
         await exchange.finish(DONE)
 
-    @asynccontextmanager
-    async def _call(self, model: str, path: str, body: dict[str, Any]) -> AsyncIterator[Call]:
-        """Lease a replica and call it; tried once more where the first was not even reached."""
-        self._upstream.refuse_hopeless(self._router.find(model).route, body)
-        for attempt in range(1, _TRIES + 1):
-            async with AsyncExitStack() as stack:
-                lease = await stack.enter_async_context(self._router.lease(model, attempt > 1))
-                self._metrics.queue.labels(model).observe(lease.waited_s)
-                stack.enter_context(self._blaming(lease))
-                began = time.monotonic()
-                try:
-                    with lease.tally.owing():
-                        tokens = await self._upstream.prompt_tokens(
-                            lease.route, lease.replica, body
-                        )
-                    most = tokens or self._upstream.most_tokens(lease.route, body)
-                    opening = self._upstream.stream(lease, path, body, most)
-                    stream = await stack.enter_async_context(opening)
-                except NotReached as error:
-                    if attempt == _TRIES:
-                        raise
-                    self._blame(lease, error)
-                    continue
-                yield Call(lease, stream, tokens, began)
-                lease.tally.answered += 1
-                return
-
-    @contextmanager
-    def _blaming(self, lease: Lease) -> Iterator[None]:
-        """Whatever breaks in the engine is held against its replica."""
-        try:
-            yield
-        except (UpstreamBroken, UpstreamInvalid, UpstreamTimeout) as error:
-            self._blame(lease, error)
-            raise
-
-    def _blame(self, lease: Lease, error: EngineRoomError) -> None:
-        """Rest the replica and have the engine probed."""
-        self._router.broke(lease.replica)
-        self._report(lease, error.message)
-
     def _first_token(self, facts: Facts) -> None:
         if facts.ttft is None:
             facts.ttft = time.monotonic() - facts.began
@@ -204,8 +152,8 @@ class Generating:
     async def _completion_tokens(self, call: Call, parts: list[str]) -> int:
         """The engine's own count: its usage chunk, or its tokenizer's word on the text.
 
-        An engine that dies after its answer was complete costs the count, not the answer: the
-        number of events stands in.
+        What goes wrong after the answer was complete costs the count, not the answer: the number of
+        events stands in.
         """
         counted = (call.stream.guard.usage or {}).get("completion_tokens")
         if isinstance(counted, int):
@@ -215,8 +163,8 @@ class Generating:
             return len(parts)
         try:
             return await self._upstream.count_tokens(route, replica, "".join(parts))
-        except (UpstreamBroken, UpstreamInvalid, UpstreamTimeout) as error:
-            self._blame(call.lease, error)
+        except RequestError as error:
+            self._caller.blame(call.lease, error)
             return len(parts)
 
 

@@ -22,7 +22,8 @@ from orchestrator.control import (
     encode,
     receive,
 )
-from orchestrator.gateway.routing import Lease, Router
+from orchestrator.gateway.places import Lease
+from orchestrator.gateway.routing import Router
 
 _REDIAL_S = 0.2
 _COALESCE_S = 0.05

@@ -8,87 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
-from engine_launchers.base import Served
+from engine_launchers.base import CrashCause
 from orchestrator.control import Dealings, ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
+from orchestrator.gateway.outliers import Key
+from orchestrator.gateway.places import Lease, Line, Slot, Target, Waiter, key_of
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
-_VOUCHED = "ready"  # in a new table this ends the rest; while it is suspect the rest goes on
 _EWMA = 0.2
-
-
-@dataclass
-class Tally:
-    """What this gateway has had with one generation of one replica."""
-
-    owed: int = 0
-    relayed: int = 0
-    answered: int = 0
-
-    @contextmanager
-    def owing(self) -> Iterator[None]:
-        """While the engine owes a word, and nobody else does."""
-        self.owed += 1
-        try:
-            yield
-        finally:
-            self.owed -= 1
-
-
-@dataclass
-class _Slot:
-    """One generation of one replica, as this gateway sees it."""
-
-    replica: Replica
-    in_flight: int = 0
-    rests_until: float = 0.0
-    tally: Tally = field(default_factory=Tally)
-
-    def can_take(self, now: float) -> bool:
-        return (
-            self.replica.accepting
-            and self.in_flight < self.replica.max_concurrency
-            and self.rests_until <= now
-        )
-
-
-@dataclass
-class _Line:
-    """One model: its route, its replicas, and who waits for them."""
-
-    route: ModelRoute
-    slots: dict[tuple[str, int], _Slot] = field(default_factory=dict)
-    waiters: deque[asyncio.Future[_Slot]] = field(default_factory=deque)
-    service_s: float = 1.0
-    """Moving average of how long a lease is held, for Retry-After."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a name that a client gave stands for."""
-
-    route: ModelRoute
-    served: Served
-
-    @property
-    def call(self) -> dict[str, object]:
-        """The body fields that make the engine take this very model or adapter."""
-        return {**self.served.fields, "model": self.served.model}
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to send one request to `replica` of `route`."""
-
-    route: ModelRoute
-    replica: Replica
-    waited_s: float
-    tally: Tally
 
 
 class Router:
@@ -100,10 +31,11 @@ class Router:
         queue_timeout_s: float,
         on_change: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        on_lost: Callable[[Key, CrashCause | None], None] = lambda key, cause: None,
     ) -> None:
         self._max_queue, self._timeout = max_queue, queue_timeout_s
-        self._on_change, self._clock = on_change, clock
-        self._lines: dict[str, _Line] = {}
+        self._on_change, self._clock, self._on_lost = on_change, clock, on_lost
+        self._lines: dict[str, Line] = {}
         self._names: dict[str, Target] = {}
         self.version = 0
         self.draining = False
@@ -114,19 +46,23 @@ class Router:
     def apply(self, table: RouteTable) -> None:
         """Take a new table; requests in flight keep their place, waiters are served or refused."""
         self.version, self.draining, self.known = table.version, table.draining, True
-        lines: dict[str, _Line] = {}
+        lines: dict[str, Line] = {}
         for route in table.models:
-            line = self._lines.pop(route.name, None) or _Line(route)
+            line = self._lines.pop(route.name, None) or Line(route)
             line.route = route
             old = line.slots
             line.slots = {}
             for replica in route.replicas:
                 key = (replica.id, replica.generation)
-                slot = old.pop(key, None) or _Slot(replica)
+                slot = old.pop(key, None) or Slot(replica)
                 slot.replica = replica
-                if route.state == _VOUCHED:
+                if replica.vouched:
                     slot.rests_until = 0.0
                 line.slots[key] = slot
+            for key, slot in old.items():
+                if slot.replica.accepting:  # else it was drained first
+                    self._on_lost(key, route.lost.get(key[0]))
+            line.outliers.keep(line.slots)
             lines[route.name] = line
         gone, self._lines = self._lines, lines
         self._names = {
@@ -205,19 +141,30 @@ class Router:
             self.keep_alive[name] = seconds
             self._on_change()
 
+    def ejected(self, name: str) -> int:
+        """How many replicas of the model are left out because requests failed on them."""
+        return self._lines[name].outliers.out(self._clock())
+
+    def has_other(self, name: str, replica: Replica) -> bool:
+        """Whether a replica of the model other than `replica` takes requests."""
+        line = self._lines.get(name)
+        return line is not None and bool(self._open(line, key_of(replica)))
+
     # --- leasing --------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def lease(self, name: str, again: bool = False) -> AsyncIterator[Lease]:
+    async def lease(
+        self, name: str, again: bool = False, avoid: Replica | None = None
+    ) -> AsyncIterator[Lease]:
         """Wait for a place, hold it, give it back.
 
         `again`: this request had a place and lost it through no fault of its own; it goes to the
-        head of the queue and no bound refuses it. Raises QueueFull, ModelUnavailable, Draining or
-        UnknownModel.
+        head of the queue and no bound refuses it. It is not given to `avoid` where the model has
+        another replica. Raises QueueFull, ModelUnavailable, Draining or UnknownModel.
         """
         began = self._clock()
         line = self._lines[self.find(name).route.name]
-        slot = await self._take(line, again)
+        slot = await self._take(line, again, key_of(avoid) if avoid else None)
         granted = self._clock()
         self._served[line.route.name] += 1
         self._on_change()
@@ -232,36 +179,53 @@ class Router:
     def broke(self, replica: Replica) -> None:
         """Rest a replica that failed a request, until it is probed or for a moment."""
         for line in self._lines.values():
-            slot = line.slots.get((replica.id, replica.generation))
+            slot = line.slots.get(key_of(replica))
             if slot is not None:
                 slot.rests_until = self._clock() + _BROKEN_S
                 asyncio.get_running_loop().call_later(_BROKEN_S, self._wake, line)
 
-    def _wake(self, line: _Line) -> None:
+    def failed(self, replica: Replica) -> float | None:
+        """Count a failure; the seconds that it gets the replica ejected for, None where not."""
+        for line in self._lines.values():
+            if key_of(replica) in line.slots:
+                among = [key for key, slot in line.slots.items() if slot.replica.accepting]
+                seconds = line.outliers.failed(key_of(replica), among, self._clock())
+                if seconds is not None:
+                    asyncio.get_running_loop().call_later(seconds, self._wake, line)
+                return seconds
+        return None
+
+    def succeeded(self, replica: Replica) -> None:
+        """A whole answer came from this replica."""
+        for line in self._lines.values():
+            line.outliers.succeeded(key_of(replica))
+
+    def _wake(self, line: Line) -> None:
         """Serve who waited for a rest to end; timers may fire a little before our clock agrees."""
         self._serve(line)
+        self._on_change()
         now = self._clock()
         rests = [s.rests_until - now for s in line.slots.values() if s.rests_until > now]
         if line.waiters and rests:
             asyncio.get_running_loop().call_later(max(0.001, min(rests)), self._wake, line)
 
-    async def _take(self, line: _Line, again: bool) -> _Slot:
+    async def _take(self, line: Line, again: bool, avoid: Key | None) -> Slot:
         name = line.route.name
         if (error := self._unavailable(line)) is not None:
             raise error
-        if (again or not line.waiters) and (slot := self._choose(line)) is not None:
+        if (again or not line.waiters) and (slot := self._choose(line, avoid)) is not None:
             return slot
         if len(line.waiters) >= self._max_queue and not again:
             raise QueueFull(
                 f"{len(line.waiters)} requests wait for {name} already, which is the limit",
                 retry_after=self._retry_after(line),
             )
-        waiter: asyncio.Future[_Slot] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(asyncio.get_running_loop().create_future(), avoid)
         line.waiters.appendleft(waiter) if again else line.waiters.append(waiter)
         self._on_change()
         try:
             async with asyncio.timeout(self._timeout):
-                return await waiter
+                return await waiter.place
         except TimeoutError:
             self._abandon(line, waiter)
             why = line.route.why or line.route.state
@@ -273,42 +237,56 @@ class Router:
             self._abandon(line, waiter)
             raise
 
-    def _abandon(self, line: _Line, waiter: asyncio.Future[_Slot]) -> None:
+    def _abandon(self, line: Line, waiter: Waiter) -> None:
         """Leave the queue; give a place back that was granted at the same moment."""
+        place = waiter.place
         if waiter in line.waiters:
             line.waiters.remove(waiter)
-        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-            waiter.result().in_flight -= 1
+        elif place.done() and not place.cancelled() and place.exception() is None:
+            place.result().in_flight -= 1
         self._serve(line)
         self._on_change()
 
-    def _choose(self, line: _Line) -> _Slot | None:
+    def _open(self, line: Line, avoid: Key | None) -> list[Slot]:
+        """The replicas that take requests and are not left out; never `avoid`."""
+        open_ = {key: slot for key, slot in line.slots.items() if slot.replica.accepting}
+        usable = line.outliers.usable(open_, self._clock())
+        return [slot for key, slot in open_.items() if key in usable and key != avoid]
+
+    def _choose(self, line: Line, avoid: Key | None) -> Slot | None:
         """Least in flight among those that can take one more; it is counted at once."""
         now = self._clock()
-        free = [slot for slot in line.slots.values() if slot.can_take(now)]
+        among = self._open(line, avoid) or self._open(line, None)
+        free = [slot for slot in among if slot.can_take(now)]
         if not free:
             return None
         slot = min(free, key=lambda slot: slot.in_flight)
         slot.in_flight += 1
         return slot
 
-    def _serve(self, line: _Line) -> None:
-        while line.waiters:
-            if line.waiters[0].done():  # cancelled, and about to leave by itself
-                line.waiters.popleft()
-                continue
-            slot = self._choose(line)
-            if slot is None:
-                return
-            line.waiters.popleft().set_result(slot)
-
-    def _refuse(self, line: _Line, error: Exception) -> None:
+    def _serve(self, line: Line) -> None:
+        """Give free places to the waiters in their order; who avoids a place is passed over."""
+        kept: list[Waiter] = []
         while line.waiters:
             waiter = line.waiters.popleft()
-            if not waiter.done():
-                waiter.set_exception(error)
+            if waiter.place.done():  # cancelled, and about to leave by itself
+                continue
+            slot = self._choose(line, waiter.avoid)
+            if slot is not None:
+                waiter.place.set_result(slot)
+                continue
+            kept.append(waiter)
+            if waiter.avoid is None:
+                break
+        line.waiters.extendleft(reversed(kept))
 
-    def _unavailable(self, line: _Line) -> Exception | None:
+    def _refuse(self, line: Line, error: Exception) -> None:
+        while line.waiters:
+            place = line.waiters.popleft().place
+            if not place.done():
+                place.set_exception(error)
+
+    def _unavailable(self, line: Line) -> Exception | None:
         """Why waiting would be in vain, None where it makes sense."""
         if self.draining:
             return Draining("the server is shutting down", retry_after=5)
@@ -317,7 +295,7 @@ class Router:
             return ModelUnavailable(f"{route.name} is {route.state}: {route.why}", retry_after=10)
         return None
 
-    def _retry_after(self, line: _Line) -> float:
+    def _retry_after(self, line: Line) -> float:
         """Seconds until the queue of now should be served, between 1 and 60."""
         places = sum(slot.replica.max_concurrency for slot in line.slots.values()) or 1
         return min(60.0, max(1.0, line.service_s * len(line.waiters) / places))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -18,22 +20,29 @@ from orchestrator.control import ModelRoute, Replica
 from orchestrator.errors import (
     BadRequest,
     ContextLengthExceeded,
+    EngineBusy,
     EngineError,
+    GatewayBusy,
+    QueueFull,
     RequestError,
     UpstreamBroken,
     UpstreamInvalid,
     UpstreamTimeout,
 )
-from orchestrator.gateway.routing import Lease, Tally
+from orchestrator.gateway.places import Lease, Tally
 from orchestrator.gateway.sse import SseReader
 from orchestrator.gateway.stream import Chunk, StreamGuard
 
 _log = logging.getLogger("engineroom.gateway")
+_BUFFER = 128 * 1024
+_NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _ERROR_BODY_LIMIT = 64 * 1024
 _AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
 _CHARACTERS_PER_TOKEN = 64  # more than any tokenizer reaches on average
 _PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 
+
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL}
 
 # How engines say that a prompt is too long: llama_cpp and ours, llama-server, vLLM.
 _TOO_LONG = ("context_length", "exceed_context_size", "maximum context length")
@@ -51,7 +60,13 @@ class EngineStream:
     ) -> None:
         self._response, self._tally = response, tally
         self._first_s, self._next_s = first_s, next_s
+        self._events = self._payloads()
+        self._first: Chunk | None = None
         self.guard = StreamGuard()
+
+    async def begin(self) -> None:
+        """Wait for the first chunk. Raises what came instead of it."""
+        self._first = await self._next(self._first_s)
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Each chunk as it comes. Raises what ended the stream before its time.
@@ -59,27 +74,36 @@ class EngineStream:
         Once the answer is complete nothing can spoil it: what an engine does after its
         finish_reason is not the client's concern.
         """
-        limit = self._first_s
-        async with aclosing(self._payloads()) as payloads:
-            while not self.guard.done:
-                try:
-                    with self._tally.owing():
-                        async with asyncio.timeout(limit):
-                            payload = await anext(payloads, None)
-                    self._tally.relayed += 1
-                    chunk = None if payload is None else self.guard.feed(payload)
-                except (TimeoutError, UpstreamBroken, UpstreamInvalid) as error:
-                    if self.guard.finish_reason is not None:
-                        return
-                    if isinstance(error, TimeoutError):
-                        told = f"the engine sent nothing for {limit:g} s"
-                        raise UpstreamTimeout(told) from None
-                    raise
-                if payload is None:
-                    self.guard.close()
-                if chunk is not None:
-                    yield chunk
-                limit = self._next_s if self.guard.finish_reason is None else _AFTER_FINISH_S
+        chunk = self._first
+        while chunk is not None:
+            yield chunk
+            finished = self.guard.finish_reason is not None
+            chunk = await self._next(_AFTER_FINISH_S if finished else self._next_s)
+
+    async def close(self) -> None:
+        """Stop reading and close the connection."""
+        await self._events.aclose()
+        await self._response.aclose()
+
+    async def _next(self, limit: float) -> Chunk | None:
+        """The next chunk, None at the legal end."""
+        if self.guard.done:
+            return None
+        try:
+            with self._tally.owing():
+                async with asyncio.timeout(limit):
+                    payload = await anext(self._events, None)
+            self._tally.relayed += 1
+            chunk = None if payload is None else self.guard.feed(payload)
+        except (TimeoutError, UpstreamBroken, UpstreamInvalid) as error:
+            if self.guard.finish_reason is not None:
+                return None
+            if isinstance(error, TimeoutError):
+                raise UpstreamTimeout(f"the engine sent nothing for {limit:g} s") from None
+            raise
+        if payload is None:
+            self.guard.close()
+        return chunk
 
     async def _payloads(self) -> AsyncGenerator[str, None]:
         reader = SseReader()
@@ -107,7 +131,12 @@ class Upstream:
         # Idle connections are dropped before an engine's own 5 s keep-alive can race with us.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
         timeout = httpx.Timeout(None, connect=2.0)
-        self._client = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+        # An engine shall notice soon that its reader's reader has stopped.
+        buffer = (socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        transport = httpx.AsyncHTTPTransport(
+            limits=limits, trust_env=False, socket_options=[buffer, _NO_DELAY]
+        )
+        self._client = httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -117,7 +146,7 @@ class Upstream:
     async def stream(
         self, lease: Lease, path: str, body: dict[str, Any], prompt_tokens: int
     ) -> AsyncIterator[EngineStream]:
-        """Call the engine; leaving the context closes the connection, which frees the engine.
+        """Call the engine and wait for its first chunk; leaving the context frees the engine.
 
         Raises NotReached before anything was sent, and the engine's refusal as an error of ours.
         """
@@ -128,7 +157,7 @@ class Upstream:
                 async with asyncio.timeout(first_s):
                     response = await self._client.send(request, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise NotReached("the engine does not take connections") from error
+            raise _not_reached(error) from error
         except TimeoutError:
             raise UpstreamTimeout(f"the engine did not answer for {first_s:g} s") from None
         except httpx.HTTPError as error:
@@ -140,7 +169,12 @@ class Upstream:
             kind = response.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
                 raise UpstreamInvalid(f"the engine answered {kind or 'no content type'}")
-            yield EngineStream(response, first_s, self._stall_s, lease.tally)
+            stream = EngineStream(response, first_s, self._stall_s, lease.tally)
+            try:
+                await stream.begin()
+                yield stream
+            finally:
+                await stream.close()
         finally:
             await response.aclose()
 
@@ -205,7 +239,7 @@ class Upstream:
             async with asyncio.timeout(self._stall_s):
                 answer = await self._client.post(url, json={"model": route.name, "input": text})
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise NotReached("the engine does not take connections") from error
+            raise _not_reached(error) from error
         except TimeoutError:
             raise UpstreamTimeout("the engine's tokenizer does not answer") from None
         except httpx.HTTPError as error:
@@ -215,6 +249,16 @@ class Upstream:
             return int(answer.json()["count"])
         except (ValueError, KeyError, TypeError) as error:
             raise UpstreamInvalid("the engine's tokenizer gave no count") from error
+
+
+def _not_reached(error: BaseException) -> RequestError:
+    """Whose fault it is that there is no connection: ours where we have no descriptor for it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _OURS:
+            return GatewayBusy("the gateway has no file descriptors left; try again")
+        cause = cause.__cause__ or cause.__context__
+    return NotReached("the engine does not take connections")
 
 
 def _characters(body: dict[str, Any]) -> int:
@@ -273,4 +317,14 @@ async def _refusal(response: httpx.Response) -> RequestError:
         return ContextLengthExceeded(message or "the prompt is too long")
     if status in (400, 422):
         return BadRequest(f"the engine refuses the request: {message or f'HTTP {status}'}")
+    if status == 429:
+        return QueueFull("the engine's own queue is full", retry_after=_retry_after(response))
+    if status == 503:
+        return EngineBusy("the engine takes nothing now", retry_after=_retry_after(response))
     return EngineError(f"the engine answered HTTP {status}")
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """The engine's own word, in seconds, within reason."""
+    told = response.headers.get("retry-after", "")
+    return min(60.0, max(1.0, float(told))) if told.isdigit() else 1.0

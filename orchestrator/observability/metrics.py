@@ -166,6 +166,51 @@ class GatewayMetrics:
             ["model"],
             registry=reg,
         )
+        self.connections = Gauge(
+            "engineroom_connections", "Open connections of clients.", registry=reg
+        )
+        self.slow_clients = Counter(
+            "engineroom_slow_clients_total",
+            "Clients that took nothing for write_timeout_s and were cut off.",
+            registry=reg,
+        )
+        self._add_engine_faults()
+
+    def _add_engine_faults(self) -> None:
+        reg = self.registry
+        self.upstream_errors = Counter(
+            "engineroom_upstream_errors_total",
+            "Calls that failed through the engine's fault, by error code.",
+            ["model", "code"],
+            registry=reg,
+        )
+        self.retries = Counter(
+            "engineroom_retries_total",
+            "Requests tried once more before their first byte, by the error before.",
+            ["model", "code"],
+            registry=reg,
+        )
+        self.retries_refused = Counter(
+            "engineroom_retries_refused_total",
+            "Requests not tried again because a fifth of all had been.",
+            ["model"],
+            registry=reg,
+        )
+        self.ejections = Counter(
+            "engineroom_ejections_total",
+            "Replicas left out for a while after failures in a row.",
+            ["model"],
+            registry=reg,
+        )
+        self.ejected = Gauge(
+            "engineroom_replicas_ejected", "Replicas left out now.", ["model"], registry=reg
+        )
+        self.quarantined = Counter(
+            "engineroom_quarantined_requests_total",
+            "Requests refused because their body ended two engines.",
+            ["model"],
+            registry=reg,
+        )
 
     def render(self) -> bytes:
         """The exposition text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_launchers.base import Launcher
+from engine_launchers.base import CrashCause, Launcher
 from orchestrator.control import ModelRoute, Replica
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.instance import Instance
@@ -39,7 +39,15 @@ def route(pool: Pool, launcher: Launcher, now: float) -> ModelRoute:
         bos_token=plan.model.bos_token,
         eos_token=plan.model.eos_token,
         replicas=tuple(found for each in pool.instances if (found := _replica(pool, each))),
+        lost={each.name: cause for each in pool.instances if (cause := _crash(each)) is not None},
     )
+
+
+def _crash(instance: Instance) -> CrashCause | None:
+    """Why its engine crashed, where that is the last that happened to it."""
+    now = instance.lifecycle
+    after = {lc.State.STARTING, lc.State.BACKOFF, lc.State.FAILED}
+    return now.cause if now.state in after or now.after == "retry" else None
 
 
 def _replica(pool: Pool, instance: Instance) -> Replica | None:
@@ -53,5 +61,6 @@ def _replica(pool: Pool, instance: Instance) -> Replica | None:
         generation=now.generation,
         base_url=instance.base_url,
         accepting=now.state in lc.SERVING,
+        vouched=now.state is lc.State.READY,
         max_concurrency=min(limit or 1, most or limit or 1),
     )

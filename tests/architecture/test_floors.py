@@ -97,6 +97,10 @@ PURE = {
     "orchestrator.gateway.keep_alive",
     "orchestrator.gateway.openai",
     "orchestrator.gateway.body",
+    "orchestrator.gateway.crowd",
+    "orchestrator.gateway.outliers",
+    "orchestrator.gateway.quarantine",
+    "orchestrator.gateway.retries",
 }
 PROGRAMS = "engine_launchers.servers."  # run in an engine's own environment, as files
 PURE_PARTS = {f"{PROGRAMS}pytorch_{part}" for part in ("bodies", "flags", "text", "turns")}

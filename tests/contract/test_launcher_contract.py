@@ -166,6 +166,7 @@ def test_an_old_line_in_the_log_does_not_blame_a_healthy_exit(launcher: Launcher
     tail = ["ValueError: Failed to load model from file: x"]
     assert launcher.diagnose(ExitResult(signal=9), tail) is CrashCause.KILLED
     assert launcher.diagnose(ExitResult(oom_killed=True), tail) is CrashCause.HOST_OOM
+    assert launcher.diagnose(ExitResult(signal=11), []) is CrashCause.CRASHED
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -15,6 +15,7 @@ else goes on (a stopped core behind a living server); the next one lets them go 
 Process knobs
   --host, --port, --model       where to listen (port 0: any free one) and what name to show
   --load-s S                    time before ready; a progress line each 0.2 s
+  --load-until FILE             after that, wait until FILE exists
   --silent-load                 no progress lines
   --load-burns                  the load computes all the time
   --bind-late | --bind-early    listen after loading (default), or before it and answer 503
@@ -52,6 +53,8 @@ Generation knobs; one request can set its own by a header `X-Fake: {"tps": 10}` 
   --header-delay-s S            wait before the status line
   --keepalive-s S               an SSE comment every S seconds, whatever else happens
   --status CODE                 refuse with this status and an OpenAI error
+  --retry-after S               the Retry-After of that refusal, seconds; 0 sends none
+  --trickle-s S                 send the status line byte by byte, one every S seconds
   --hang-after-tokens N         stop for ever there; the rest of the engine goes on
   --exit-after-tokens N         the process kills itself with SIGKILL there
   --exit-code-after-tokens N:CODE   the process exits there; CODE as for --fail-on-start
@@ -62,6 +65,10 @@ Generation knobs; one request can set its own by a header `X-Fake: {"tps": 10}` 
     short-chunk close inside a chunk                 half-frame  half an event, then a proper end
     bad-utf8    an event with invalid bytes, then a proper end
     html        an HTML page, then a proper end (with N=0 the whole answer is text/html)
+    no-json | array | no-choices | odd-choice   an event of that kind, then a proper end
+    done        [DONE], and nothing before it says that the answer is finished
+    pings       comments for ever, and no event      endless     an event that never ends
+    garbage     bytes that are no chunk              half-line   half a chunk's length, then FIN
   --no-done                     no [DONE] at the end
   --no-finish                   no chunk with a finish_reason, but [DONE]
   --usage-in-stream             honour stream_options.include_usage
@@ -96,8 +103,14 @@ SWITCHES = (
 )
 PROCESS_KNOBS: dict[str, Any] = (
     {"host": "127.0.0.1", "port": 8000, "model": "fake", "load_s": 0.0}
-    | {"fail_on_start": OFF, "fail_text": "RuntimeError: engine failed", "fail_while": ""}
-    | {"sleep_status": 200, "wake_status": 200}
+    | {
+        "load_until": "",
+        "fail_on_start": OFF,
+        "fail_text": "RuntimeError: engine failed",
+        "fail_while": "",
+        "sleep_status": 200,
+        "wake_status": 200,
+    }
     | {"oom_after": OFF, "oom_text": "vllm", "vital_child": "", "log_flood": 0, "log_line": 0}
     | dict.fromkeys(SWITCHES.split(), False)
 )
@@ -106,10 +119,19 @@ ENDINGS = "done_after_error no_done no_finish usage_in_stream no_cancel"
 PREFILL = "prefill_burns prefill_counts"
 GENERATION_KNOBS: dict[str, Any] = (
     {"tps": 0.0, "prefill_s": 0.0, "header_delay_s": 0.0, "keepalive_s": 0.0, "status": 0}
-    | {"exit_code_after_tokens": "", "cut_how": "fin"}
+    | {"exit_code_after_tokens": "", "cut_how": "fin", "retry_after": 0, "trickle_s": 0.0}
     | dict.fromkeys(COUNTS.split(), OFF)
     | dict.fromkeys(f"{ENDINGS} {PREFILL}".split(), False)
 )
+ODD_EVENTS = {
+    "no-json": b"data: {not json}\n\n",
+    "array": b"data: [1, 2]\n\n",
+    "no-choices": b'data: {"object": "text_completion"}\n\n',
+    "odd-choice": b'data: {"choices": [7]}\n\n',
+    "done": b"data: [DONE]\n\n",
+}
+PLAIN_CUTS = {"fin", "rst", "short-chunk", "half-frame", "bad-utf8", "html"}
+CUTS = PLAIN_CUTS | set(ODD_EVENTS) | {"pings", "endless", "garbage", "half-line"}
 HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>\n"
 CUDA_OOM = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.16 GiB. GPU 0 has a total "
@@ -138,7 +160,7 @@ class Breakage(Exception):
 
 def check(knobs: Namespace) -> Namespace:
     """ValueError where a word is not one of those a knob knows."""
-    if knobs.cut_how not in ("fin", "rst", "short-chunk", "half-frame", "bad-utf8", "html"):
+    if knobs.cut_how not in CUTS:
         raise ValueError(f"no such cut_how: {knobs.cut_how}")
     if not re.fullmatch(r"(\d+:-?\d+)?", knobs.exit_code_after_tokens):
         raise ValueError("exit_code_after_tokens must look like N:CODE")
@@ -265,9 +287,11 @@ class Connection:
         lines = f"HTTP/1.1 {status} Fake\r\nContent-Type: {kind}\r\n{framing}\r\n{close}\r\n"
         return lines.encode()
 
-    async def reply(self, status: int, body: object, kind: str = "application/json") -> None:
+    async def reply(
+        self, status: int, body: object, kind: str = "application/json", more: str = ""
+    ) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        await self.send(self.head(status, kind, f"Content-Length: {len(data)}") + data)
+        await self.send(self.head(status, kind, f"{more}Content-Length: {len(data)}") + data)
 
     async def chunk(self, data: bytes) -> None:
         await self.send(b"%x\r\n%b\r\n" % (len(data), data))
@@ -285,19 +309,25 @@ class Connection:
     async def cut(self, how: str, bad: bytes, stream: bool) -> None:
         """Break an answer; `bad` is an event or a plain body whose text is one NUL."""
         half = bad[: len(bad) // 2]
-        spoilt = {"html": HTML, "half-frame": half}
+        spoilt = {"html": HTML, "half-frame": half, **ODD_EVENTS}
         spoilt["bad-utf8"] = bad.replace(b"\\u0000", b"\xc3\x28\xff")
         if how in spoilt and stream:
             await self.chunk(spoilt[how])
             await self.chunk(b"")
+        elif how in ("pings", "endless") and stream:
+            piece = b": ping\n\n" if how == "pings" else b"data: " + b"x" * 65_536
+            while True:
+                await self.chunk(piece)
+                await asyncio.sleep(0.02)
         elif how in spoilt:
             await self.reply(200, spoilt[how], "text/html" if how == "html" else "application/json")
         else:
             if not stream:
                 head = self.head(200, "application/json", f"Content-Length: {len(bad)}")
                 await self.send(head + half)
-            elif how == "short-chunk":
-                await self.send(b"%x\r\n%b" % (len(bad), half))
+            elif how in ("short-chunk", "garbage", "half-line"):
+                raw = {"garbage": b"\x00\xffnonsense\r\n\r\n", "half-line": b"1"}
+                await self.send(raw.get(how, b"%x\r\n%b" % (len(bad), half)))
             await self.drop(how)
 
 
@@ -442,6 +472,8 @@ class Engine:
             if not settings.silent_load:
                 say(f"Loading weights: {100 * spent / settings.load_s:3.0f}% after {spent:.1f} s\n")
             await pass_time(min(0.2, until - spent), settings.load_burns)
+        while settings.load_until and not Path(settings.load_until).exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         if fails:
             text = settings.fail_text
             say((Path(text[1:]).read_text() if text.startswith("@") else text) + "\n", fd=2)
@@ -642,9 +674,14 @@ class Engine:
     async def refuse(self, connection: Connection, job: Job) -> bool:
         """The answers that are wrong from their first byte on; False if there is none."""
         await asyncio.sleep(job.knobs.header_delay_s)
+        for letter in b"HTTP/1.1 200 Fake" if job.knobs.trickle_s else b"":
+            await connection.send(bytes([letter]))
+            await asyncio.sleep(job.knobs.trickle_s)
         if status := 503 if self.asleep else job.knobs.status:
             say(f"told to answer {status}\n", fd=2)
-            await connection.reply(status, openai_error(f"Told to answer {status}", status))
+            more = f"Retry-After: {job.knobs.retry_after}\r\n" if job.knobs.retry_after else ""
+            told = openai_error(f"Told to answer {status}", status)
+            await connection.reply(status, told, more=more)
         elif (job.knobs.cut_after_tokens, job.knobs.cut_how) == (0, "html"):
             await connection.reply(200, HTML, "text/html")
         else:

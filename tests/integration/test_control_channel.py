@@ -46,7 +46,8 @@ class Channel:
         self.here = GatewayLink(socket, lambda _, event: self.events.append(event), self.heard.set)
         config = GatewayConfig(
             version="1", name="g", host="x", port=1, control_socket=str(socket), max_queue=9,
-            queue_timeout_s=9, max_body_bytes=9, stall_timeout_s=9, log_level="info",
+            queue_timeout_s=9, max_body_bytes=9, stall_timeout_s=9,
+        write_timeout_s=60, log_level="info",
         )  # fmt: skip
         self.router = Router(9, 9.0, lambda: self.there.changed())
         self.there = SupervisorLink(config, self.router)

@@ -7,34 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.harness import Room, sample, until
+from tests.harness import Room, until
+from tests.streams import events_of
 
 RoomMaker = Callable[..., Room]
-
-# What the fake does to one request, asked for in its prompt; the code that the client must see.
-FAULTS: list[tuple[dict[str, Any], str]] = [
-    ({"cut_after_tokens": 2, "cut_how": "fin"}, "engine_died"),
-    ({"cut_after_tokens": 2, "cut_how": "rst"}, "engine_died"),
-    ({"cut_after_tokens": 2, "cut_how": "short-chunk"}, "engine_died"),
-    ({"cut_after_tokens": 2, "cut_how": "half-frame"}, "engine_died"),
-    ({"cut_after_tokens": 2, "cut_how": "bad-utf8"}, "upstream_invalid"),
-    ({"cut_after_tokens": 0, "cut_how": "html"}, "upstream_invalid"),
-    ({"no_finish": True}, "engine_died"),
-    ({"error_after_tokens": 2}, "engine_died"),
-    ({"error_after_tokens": 2, "done_after_error": True}, "engine_died"),
-    ({"error_after_tokens": 0}, "engine_died"),
-    ({"status": 500}, "engine_error"),
-    ({"status": 503}, "engine_error"),
-    ({"status": 400}, "invalid_request"),
-    ({"hang_after_tokens": 2}, "engine_stalled"),
-    ({"hang_after_tokens": 0}, "engine_stalled"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -55,56 +36,11 @@ def prompt(fault: dict[str, Any]) -> str:
     return "Hi fake=" + json.dumps(fault)
 
 
-def events_of(room: Room, path: str, body: dict[str, Any]) -> tuple[int, list[str]]:
-    """Status, and the data payloads of a stream (or the error body as the only one)."""
-    with room.http.stream("POST", room.url + path, json=body) as answer:
-        if answer.status_code != 200:
-            return answer.status_code, [answer.read().decode()]
-        return 200, [x[6:] for x in answer.iter_lines() if x.startswith("data: ")]
-
-
-STREAMS: list[tuple[str, dict[str, Any]]] = [
-    ("/generate_stream", {"max_new_tokens": 6}),
-    ("/v1/completions", {"max_tokens": 6, "stream": True}),
-]
-
-
-@pytest.mark.parametrize("path_body", STREAMS, ids=lambda pb: pb[0])
-@pytest.mark.parametrize(("fault", "code"), FAULTS, ids=lambda x: str(x)[:60])
-def test_a_stream_ends_with_exactly_one_error(
-    room: Room, path_body: tuple[str, dict[str, Any]], fault: dict[str, Any], code: str
-) -> None:
-    path, body = path_body
-    status, got = events_of(room, path, {**body, "prompt": prompt(fault)})
-    errors = [json.loads(e) for e in got if e != "[DONE]" and "error" in json.loads(e)]
-    assert [e["error"]["code"] for e in errors] == [code]
-    assert "[DONE]" not in got
-    assert json.loads(got[-1]) == errors[0]
-    assert status == 200 or len(got) == 1
-    if fault.get("cut_after_tokens") == 2:
-        assert status == 200
-        assert len(got) >= 2
-
-
-@pytest.mark.parametrize(("fault", "code"), FAULTS, ids=lambda x: str(x)[:60])
-def test_a_plain_answer_is_an_error_with_a_status(
-    room: Room, fault: dict[str, Any], code: str
-) -> None:
-    answer = room.generate(prompt(fault), max_new_tokens=6)
-    assert answer.status_code in (400, 502, 504)
-    assert answer.json()["error"]["code"] == code
-
-
 def test_a_stream_without_done_is_complete_all_the_same(room: Room) -> None:
-    _, got = events_of(
-        room, "/generate_stream", {"prompt": prompt({"no_done": True}), "max_new_tokens": 3}
-    )
+    body = {"prompt": prompt({"no_done": True}), "max_new_tokens": 3}
+    _, got = events_of(room.http, f"{room.url}/generate_stream", body)
     assert got[-1] == "[DONE]"
     assert json.loads(got[-2])["token_count"] == 3
-
-
-def test_the_engine_is_never_restarted_for_what_requests_did(room: Room) -> None:
-    assert room.wait_state("ready")["restarts"] == 0
 
 
 def test_a_request_that_the_engine_refuses_does_not_cast_suspicion_on_it(room: Room) -> None:
@@ -147,32 +83,6 @@ def test_streams_do_not_mix(room: Room) -> None:
     for thread in threads:
         thread.join(60)
     assert wrong == []
-
-
-@pytest.mark.parametrize("when", ["queued", "before the first token", "mid-stream", "plain"])
-def test_a_client_that_leaves_frees_the_engine(make_room: RoomMaker, when: str) -> None:
-    room = make_room("--tps", "5", "--prefill-s", "1" if when == "before the first token" else "0")
-    room.start()
-    stats = room.engine()["url"] + "/stats"
-    if when == "queued":
-        blocker = threading.Thread(target=lambda: room.generate("blocker", max_new_tokens=10))
-        blocker.start()
-        until(lambda: room.engine()["in_flight"], 5, "the engine is busy")
-    body = {"prompt": "leaver", "max_new_tokens": 500, "stream": when == "mid-stream"}
-    with (
-        suppress(httpx.ReadTimeout),
-        httpx.Client(timeout=httpx.Timeout(5, read=0.6)) as client,
-        client.stream("POST", f"{room.url}/generate", json=body) as answer,
-    ):
-        next(answer.iter_raw())  # mid-stream: leave after the first bytes
-    if when == "queued":
-        blocker.join(20)
-        assert "leaver" not in httpx.get(stats).json()["order"]
-    until(lambda: not httpx.get(stats).json()["running"], 2, "the engine is idle")
-    until(lambda: not room.engine()["in_flight"], 2, "the lease is given back")
-    assert room.generate("next", max_new_tokens=1).status_code == 200
-    text = room.http.get(f"{room.url}/metrics").text
-    assert sample(text, "engineroom_client_disconnects_total", {"model": "demo"}) == 1
 
 
 def test_requests_during_a_long_load_wait_and_are_served(make_room: RoomMaker) -> None:
@@ -275,11 +185,11 @@ def test_an_engine_is_asked_for_the_usage_that_clients_are_told(make_room: RoomM
     messages = [{"role": "user", "content": "one two three"}]
     chat: dict[str, Any] = {"messages": messages, "max_tokens": 5}
     assert room.http.post(f"{room.url}/v1/chat/completions", json=chat).json()["usage"] == told
-    path = "/v1/chat/completions"
-    _, unasked = events_of(room, path, {**chat, "stream": True})
+    url = f"{room.url}/v1/chat/completions"
+    _, unasked = events_of(room.http, url, {**chat, "stream": True})
     assert not any('"usage"' in event for event in unasked)
     _, asked = events_of(
-        room, path, {**chat, "stream": True, "stream_options": {"include_usage": True}}
+        room.http, url, {**chat, "stream": True, "stream_options": {"include_usage": True}}
     )
     (counts,) = [json.loads(event)["usage"] for event in asked if '"usage"' in event]
     assert counts == told

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from engine_launchers.base import Quirks, Served
+from engine_launchers.base import CrashCause, Quirks, Served
 from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 from orchestrator.gateway.routing import Router
@@ -251,3 +251,54 @@ async def test_names() -> None:
         made.find(None)
     with pytest.raises(ModelUnavailable):
         Router(1, 1).find("m")
+
+
+async def test_one_that_failed_on_a_replica_gets_another_even_if_it_has_to_wait() -> None:
+    made = router(replica("a"), replica("b"))
+    got: list[str] = []
+
+    async def again() -> None:
+        async with made.lease("m", again=True, avoid=replica("a")) as lease:
+            got.append(lease.replica.id)
+
+    async with AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(made.lease("m")) for _ in range(2)]
+        assert [each.replica.id for each in first] == ["a", "b"]
+        waiting = asyncio.create_task(again())
+        behind = asyncio.create_task(enter(made))
+        await settle()
+        made.apply(table(replica("a", places=2), replica("b"), version=2))
+        await settle()
+        assert (got, behind.result()) == ([], "a")  # who may have the place is let past
+    await waiting
+    assert got == ["b"]
+    made.apply(table(replica("a"), version=3))
+    assert not made.has_other("m", replica("a"))
+    await again()
+    assert got == ["b", "a"]  # better than none
+
+
+async def test_a_replica_that_keeps_failing_is_left_out_until_its_time_is_over() -> None:
+    now = 0.0
+    made = Router(100, 5.0, clock=lambda: now)
+    made.apply(table(replica("a", places=2), replica("b")))
+    assert [made.failed(replica("a")) for _ in range(5)] == [None] * 4 + [30.0]
+    assert (made.ejected("m"), made.ready("m")) == (1, True)
+    async with made.lease("m") as lease:
+        assert lease.replica.id == "b"
+        waiting = asyncio.create_task(enter(made))
+        await settle()
+        assert not waiting.done()
+        now = 31.0
+        made.apply(table(replica("a", places=2), replica("b"), version=2))
+        assert await waiting == "a"
+
+
+def test_the_end_of_a_replica_is_told_with_what_is_known_of_it() -> None:
+    lost: list[object] = []
+    made = Router(1, 1, on_lost=lambda key, cause: lost.append((key, cause)))
+    made.apply(table(replica("a"), replica("b"), replica("c", accepting=False)))
+    route = table(replica("a", generation=2)).models[0]
+    crashed = route.model_copy(update={"lost": {"a": CrashCause.UNKNOWN}})
+    made.apply(RouteTable(version=2, models=(crashed,)))
+    assert lost == [(("a", 1), CrashCause.UNKNOWN), (("b", 1), None)]
