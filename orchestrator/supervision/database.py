@@ -30,6 +30,7 @@ _DISK = {
 }  # fmt: skip
 Row = tuple[object, ...]
 Rows = Mapping[str, list[Row]]
+Write = tuple[str, Sequence[object]]
 
 
 def copy_of(path: Path) -> Path:
@@ -105,7 +106,7 @@ class Database:
         with _as_sqlite():
             return self._open_db().execute(statement, values).fetchall()
 
-    def run_all(self, statements: Iterable[tuple[str, Sequence[object]]]) -> None:
+    def run_all(self, statements: Iterable[Write]) -> None:
         """Run statements that write, all of them or none."""
         db = self._open_db()
         db.execute("BEGIN IMMEDIATE")

@@ -33,6 +33,9 @@ TABLES = {
     "calibration": ("key", "at", "experience", "seal"),
 }
 
+# Events after one, of a subject, of a type or its family; each of the last two twice and thrice.
+CHOSEN = "id > ? AND (? IS NULL OR subject = ?) AND (? IS NULL OR type = ? OR type LIKE ? || '.%')"
+
 
 def insert(table: str) -> str:
     """The statement that writes one row, whatever stood under its key."""
@@ -44,6 +47,12 @@ def insert(table: str) -> str:
 def select(table: str, rest: str = "") -> str:
     """The statement that reads the columns in the order of `TABLES`."""
     return f"SELECT {', '.join(TABLES[table])} FROM {table} {rest}"  # noqa: S608
+
+
+def older(table: str) -> str:
+    """The statement that leaves as many of the latest rows as its value, and one."""
+    last = f"SELECT id FROM {table} ORDER BY id DESC LIMIT 1 OFFSET ?"  # noqa: S608
+    return f"DELETE FROM {table} WHERE id < ({last})"  # noqa: S608
 
 
 def seal(*columns: object) -> str:
