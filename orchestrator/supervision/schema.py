@@ -33,9 +33,6 @@ TABLES = {
     "calibration": ("key", "at", "experience", "seal"),
 }
 
-# Events after one, of a subject, of a type or its family; each of the last two twice and thrice.
-CHOSEN = "id > ? AND (? IS NULL OR subject = ?) AND (? IS NULL OR type = ? OR type LIKE ? || '.%')"
-
 
 def insert(table: str) -> str:
     """The statement that writes one row, whatever stood under its key."""
@@ -47,6 +44,16 @@ def insert(table: str) -> str:
 def select(table: str, rest: str = "") -> str:
     """The statement that reads the columns in the order of `TABLES`."""
     return f"SELECT {', '.join(TABLES[table])} FROM {table} {rest}"  # noqa: S608
+
+
+def chosen(
+    limit: int, subject: str | None, type: str | None, after: int = 0, newest: bool = True
+) -> tuple[str, tuple[object, ...]]:
+    """The statement that reads events, of a subject, of a type or its family, and its values."""
+    where = "id > ? AND (? IS NULL OR subject = ?)"
+    where += " AND (? IS NULL OR type = ? OR type LIKE ? || '.%')"
+    statement = select("events", f"WHERE {where} ORDER BY id {'DESC' if newest else 'ASC'} LIMIT ?")
+    return statement, (after, subject, subject, type, type, type, limit)
 
 
 def older(table: str) -> str:

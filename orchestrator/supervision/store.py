@@ -25,7 +25,7 @@ from orchestrator.supervision import calibration, journal, records
 from orchestrator.supervision.database import Database, Rows, Write, damaged, rows_of
 from orchestrator.supervision.journal import Event, Journal
 from orchestrator.supervision.records import Saved
-from orchestrator.supervision.schema import CHOSEN, TABLES, insert, older, select
+from orchestrator.supervision.schema import TABLES, chosen, insert, older, select
 
 __all__ = ["Saved", "Store"]
 
@@ -221,10 +221,7 @@ class Store:
     def _events(
         self, limit: int, subject: str | None, type: str | None, after: int, newest: bool
     ) -> tuple[Event, ...]:
-        rows = self._read(
-            select("events", f"WHERE {CHOSEN} ORDER BY id {'DESC' if newest else 'ASC'} LIMIT ?"),
-            (after, subject, subject, type, type, type, limit),
-        )
+        rows = self._read(*chosen(limit, subject, type, after, newest))
         if rows is not None:
             return tuple(event for row in rows if (event := journal.from_row(row)))
         fitting = [each for each in self.journal.recent() if each.fits(subject, type, after)]
