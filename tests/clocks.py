@@ -31,10 +31,11 @@ class MovedClock:
         shutil.copy(own / "pyvenv.cfg", folder)
         (folder / "lib").symlink_to(own / "lib")
         self.python = folder / "bin" / "python"
+        base = getattr(sys, "_base_executable", sys.executable)  # below any venv
         self.python.write_text(
             "#!/bin/bash\n"
             f"export LD_PRELOAD='{library}' FAKE_CLOCK='{self._shift}' PYTHONPATH='{ROOT}'\n"
-            f'exec -a "$0" \'{os.path.realpath(sys.executable)}\' "$@"\n'
+            f'exec -a "$0" \'{os.path.realpath(base)}\' "$@"\n'
         )
         self.python.chmod(0o700)
 

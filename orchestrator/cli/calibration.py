@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -68,6 +69,7 @@ def _clear(data_dir: Path | None, model: str | None) -> int:
         data = load_settings({"data_dir": data_dir}).data
         if not data.is_dir():
             return 0
+        os.umask(0o077)
         with only_one(data / "supervisor.lock"), closing(Store(data / "state.db")) as store:
             return store.unlearn(model)
     return int(answer["forgotten"])

@@ -17,6 +17,8 @@ from orchestrator.cli.client import ask, checked, find_server
 from orchestrator.cli.options import DataDir, Json, out, print_json
 from orchestrator.cli.show import columns, print_plain
 from orchestrator.errors import ControlUnavailable
+from orchestrator.settings import load_settings
+from orchestrator.supervision.journal import left
 
 _HEAD = ("TIME", "TYPE", "SUBJECT", "ACTOR", "DETAIL")
 _AWAY_S = 60.0  # how long a supervisor may be away, between one and the next
@@ -39,7 +41,7 @@ def events(
 ) -> None:
     """What happened, oldest first; --follow goes on, also over a restart of the supervisor."""
     chosen = {key: value for key, value in (("subject", subject), ("type", type)) if value}
-    rows = _latest(data_dir, {**chosen, "limit": max(limit, 1)})
+    rows = _latest(data_dir, max(limit, 1), subject, type, running=follow)
     shown = rows[len(rows) - limit :] if limit < len(rows) else rows
     if as_json:
         for row in shown:
@@ -57,12 +59,25 @@ def events(
         sys.stdout.flush()
 
 
-def _latest(data_dir: Path | None, params: dict[str, Any]) -> list[dict[str, Any]]:
-    query = str(httpx.QueryParams(params))
-    found: list[dict[str, Any]] = ask(find_server(data_dir), "GET", f"/admin/events?{query}")[
-        "events"
-    ]
-    return found[::-1]
+def _latest(
+    data_dir: Path | None, limit: int, subject: str | None, type: str | None, running: bool
+) -> list[dict[str, Any]]:
+    """Oldest first: from the running server, or, unless it must be that, what the last one left.
+
+    Raises ControlUnavailable where there is neither.
+    """
+    chosen = {"limit": limit, "subject": subject, "type": type}
+    query = httpx.QueryParams({key: value for key, value in chosen.items() if value is not None})
+    try:
+        answer = ask(find_server(data_dir), "GET", f"/admin/events?{query}")
+    except ControlUnavailable:
+        state = load_settings({"data_dir": data_dir}).data / "state.db"
+        rows = () if running else left(state, limit, subject, type)
+        if not rows:
+            raise
+        sys.stderr.write("no server runs here: this is what the last one left\n")
+        return [row.model_dump(mode="json") for row in reversed(rows)]
+    return list(reversed(answer["events"]))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def _places(settings: Settings) -> Iterator[nouns.Place]:
     yield _place("engines folder", settings.engines)
     yield _place("socket folder", settings.run, private=True)
     yield _place("admin token", data / "admin.token", private=True)
-    yield _place("state file", data / "state.db", private=True)
+    yield _place("state file", data / "state.db")
     if settings.api_keys_file is not None:
         yield _place("API keys", settings.api_keys_file.expanduser(), private=True)
 

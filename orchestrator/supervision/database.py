@@ -30,6 +30,7 @@ _DISK = {
 }  # fmt: skip
 Row = tuple[object, ...]
 Rows = Mapping[str, list[Row]]
+Write = tuple[str, Sequence[object]]
 
 
 def copy_of(path: Path) -> Path:
@@ -105,7 +106,7 @@ class Database:
         with _as_sqlite():
             return self._open_db().execute(statement, values).fetchall()
 
-    def run_all(self, statements: Iterable[tuple[str, Sequence[object]]]) -> None:
+    def run_all(self, statements: Iterable[Write]) -> None:
         """Run statements that write, all of them or none."""
         db = self._open_db()
         db.execute("BEGIN IMMEDIATE")
@@ -212,14 +213,27 @@ class Database:
         return sorted(self.path.parent.glob(f"{self.path.stem}.broken-*[0-9]"))
 
 
-def read_only(path: Path, statement: str) -> list[Row]:
+def read_only(path: Path, statement: str, values: Sequence[object] = ()) -> list[Row]:
     """Rows of a file that nobody writes to. Raises sqlite3.Error; a missing file has no rows."""
-    if not path.exists():
-        return []
-    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    with _as_sqlite(), closing(sqlite3.connect(address, uri=True)) as db:
+    return _read(path, "mode=ro&immutable=1", statement, values) if path.exists() else []
+
+
+def read_left(path: Path, statement: str, values: Sequence[object] = ()) -> list[Row]:
+    """Rows of a state file whose supervisor is gone, with its last writes; else of its good copy.
+
+    Raises sqlite3.Error where neither can be read.
+    """
+    try:
+        return _read(path, "mode=ro", statement, values)
+    except sqlite3.Error:
+        return read_only(copy_of(path), statement, values)
+
+
+def _read(path: Path, how: str, statement: str, values: Sequence[object]) -> list[Row]:
+    address = f"{path.absolute().as_uri()}?{how}"
+    with _as_sqlite(), closing(sqlite3.connect(address, uri=True, timeout=_BUSY_S)) as db:
         db.text_factory = _text
-        return db.execute(statement).fetchall()
+        return db.execute(statement, values).fetchall()
 
 
 def rows_of(read: Callable[[str], list[Row]], events: int) -> Rows:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, JsonValue
 
 from engine_launchers.value import Value
+from orchestrator.supervision.database import read_left
+from orchestrator.supervision.schema import chosen
 
 RECENT = 1_000  # events that memory keeps
 _MOST = 1 << 52  # ids beyond that were made by damage
@@ -51,6 +55,15 @@ def from_row(row: tuple[object, ...]) -> Event | None:
         return Event.model_validate({**fields, "detail": json.loads(str(detail))})
     except (ValueError, RecursionError):
         return None
+
+
+def left(path: Path, limit: int, subject: str | None, type: str | None) -> tuple[Event, ...]:
+    """The latest events in a state file that no supervisor holds, newest first; none: no file."""
+    try:
+        rows = read_left(path, *chosen(limit, subject, type))
+    except sqlite3.Error:
+        return ()
+    return tuple(event for row in rows if (event := from_row(row)))
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

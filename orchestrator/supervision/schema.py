@@ -46,6 +46,22 @@ def select(table: str, rest: str = "") -> str:
     return f"SELECT {', '.join(TABLES[table])} FROM {table} {rest}"  # noqa: S608
 
 
+def chosen(
+    limit: int, subject: str | None, type: str | None, after: int = 0, newest: bool = True
+) -> tuple[str, tuple[object, ...]]:
+    """The statement that reads events, of a subject, of a type or its family, and its values."""
+    where = "id > ? AND (? IS NULL OR subject = ?)"
+    where += " AND (? IS NULL OR type = ? OR type LIKE ? || '.%')"
+    statement = select("events", f"WHERE {where} ORDER BY id {'DESC' if newest else 'ASC'} LIMIT ?")
+    return statement, (after, subject, subject, type, type, type, limit)
+
+
+def older(table: str) -> str:
+    """The statement that leaves as many of the latest rows as its value, and one."""
+    last = f"SELECT id FROM {table} ORDER BY id DESC LIMIT 1 OFFSET ?"  # noqa: S608
+    return f"DELETE FROM {table} WHERE id < ({last})"  # noqa: S608
+
+
 def seal(*columns: object) -> str:
     """A checksum over the columns of a row: SQLite has none, and a flipped digit is valid JSON."""
     return hashlib.sha256(repr(columns).encode()).hexdigest()

@@ -22,10 +22,10 @@ from engine_launchers.base import EnginePlan
 from orchestrator.planning.experience import Experience
 from orchestrator.runtimes.base import HandleRecord
 from orchestrator.supervision import calibration, journal, records
-from orchestrator.supervision.database import Database, Rows, damaged, rows_of
+from orchestrator.supervision.database import Database, Rows, Write, damaged, rows_of
 from orchestrator.supervision.journal import Event, Journal
 from orchestrator.supervision.records import Saved
-from orchestrator.supervision.schema import TABLES, insert, select
+from orchestrator.supervision.schema import TABLES, chosen, insert, older, select
 
 __all__ = ["Saved", "Store"]
 
@@ -35,10 +35,7 @@ COPY_EVERY_S = 600.0
 TEND_S = 5.0
 _TRIM_EVERY = 500  # events
 _RECENT_PLANS = 100
-_CHOSEN = "id > ? AND (? IS NULL OR subject = ?) AND (? IS NULL OR type = ? OR type LIKE ? || '.%')"
-_OLDER = "DELETE FROM {0} WHERE id < (SELECT id FROM {0} ORDER BY id DESC LIMIT 1 OFFSET ?)"
 _log = logging.getLogger("engineroom.store")
-Write = tuple[str, tuple[object, ...]]
 
 
 class Store:
@@ -80,7 +77,8 @@ class Store:
                 wrong = str(error)
                 self._file.replace()
                 rows = rows_of(self._file.run, journal.RECENT)
-            self._recall(rows, lost=bool(wrong))
+            unknown = self._recall(rows, lost=bool(wrong))
+            wrong = wrong or unknown
             if wrong:
                 self._file.run_all(self._everything())
         except (sqlite3.Error, OSError) as error:
@@ -98,19 +96,24 @@ class Store:
             _log.error("the last good copy of the state cannot be read: %s", error)
             return {}
 
-    def _recall(self, rows: Rows, lost: bool) -> None:
-        """Fill memory. The processes of a `lost` file are those that have a copy in their folder:
-        its last good copy may name some that are long gone.
+    def _recall(self, rows: Rows, lost: bool) -> str:
+        """Fill memory; what the file should have known and did not, in words.
+
+        The processes of a `lost` file are those that have a copy in their folder: its last good
+        copy may name some that are long gone.
         """
         found = [records.from_row(row) for row in rows.get("instances", [])]
         own = {} if lost else {row.name: row for row in found if row}
-        for name, copy in records.read_copies(self._instances).items():
+        copies = records.read_copies(self._instances)
+        unknown = sorted(copies.keys() - own.keys())
+        for name, copy in copies.items():
             if name not in own or own[name].record.generation < copy.record.generation:
                 own[name] = copy
         self._saved = own
         self._learned = calibration.from_rows(rows.get("calibration", []))
         events = [journal.from_row(row) for row in reversed(rows.get("events", []))]
-        self.journal.resume([event for event in events if event], lost)
+        self.journal.resume([event for event in events if event], lost or bool(unknown))
+        return f"it did not know of {', '.join(unknown)}" if unknown else ""
 
     def close(self) -> None:
         """Renew the good copy and close the file; what comes later is told to nobody."""
@@ -199,8 +202,8 @@ class Store:
         event = self.journal.add(type, subject, actor, detail)
         self._write((insert("events"), event.row()))
         if event.id % _TRIM_EVERY == 0:
-            self._write((_OLDER.format("events"), (KEPT - 1,)))
-            self._write((_OLDER.format("plans"), (KEPT_PLANS - 1,)))
+            self._write((older("events"), (KEPT - 1,)))
+            self._write((older("plans"), (KEPT_PLANS - 1,)))
         return event
 
     def events(
@@ -218,10 +221,7 @@ class Store:
     def _events(
         self, limit: int, subject: str | None, type: str | None, after: int, newest: bool
     ) -> tuple[Event, ...]:
-        rows = self._read(
-            select("events", f"WHERE {_CHOSEN} ORDER BY id {'DESC' if newest else 'ASC'} LIMIT ?"),
-            (after, subject, subject, type, type, type, limit),
-        )
+        rows = self._read(*chosen(limit, subject, type, after, newest))
         if rows is not None:
             return tuple(event for row in rows if (event := journal.from_row(row)))
         fitting = [each for each in self.journal.recent() if each.fits(subject, type, after)]
@@ -332,7 +332,7 @@ class Store:
     def _tell_recovered(self, wrong: str) -> None:
         with suppress(OSError):
             aside = [str(path) for path in self._file.aside()]
-            _log.error("state file was unusable: %s; bad files are kept: %s", wrong, aside)
+            _log.error("state file was mended: %s; bad files are kept: %s", wrong, aside)
             self.add_event(
                 "state.recovered", "state", why=wrong, aside=aside, processes=sorted(self._saved)
             )

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from orchestrator.admin_events import END, add_events, follow
 from orchestrator.cli.events import events
+from orchestrator.errors import ControlUnavailable
 from orchestrator.supervision.store import Store
 from tests.harness import ROOT, Room, clean_env
 
@@ -107,6 +108,12 @@ def test_the_command_follows_over_a_killed_supervisor(
         numbers = [row["id"] for row in rows]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert rows[-1]["detail"]["new"] == "stopped"
+        events(limit=2, type="engine", data_dir=room.data)  # nobody runs any more
+        told = capsys.readouterr()
+        assert told.out.splitlines()[-1].split()[5:7] == ["old=stopping", "new=stopped"]
+        assert "what the last one left" in told.err
+        with pytest.raises(ControlUnavailable, match="engineroom serve"):
+            events(follow=True, data_dir=room.data)
     finally:
         guard.cancel()
         follower.kill()

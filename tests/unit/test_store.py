@@ -316,13 +316,18 @@ def test_what_comes_after_its_end_harms_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "state.db")
     store.add_event("before", "y")
     store.close()
-    store.save("print", record(tmp_path), None)
-    assert types(store) == ["before"]
+    store.add_event("after", "y")
     store.tend()
+    store.save("print", record(tmp_path), None)  # known by its folder
     store.close()
     again = Store(store.path)
-    assert types(again) == ["before"]
+    assert types(again) == ["state.recovered", "before"]
+    assert again.events(1)[0].detail["why"] == "it did not know of demo-0"
+    assert [row.name for row in again.saved()] == ["demo-0"]
     again.close()
+    quiet = Store(store.path)
+    assert len(quiet.events(10, type="state")) == 1
+    quiet.close()
 
 
 def test_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
