@@ -56,6 +56,16 @@ class Limits:
         """Pause between two looks."""
         return self.hang_s / 12
 
+    @property
+    def doubt_s(self) -> float:
+        """Silence from which a canary is sent."""
+        return _DOUBT * self.hang_s
+
+    @property
+    def stall_s(self) -> float:
+        """Silence that is a stall."""
+        return _STALL * self.hang_s
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -91,6 +101,6 @@ def judge(before: Watched, signs: Signs, seconds: float, limits: Limits) -> tupl
 
 
 def _verdict(silence: Silence, limits: Limits) -> Verdict:
-    if silence.quiet_s >= _STALL * limits.hang_s:
+    if silence.quiet_s >= limits.stall_s:
         return Verdict.STALLED
-    return Verdict.DOUBT if silence.quiet_s >= _DOUBT * limits.hang_s else Verdict.MOVING
+    return Verdict.DOUBT if silence.quiet_s >= limits.doubt_s else Verdict.MOVING

@@ -146,7 +146,8 @@ class Watch:
     async def canary(self) -> None:
         """Requests broke one after the other: is it they, or the engine?
 
-        While a serial engine works a canary would only wait, and its work is watched anyway.
+        Behind other work a canary may wait for long: while that gets on, it says nothing. In a
+        serial engine it would only wait.
         """
         if self._url is None or (self._workload.watch.serial and self._work().owed):
             return
@@ -155,6 +156,9 @@ class Watch:
             async with asyncio.timeout(self._times.hang_s):
                 await self._workload.canary(self._url)
         except FAILURES as error:
+            gets_on = self._watched.signs and self._watched.silence.quiet_s < self._limits.doubt_s
+            if isinstance(error, TimeoutError) and gets_on:
+                return
             why = str(error) or f"no token within {self._times.hang_s:g} s"
             broken = f"requests break one after the other, and so does a canary: {why}"
             self._post(lc.Stalled(generation, broken, "requests"))

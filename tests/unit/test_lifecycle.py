@@ -341,20 +341,18 @@ class Life(RuleBasedStateMachine):
         self.now, self.clock = lc.Lifecycle(), 0.0
         self.launched = self.asked = 0
 
-    @rule(pick=st.integers(0, 200), pause=st.integers(0, 30), old=st.booleans())
-    def event(self, pick: int, pause: int, old: bool) -> None:
+    @rule(luck=st.integers(0, 2**20))
+    def event(self, luck: int) -> None:
+        """Half of them are what it waits for, so that histories get beyond their first steps."""
+        luck, pause = divmod(luck, 31)
+        luck, kind = divmod(luck, 8)
         self.clock += pause
-        before = self.now
-        age = 1 if old and pick % 4 == 0 else 0
-        events = every_event(replace(before, generation=before.generation - age))
-        self.apply(events[pick % len(events)], stale=bool(age))
-
-    @rule(pause=st.integers(0, 30))
-    def what_it_waits_for(self, pause: int) -> None:
-        """So that long histories get beyond their first steps."""
-        self.clock += pause
-        g = self.now.generation
-        self.apply(WAITS[self.now.state](g, self.now), stale=False)
+        now, old = self.now, kind == 0
+        if kind >= 4:
+            self.apply(WAITS[now.state](now.generation, now), stale=False)
+            return
+        events = every_event(replace(now, generation=now.generation - old))
+        self.apply(events[luck % len(events)], stale=old)
 
     def apply(self, event: lc.Event, stale: bool) -> None:
         before, fails = self.now, self.now.request_fails
