@@ -57,6 +57,14 @@ class ProbeFailed:
 
 
 @dataclass(frozen=True)
+class PortTaken:
+    """A stranger answers on the port that was meant for it."""
+
+    generation: int
+    why: str
+
+
+@dataclass(frozen=True)
 class RequestFailed:
     """A request broke on it; one of them only makes it suspect."""
 
@@ -108,7 +116,7 @@ class Stop:
 
 
 Event = (
-    Start | Adopted | ProbeOk | ProbeFailed | RequestFailed | Exited | Idle | Deadline
+    Start | Adopted | ProbeOk | ProbeFailed | PortTaken | RequestFailed | Exited | Idle | Deadline
     | Replanned | Stop
 )  # fmt: skip
 

@@ -258,6 +258,7 @@ class Instance:
 
     def _take(self, handle: Handle) -> None:
         self.handle, self.log = handle, handle.record.log
+        handle.watch_record(lambda record: self._hooks.saved(self, record))
         self._spawn(self._watch(handle))
         self._spawn(self._probe(handle))
 
@@ -314,4 +315,15 @@ class Instance:
                 why = str(error) or f"no answer within {limit:g} s"
                 self.post(lc.ProbeFailed(generation, why))
             return
-        self.post(lc.ProbeOk(generation))
+        if not starting or await self._is_ours(generation):
+            self.post(lc.ProbeOk(generation))
+
+    async def _is_ours(self, generation: int) -> bool:
+        """Whether what answers is what was started: anybody may have taken the port meanwhile."""
+        handle = self.running
+        listen = handle.record.spec.listen if handle else None
+        if handle is None or listen is None or await handle.owns(listen.host, listen.port):
+            return True
+        why = f"another process answers on {listen.host}:{listen.port}"
+        self.post(lc.PortTaken(generation, why))
+        return False

@@ -43,6 +43,7 @@ from orchestrator.supervision.events import (
     Idle,
     Kill,
     Launch,
+    PortTaken,
     Probe,
     ProbeFailed,
     ProbeOk,
@@ -72,6 +73,7 @@ __all__ = [
     "Launch",
     "Lifecycle",
     "Policy",
+    "PortTaken",
     "Probe",
     "ProbeFailed",
     "ProbeOk",
@@ -107,7 +109,9 @@ TRANSITIONS: frozenset[tuple[State, State]] = frozenset(
 
 @dataclass(frozen=True)
 class Policy:
-    """The numbers that steer `step`; seconds, counts. `half_open_s` None: FAILED is for ever."""
+    """The numbers that steer `step`; seconds, counts. `half_open_s` None: FAILED is for ever.
+
+    So many times in a row as `port_limit` says is a port that a stranger took forgiven."""
 
     restart_limit: int = 5
     restart_window_s: float = 600.0
@@ -118,6 +122,7 @@ class Policy:
     probe_limit: int = 3
     half_open_s: float | None = 300.0
     starting_grace_s: float = 2.0
+    port_limit: int = 3
 
     def grace(self, state: State) -> float:
         """Seconds between TERM and KILL: nothing is in flight in what has not become ready.
@@ -149,6 +154,7 @@ class Lifecycle:
     cause: CrashCause | None = None
     waiting_plan: bool = False
     waiting_time: bool = False
+    ports_taken: int = 0
     why: str = "never started"
 
 
@@ -170,6 +176,8 @@ def step(now: Lifecycle, event: Event, policy: Policy, clock: float) -> Result:
             return _probe_ok(now, clock)
         case ProbeFailed() | RequestFailed():
             return _trouble(now, event, policy)
+        case PortTaken():
+            return _port_taken(now, event, policy)
         case Idle():
             if now.state is S.DRAINING:
                 return _kill(now, "drained", policy)
@@ -237,7 +245,7 @@ def _stop(now: Lifecycle, event: Stop, policy: Policy) -> Result:
 
 def _probe_ok(now: Lifecycle, clock: float) -> Result:
     if now.state is S.STARTING:
-        return _move(now, S.READY, "ready", up_since=clock, probe_fails=0)
+        return _move(now, S.READY, "ready", up_since=clock, probe_fails=0, ports_taken=0)
     if now.state is S.SUSPECT:
         up_since = now.up_since if now.up_since is not None else clock
         return _move(now, S.READY, "answers again", up_since=up_since, probe_fails=0)
@@ -256,6 +264,12 @@ def _trouble(now: Lifecycle, event: ProbeFailed | RequestFailed, policy: Policy)
     if now.state is S.READY:
         return _move(now, S.SUSPECT, event.why, *actions, probe_fails=fails)
     return replace(now, probe_fails=fails), actions
+
+
+def _port_taken(now: Lifecycle, event: PortTaken, policy: Policy) -> Result:
+    if now.state is not S.STARTING:
+        return now, ()
+    return _kill(replace(now, cause=CrashCause.PORT_TAKEN), event.why, policy, "retry")
 
 
 def _deadline(now: Lifecycle, event: Deadline, policy: Policy) -> Result:
@@ -301,6 +315,12 @@ def _exited(now: Lifecycle, event: Exited, policy: Policy, clock: float) -> Resu
     if now.state not in RUNNING:
         return now, ()
     cause = now.cause if now.after == "retry" and now.cause else event.cause
+    if cause is CrashCause.PORT_TAKEN and now.ports_taken < policy.port_limit:
+        # Somebody was faster between the choice of a port and its use: no fault of the engine.
+        lost = replace(now, cause=None, ports_taken=now.ports_taken + 1)
+        backoff, announce = _move(lost, S.BACKOFF, f"{cause.value}: {event.exit}")
+        launched, actions = _launch(backoff, "again, on another port", policy)
+        return launched, (*announce, *actions)
     stable = now.up_since is not None and clock - now.up_since >= policy.stable_s
     recent = () if stable else now.failures
     charged = tuple(t for t in recent if clock - t < policy.restart_window_s)

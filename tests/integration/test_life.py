@@ -305,20 +305,6 @@ def test_an_environment_variable_cannot_steer_an_engine(make_room: RoomMaker) ->
     assert {"PATH", "TMPDIR"} <= names
 
 
-def test_a_killed_shim_costs_its_engine_once_and_leaves_nothing(make_room: RoomMaker) -> None:
-    room = make_room().start()
-    before = room.engine()
-    shim = psutil.Process(before["pid"]).parent()
-    assert shim is not None
-    shim.kill()
-    until(lambda: room.engine()["generation"] == 2, 10, "a new generation")
-    room.wait_state("ready")
-    assert before["pid"] not in [each.pid for each in room.processes()]
-    assert room.generate("x", max_new_tokens=1).status_code == 200
-    assert room.stop() == 0
-    assert not room.run_folder.exists()
-
-
 def test_an_engine_that_takes_most_of_the_memory_is_adopted_all_the_same(
     make_room: RoomMaker,
 ) -> None:
