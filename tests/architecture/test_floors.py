@@ -72,6 +72,7 @@ PURE = {
     "orchestrator.planning",
     "orchestrator.supervision.events",
     "orchestrator.supervision.lifecycle",
+    "orchestrator.supervision.lines",
     "orchestrator.gateway.sse",
     "orchestrator.gateway.stream",
     "orchestrator.gateway.generate",

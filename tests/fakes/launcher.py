@@ -30,6 +30,11 @@ class FakeLauncher(LlamaCppLauncher):
 
     def __init__(self, knobs: Sequence[str] = (), serial: bool = True) -> None:
         self.knobs = tuple(knobs)
+        self.memory_max: int | None = None
+        if "--memory-max" in self.knobs:  # the only knob that is the launcher's: bytes
+            at = self.knobs.index("--memory-max")
+            self.memory_max = int(self.knobs[at + 1])
+            self.knobs = self.knobs[:at] + self.knobs[at + 2 :]
         self.serial = serial
         real = LlamaCppLauncher.quirks
         asked = {"tokenize_path": None, "usage_on_request": True}  # as vLLM and llama-server do
@@ -57,4 +62,6 @@ class FakeLauncher(LlamaCppLauncher):
         )
         # The fake has no context: the plan's stands in its environment, to tell plans apart.
         env = {"FAKE_CONTEXT": str(plan.tuning.max_model_len)}
-        return LaunchSpec(argv=argv, env=env, listen=listen, vital=("FAKE::",))
+        return LaunchSpec(
+            argv=argv, env=env, listen=listen, vital=("FAKE::",), memory_max=self.memory_max
+        )
