@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from engine_launchers.base import Quirks, Served
 
 LINE_LIMIT = 4 * 1024 * 1024
+ON_DEMAND = frozenset({"unloaded", "sleeping"})  # states of models that a request loads or wakes
 
 
 class Message(BaseModel):
@@ -102,12 +103,18 @@ class Hello(Message):
 
 
 class Report(Message):
-    """Requests in flight per replica id, as of table `version`; waiting requests per model."""
+    """What one gateway sees, as of table `version`.
+
+    Requests in flight per replica id; per model the requests that wait, the leases it gave since it
+    started, and the last `keep_alive` that a client asked for, in seconds (-1: for ever).
+    """
 
     type: Literal["report"] = "report"
     version: int
     in_flight: dict[str, int]
     waiting: dict[str, int]
+    served: dict[str, int] = Field(default_factory=dict)
+    keep_alive: dict[str, float] = Field(default_factory=dict)
 
 
 class Failed(Message):

@@ -48,8 +48,8 @@ from orchestrator.cli.serving import Screen
 from orchestrator.errors import ControlUnavailable, EngineMissing, EngineRoomError
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
-from orchestrator.settings import load_settings
-from orchestrator.startup import decide, next_best, shelf_of
+from orchestrator.settings import Settings, chosen_file, load_settings
+from orchestrator.startup import Planning, shelf_of
 
 app = typer.Typer(
     name="engineroom",
@@ -120,21 +120,26 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Start everything for one model and serve it until Ctrl-C or SIGTERM."""
-    settings = load_settings(given(locals()), file=config)
+    flags = given(locals())
+
+    def read() -> Settings:
+        return load_settings(flags, file=config)
+
+    settings = read()
     configure(settings.log_level)
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
-    shelf = shelf_of(settings)
     offer = screen.offer if not settings.install_missing else (lambda need: True)
     # The launchers of a caller who brings their own come in the context.
-    decision = decide(settings, shelf, call.obj, offer)
-    screen.begin(decision.plan, decision.second)
+    planning = Planning(shelf_of(settings), read, call.obj, offer, chosen_file(config))
+    decisions = planning.decide(settings)
+    screen.begin(decisions)
     try:
-        asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
+        asyncio.run(serve_forever(settings, decisions, planning, screen, tied))
     except EngineMissing as error:  # it could not be installed: the next best that is here
-        decision = next_best(settings, shelf, call.obj, error)
-        screen.begin(decision.plan, f"{error.message}; {decision.second}")
-        asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
+        decisions = planning.next_best(settings, error)
+        screen.begin(decisions, error.message)
+        asyncio.run(serve_forever(settings, decisions, planning, screen, tied))
 
 
 @app.command()

@@ -87,6 +87,7 @@ class Generating:
         target = self._router.find(request.model)
         route = target.route
         facts.model = route.name
+        self._router.keep(route.name, request.keep_alive)
         body = {**to_completion(request, route.quirks), **target.call}
         body = openai.asking_usage(body, route.quirks)
         async with self._call(route.name, _COMPLETIONS, body) as call:
@@ -123,6 +124,7 @@ class Generating:
         target = self._router.find(request.model)
         route, name = target.route, target.served.name
         facts.model = route.name
+        self._router.keep(route.name, request.keep_alive)
         if path not in route.routes:
             raise BadRequest(f"the engine of {route.name} does not offer {path}")
         quirks = route.quirks

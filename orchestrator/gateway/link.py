@@ -93,5 +93,7 @@ class SupervisorLink:
                 version=self._router.version,
                 in_flight=self._router.in_flight(),
                 waiting=self._router.waiting(),
+                served=self._router.served(),
+                keep_alive=self._router.keep_alive,
             )
             self._writer.write(encode(report))

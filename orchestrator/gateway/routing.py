@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -88,6 +88,8 @@ class Router:
         self.version = 0
         self.draining = False
         self.known = False
+        self.keep_alive: dict[str, float] = {}
+        self._served: Counter[str] = Counter()
 
     def apply(self, table: RouteTable) -> None:
         """Take a new table; requests in flight keep their place, waiters are served or refused."""
@@ -160,6 +162,16 @@ class Router:
         """Requests in the queue per model."""
         return {name: len(line.waiters) for name, line in self._lines.items()}
 
+    def served(self) -> dict[str, int]:
+        """Leases given so far per model."""
+        return {name: self._served[name] for name in self._lines}
+
+    def keep(self, name: str, seconds: float | None) -> None:
+        """A client said how long it wants the model kept; None says nothing."""
+        if seconds is not None and self.keep_alive.get(name) != seconds:
+            self.keep_alive[name] = seconds
+            self._on_change()
+
     # --- leasing --------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -174,6 +186,7 @@ class Router:
         line = self._lines[self.find(name).route.name]
         slot = await self._take(line, again)
         granted = self._clock()
+        self._served[line.route.name] += 1
         self._on_change()
         try:
             yield Lease(line.route, slot.replica, granted - began)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.control import LINE_LIMIT, Failed, Hello, Report, RouteTable, encode, receive
+from orchestrator.supervision.demand import Demand
 
 _log = logging.getLogger("engineroom.control")
 
@@ -70,6 +71,19 @@ class GatewayLink:
         for report in self._reports.values():
             total.update(report.waiting if report else {})
         return total
+
+    def demand(self, model: str) -> Demand:
+        """What all gateways together tell of one model."""
+        reports = [report for report in self._reports.values() if report]
+        mine = [route for route in self._table.models if route.name == model]
+        replicas = {each.id for route in mine for each in route.replicas}
+        wishes = [r.keep_alive[model] for r in reports if model in r.keep_alive]
+        return Demand(
+            waiting=sum(report.waiting.get(model, 0) for report in reports),
+            in_flight=sum(r.in_flight.get(each, 0) for r in reports for each in replicas),
+            served=sum(report.served.get(model, 0) for report in reports),
+            keep_alive=(-1.0 if -1.0 in wishes else max(wishes)) if wishes else None,
+        )
 
     def idle(self, replica: str) -> bool:
         """Whether every gateway has the latest table and none has work on `replica`."""

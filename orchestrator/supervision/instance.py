@@ -139,8 +139,12 @@ class Instance:
 
     async def wait_for(self, states: frozenset[lc.State]) -> lc.State:
         """Wait until the lifecycle is in one of `states`, or its owner has ended."""
+        return await self.wait_until(lambda now: now.state in states)
+
+    async def wait_until(self, check: Callable[[lc.Lifecycle], bool]) -> lc.State:
+        """Wait until `check` holds of the lifecycle, or its owner has ended."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.lifecycle.state in states or self._ended)
+            await self._changed.wait_for(lambda: check(self.lifecycle) or self._ended)
             return self.lifecycle.state
 
     async def run(self) -> None:

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
 
-from engine_launchers.base import CrashCause, EnginePlan, ExitResult, Launcher, LaunchSpec, Listen
+from engine_launchers.base import (
+    CrashCause,
+    EngineName,
+    EnginePlan,
+    ExitResult,
+    Launcher,
+    LaunchSpec,
+    Listen,
+)
+from orchestrator.errors import EngineRoomError
+from orchestrator.supervision.orders import ModelOrder, NextEngine
 from orchestrator.supervision.workload import ProbeError
+
+_log = logging.getLogger("engineroom.workload")
 
 
 class EngineWorkload:
-    """One engine process that serves one model. `fingerprint` names the wish behind its plan."""
+    """One engine process that serves one model.
+
+    It keeps the fingerprint of the order it was made from: a plan that was relaxed, or moved to
+    another engine, still serves the same wish. `program` is set where that is not the order's.
+    """
 
     def __init__(
         self,
         name: str,
         plan: EnginePlan,
-        launcher: Launcher,
-        program: str,
+        order: ModelOrder,
+        launchers: Mapping[EngineName, Launcher],
+        next_engine: NextEngine,
         client: httpx.AsyncClient,
-        fingerprint: str,
+        program: str | None = None,
     ) -> None:
-        self.name, self.plan, self.launcher = name, plan, launcher
-        self._program, self._client = program, client
-        self.fingerprint = fingerprint
+        self.name, self.plan, self.order = name, plan, order
+        self._launchers, self._next_engine = launchers, next_engine
+        self._program, self._client = program or order.program, client
+        self._tried: set[EngineName] = set()
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the wish behind its plan."""
+        return self.order.fingerprint
+
+    @property
+    def launcher(self) -> Launcher:
+        """What is known of the plan's engine."""
+        return self._launchers[self.plan.engine]
 
     @property
     def noise(self) -> tuple[str, ...]:
@@ -66,12 +95,20 @@ class EngineWorkload:
         return self.launcher.diagnose(exit, tail)
 
     async def replan(self, cause: CrashCause) -> str | None:
-        """Take the launcher's next rung."""
+        """Take the launcher's next rung, or after the last one the next engine that fits."""
         smaller = self.launcher.relax(self.plan, cause)
-        if smaller is None:
+        if smaller is not None:
+            self.plan = smaller
+            return smaller.reasons[-1]
+        left = self.plan.id
+        self._tried.add(self.plan.engine)
+        try:
+            order = await self._next_engine(self.order, frozenset(self._tried))
+        except EngineRoomError as error:
+            _log.info("model=%s no other engine: %s", self.order.name, error.message)
             return None
-        self.plan = smaller
-        return smaller.reasons[-1]
+        self.plan, self._program = order.plan, order.program
+        return f"{left} has no smaller plan after {cause.value}: {order.plan.id} instead"
 
 
 class GatewayWorkload:
