@@ -85,7 +85,7 @@ class ProcessRuntime:
 
     async def start(self, record: HandleRecord) -> Handle:
         """Start a shim and wait until it says that the engine runs."""
-        await asyncio.to_thread(remains.forget_the_dead, record.folder.parent, record.folder)
+        await asyncio.to_thread(remains.make_way, record)
         record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         running = await self._start_shim(record)
         try:

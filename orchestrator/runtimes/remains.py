@@ -96,29 +96,49 @@ def clear(record: HandleRecord) -> None:
     end(record)
 
 
-def forget_the_dead(folder: Path, but: Path | None = None) -> None:
-    """Remove what earlier generations of an instance left, if they do not live; blocks.
+def forget_the_dead(folder: Path) -> None:
+    """Remove what generations of an instance left that do not live any more; blocks.
 
-    `folder` holds one folder for each generation; `but` is kept whatever it holds.
+    `folder` holds one folder for each generation.
     """
     for old in folder.glob("*"):
-        if old == but:
-            continue
-        child = _child_of(old)
-        if child is not None and is_alive(child):
-            continue
-        leaf = Leaf(_folders(old))
-        leaf.kill()
-        if child is not None and is_of_this_boot(child):
-            mark = read_json(old / "leaf.json").get("mark")
-            Tree(child.model_dump(), leaf, str(mark or "")).kill(_SWEEP_S)
-        leaf.remove()
-        shutil.rmtree(old, ignore_errors=True)
+        child = _identity(old, "child")
+        if child is None or not is_alive(child):
+            _end_at(old)
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _child_of(folder: Path) -> Identity | None:
+def make_way(record: HandleRecord) -> None:
+    """End every earlier process of an instance that is about to be launched; blocks.
+
+    One that lives here is one that nobody holds: its record was lost. Of the instance's own folder
+    only what an earlier shim wrote is removed.
+    """
+    for old in record.folder.parent.glob("*"):
+        _end_at(old)
+        if old != record.folder:
+            shutil.rmtree(old, ignore_errors=True)
+    for name in ("pid.json", "leaf.json", "exit.json"):
+        (record.folder / name).unlink(missing_ok=True)
+
+
+def _end_at(folder: Path) -> None:
+    """End whatever a generation left, by what its shim wrote into its folder."""
+    shim, child = _identity(folder, "shim"), _identity(folder, "child")
+    leaf, mark = Leaf(_folders(folder)), str(read_json(folder / "leaf.json").get("mark") or "")
+    if shim is not None:
+        end_shim(shim)
+    leaf.kill()
+    if child is not None and is_of_this_boot(child):
+        Tree(child.model_dump(), leaf, mark).kill(_SWEEP_S)
+    leaf.remove()
+    if tmp := mark.removeprefix("TMPDIR="):
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _identity(folder: Path, who: str) -> Identity | None:
     try:
-        return Identity.model_validate(read_json(folder / "pid.json").get("child"))
+        return Identity.model_validate(read_json(folder / "pid.json").get(who))
     except ValidationError:  # it never ran
         return None
 
@@ -130,7 +150,7 @@ def resident_bytes(folder: Path) -> int:
     """
     total = 0
     for file in folder.glob("*/*/pid.json"):
-        child = _child_of(file.parent)
+        child = _identity(file.parent, "child")
         try:
             if child is not None and is_alive(child):
                 leader = psutil.Process(child.pid)

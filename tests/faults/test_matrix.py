@@ -28,15 +28,32 @@ def _proofs() -> list[object]:
     ]  # fmt: skip
 
 
+def _maker(request: pytest.FixtureRequest, engine: str) -> Callable[..., Room]:
+    """Makes servers on `engine`: flags, and settings by name, as with the fake."""
+    if engine == "fake":
+        found: Callable[..., Room] = request.getfixturevalue("make_room")
+        return found
+    request.getfixturevalue("installed")(engine)
+    make_real = request.getfixturevalue("make_real_room")
+
+    def make(*flags: str, **settings: object) -> Room:
+        room: Room = make_real("--engine", engine, *flags)
+        variables = {f"ENGINEROOM_{name.upper()}": str(each) for name, each in settings.items()}
+        room.env.update(variables)
+        return room
+
+    return make
+
+
 @pytest.mark.parametrize(("row", "engine", "function"), _proofs())
 def test_fault(
     row: Row,
     engine: str,
     function: Scenario,
-    make_room: Callable[..., Room],
+    request: pytest.FixtureRequest,
     record_property: Callable[[str, object], None],
 ) -> None:
-    lab = Lab(row, engine, make_room)
+    lab = Lab(row, engine, _maker(request, engine))
     function(lab)
     record_property("fault", (row.id, engine, lab.measured))
 

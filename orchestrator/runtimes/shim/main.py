@@ -243,6 +243,7 @@ def main() -> None:
         os._exit(0)
     os.setsid()
     os.umask(0o077)
+    os.chdir(spec["folder"])  # by which it is found, as its engine is
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         shim = Shim(spec)
@@ -263,6 +264,7 @@ def main() -> None:
     finally:  # whatever happens here, nothing goes on without a lease
         if shim.exit is None:
             shim.end()
+    os._exit(0)  # at once: who was told of the end may look for us
 
 
 def _report(line: dict[str, Any]) -> bool:
