@@ -14,13 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine_launchers.base import ExitResult, LaunchSpec
+from engine_launchers.base import CrashCause, ExitResult, LaunchSpec
+from engine_launchers.diagnosing import diagnosed
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import Handle, HandleRecord, Identity
 from orchestrator.runtimes.handle import LOST
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.runtimes.remains import leaf_of
-from tests.harness import eventually, processes_of, remove_leaves, watched_by
+from tests.harness import eventually, free_ports, processes_of, remove_leaves, watched_by
 
 ENGINE = Path(__file__).parents[1] / "fakes" / "engine.py"
 Starter = Callable[..., HandleRecord]
@@ -129,6 +130,27 @@ def leave_the_leaf(record: HandleRecord) -> None:
             above.write_text(pid)
     assert leaf_of(record).remove()
     (record.folder / "leaf.json").unlink()
+
+
+async def test_a_term_that_was_swallowed_is_followed_by_another(runtime: ProcessRuntime) -> None:
+    """As vLLM does while it starts. It listens, and that is known for its own."""
+    port = free_ports(1)[0]
+    argv = (sys.executable, str(ENGINE), "--port", str(port), "--swallow-terms", "1")
+    handle = await runtime.start(runtime.record("child", 1, LaunchSpec(argv=argv)))
+    await up(handle)
+    assert await handle.owns("127.0.0.1", port)
+    began = time.monotonic()
+    assert await handle.stop(4) == ExitResult(signal=15)
+    assert time.monotonic() - began < 3.5
+
+
+async def test_memory_beyond_the_limit_is_named_as_the_cause(runtime: ProcessRuntime) -> None:
+    eater = "print('up', flush=True)\neaten = []\nwhile True: eaten.append(b'x' * (1 << 20))"
+    spec = LaunchSpec(argv=(sys.executable, "-c", eater), memory_max=64 << 20)
+    handle = await runtime.start(runtime.record("child", 1, spec))
+    exit = await handle.wait()
+    assert exit == ExitResult(signal=9, oom_killed=True)
+    assert diagnosed(exit, [], ()) is CrashCause.HOST_OOM
 
 
 async def test_nothing_of_the_tree_survives_even_what_left_its_session(

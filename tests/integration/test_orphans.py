@@ -61,7 +61,7 @@ def victims(room: Room, target: str) -> list[int]:
 def settled(room: Room) -> bool:
     """Whether engine and gateway are in service, and nothing else of ours lives or lies about."""
     assert room.process is not None
-    allowed = {room.process.pid}
+    parents, allowed = {room.process.pid}, {room.process.pid}
     try:
         for name in NAMES:
             row, here = room.engine(name), told(room, name)
@@ -70,13 +70,14 @@ def settled(room: Room) -> bool:
             if not (lives(here["child"]) and lives(here["shim"])):
                 return False
             tree = Tree(here["child"], Leaf(here["leaf"]), "", (here["shim"]["pid"],))
+            parents.add(here["shim"]["pid"])
             allowed |= {here["shim"]["pid"], *tree.members()}
         if any(each.pid not in allowed for each in room.processes()):
             return False
         return not [
             each.pid
             for each in psutil.process_iter()
-            if each.status() == psutil.STATUS_ZOMBIE and each.ppid() in allowed
+            if each.status() == psutil.STATUS_ZOMBIE and each.ppid() in parents
         ]
     except (OSError, KeyError, ValueError, httpx.HTTPError, psutil.NoSuchProcess):
         return False  # it is just being replaced

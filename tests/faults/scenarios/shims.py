@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from orchestrator.runtimes.base import HandleRecord, Identity
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.runtimes.shim.kernel import identity
 from tests.faults.lab import Lab, scenario
-from tests.harness import Room, until, watched_by
+from tests.harness import Room, processes_of, until, watched_by
 
 
 def shim_of(room: Room) -> Identity:
@@ -91,10 +91,31 @@ def grandchild_escapes(lab: Lab) -> None:
     assert not any(folder.exists() for folder in leaf)
 
 
-@scenario("F10", "fake")
+@scenario("F2", "vllm")
+def core_killed(lab: Lab) -> None:
+    room = lab.make().start(400)
+    before = room.engine()
+    leader = psutil.Process(before["pid"])
+    parts = [each for each in leader.children(recursive=True) if each.cmdline()]
+    (core,) = [each for each in parts if each.cmdline()[0].startswith("VLLM::EngineCore")]
+    until(lambda: core.pid in watched_by(shim_of(room).pid), 20, "the shim holds it")
+    with room.stream("Hi", max_new_tokens=1000) as events:
+        next(events)
+        began = time.monotonic()
+        core.kill()
+        rest = list(events)
+    until(lambda: not any(each.is_running() for each in (leader, *parts)), 10, "all are gone")
+    lab.took(time.monotonic() - began)
+    assert "error" in json.loads(rest[-1])
+    assert room.wait_state("ready", seconds=400)["generation"] == before["generation"] + 1
+    assert room.generate("again", max_new_tokens=2).status_code == 200
+
+
+@scenario("F10", "fake", "llama_server", "vllm")
 def stopped_while_it_loads(lab: Lab) -> None:
-    load_s = 0.4
-    room = lab.make("--load-s", str(load_s), "--swallow-terms", "1").start()
+    load_s = {"fake": 0.4, "llama_server": 0.6, "vllm": 25.0}[lab.engine]
+    knobs = ("--load-s", str(load_s), "--swallow-terms", "1") if lab.engine == "fake" else ()
+    room = lab.make(*knobs).start(400)
     luck, pause = random.Random(10), threading.Event()
     for _ in range(3):
         stopped(room)
@@ -102,9 +123,10 @@ def stopped_while_it_loads(lab: Lab) -> None:
         room.wait_state("starting")
         pause.wait(luck.uniform(0, load_s))
         lab.took(stopped(room))
-        assert [each for each in room.processes() if "engine.py" in " ".join(each.cmdline())] == []
+        left = processes_of(str(room.data / "instances/demo-0"))
+        assert [each for each in left if each.pid != shim_of(room).pid] == []
     room.admin("POST", "/admin/models/demo/start")
-    assert room.wait_state("ready")["restarts"] == 0
+    assert room.wait_state("ready", seconds=400)["restarts"] == 0
 
 
 @scenario("F13", "fake")
@@ -121,6 +143,57 @@ def killed_for_memory(lab: Lab) -> None:
     until(lambda: room.metric("engineroom_engine_restarts_total", cause="host_oom"), 10, "host_oom")
     room.wait_state("ready")
     assert room.admin("GET", "/admin/models/demo/plan").json()["rung"] == 1
+
+
+def squeeze(folder: Path) -> None:
+    """Limit a control group to what its processes hold now, the page cache left out."""
+    limit, usage = folder / "memory.max", folder / "memory.current"
+    if not limit.exists():
+        limit, usage = folder / "memory.limit_in_bytes", folder / "memory.usage_in_bytes"
+        with suppress(OSError):  # refused after everything that can be dropped is dropped
+            limit.write_text("4096")
+    with suppress(OSError):
+        (folder / "memory.reclaim").write_text("1G")
+
+    def held() -> bool:
+        try:
+            limit.write_text(str(int(usage.read_text()) + (1 << 16)))
+        except OSError:
+            return False
+        return True
+
+    until(held, 10, "a limit")
+
+
+@scenario("F13", "llama_server", "vllm")
+def squeezed_for_memory(lab: Lab) -> None:
+    """The limit is set around what the engine holds: its next requests are too many."""
+    room = lab.make().start(400)
+    leaf = json.loads((folder_of(room) / "leaf.json").read_text())["leaf"]
+    (counted,) = [Path(each) for each in leaf if (Path(each) / "memory.stat").exists()]
+    generation = room.engine()["generation"]
+    with room.stream("Once", max_new_tokens=1500) as events:
+        next(events)
+        squeeze(counted)
+        last, rest = time.monotonic(), list[str]()
+        more = [
+            threading.Thread(target=room.generate, args=(f"{n} " * 300,), daemon=True)
+            for n in range(8)
+        ]
+        for each in more:
+            each.start()
+        for event in events:
+            if "error" not in event:
+                last = time.monotonic()
+            rest.append(event)
+        lab.took(time.monotonic() - last)
+    assert "error" in json.loads(rest[-1])
+    until(lambda: room.engine()["generation"] > generation, 20, "another launch")
+    row = room.engine()
+    assert room.metric("engineroom_engine_restarts_total", cause="host_oom") == 1, row
+    room.wait_state("ready", seconds=400)
+    for each in more:
+        each.join(60)
 
 
 @scenario("F16", "fake")
