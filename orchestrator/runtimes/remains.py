@@ -33,7 +33,7 @@ def is_alive(who: Identity) -> bool:
 
 def is_of_this_boot(who: Identity) -> bool:
     """Whether its pid can stand for anything of ours at all."""
-    return kernel.identity(os.getpid())["boot_id"] == who.boot_id
+    return bool(kernel.identity(os.getpid())["boot_id"] == who.boot_id)
 
 
 def tmp_of(record: HandleRecord) -> Path:

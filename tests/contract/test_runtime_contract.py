@@ -290,10 +290,11 @@ async def test_what_dead_engines_left_is_cleared_by_the_next_start(runtime: Proc
     await up(handle)
     escaped = psutil.Process(int(handle.record.log.read_text()))
     handle.detach()
-    assert handle.record.child is not None
+    child = handle.record.child
+    assert child is not None
     os.kill(shim_of(handle).pid, signal.SIGKILL)
-    os.kill(handle.record.child.pid, signal.SIGKILL)
-    await eventually(lambda: not is_alive(handle.record.child), 5, "the engine's end")
+    os.kill(child.pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(child), 5, "the engine's end")
     assert (await runtime.check()).usable
     assert gone(escaped)
     assert not any(folder.exists() for folder in handle.record.leaf)

@@ -35,7 +35,7 @@ class Tree:
         The kernel gives a number to nobody else while a group or session of that number lives.
         """
         try:
-            return int(stat(self.child["pid"])[19]) == self.child["started"]
+            return bool(int(stat(self.child["pid"])[19]) == self.child["started"])
         except (OSError, IndexError):
             return True
 
