@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from engine_launchers.machine import HardwareProfile
 from orchestrator import __version__
+from orchestrator.admin_events import add_events
 from orchestrator.admin_orders import add_orders
 from orchestrator.errors import (
     BadRequest,
@@ -89,6 +90,7 @@ def build_admin(
     _add_views(app, supervisor, guard)
     _add_logs(app, supervisor, guard)
     add_orders(app, supervisor, operator, guard, shut_down)
+    add_events(app, supervisor.store, guard)
     return app
 
 
@@ -112,7 +114,7 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
             **supervisor.describe(instance),
             "argv": list(spec.argv) if spec else None,
             "injected": list(spec.injected) if spec else None,
-            "events": supervisor.store.events(20, engine),
+            "events": [event.model_dump() for event in supervisor.store.events(20, engine)],
         }
 
     @app.get("/admin/models", dependencies=guard, tags=["models"])
@@ -130,13 +132,6 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
     async def hardware() -> HardwareProfile:
         """The machine as it was probed at the start."""
         return supervisor.orders.hardware
-
-    @app.get("/admin/events", dependencies=guard, tags=["machine"])
-    async def events(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100, subject: str | None = None
-    ) -> dict[str, list[dict[str, Any]]]:
-        """What happened, newest first."""
-        return {"events": supervisor.store.events(limit, subject)}
 
     @app.get("/metrics", dependencies=guard, tags=["machine"])
     async def metrics() -> Response:

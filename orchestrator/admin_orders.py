@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.params import Depends as Guard
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from engine_launchers.base import EnginePlan
 from orchestrator.supervision.operator import Operator
@@ -140,6 +140,11 @@ def _add_machine_orders(
         """Let one engine finish its requests and stop it; other replicas serve on."""
         operator.drain(engine, order.drain_s if order else None)
         return {"status": "accepted", "engine": engine, "follow": f"/admin/engines/{engine}"}
+
+    @app.post("/admin/plan", dependencies=guard, tags=["machine"])
+    async def what_if(wish: dict[str, JsonValue]) -> EnginePlan:
+        """What would run with these keys of a model, beside all that runs now. Starts nothing."""
+        return await supervisor.orders.what_if(wish)
 
     @app.post("/admin/reload", dependencies=guard, tags=["machine"])
     async def reload() -> dict[str, Any]:

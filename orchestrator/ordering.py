@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from engine_launchers.base import EngineName
+from pydantic import ValidationError
+
+from engine_launchers.base import EngineName, EnginePlan
 from orchestrator.engines.choosing import Requirement
-from orchestrator.errors import EngineMissing
+from orchestrator.errors import ConfigError, EngineMissing
 from orchestrator.model_settings import ModelSettings
 from orchestrator.rooms import Rooms
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, sentence
 from orchestrator.startup import Decision, Planning
 from orchestrator.supervision.instance import ProbeTimes
 from orchestrator.supervision.lifecycle import Policy
@@ -93,6 +96,7 @@ class Orderer:
             rooms=Rooms(),
             next_engine=self.instead,
             reload=self.reload,
+            what_if=self.what_if,
             memory_wait_s=settings.memory_wait_s,
             budget=budget,
         )
@@ -114,6 +118,16 @@ class Orderer:
         if models is None:
             raise EngineMissing("the server is being stopped")
         return Reloaded(models, _fixed(self._settings, fresh))
+
+    async def what_if(self, wish: Mapping[str, Any]) -> EnginePlan:
+        """What would run with these keys of a model; nothing is started. Raises ConfigError."""
+        try:
+            asked = ModelSettings.model_validate(dict(wish))
+        except ValidationError as error:
+            raise ConfigError(sentence(error, lambda field: field)) from None
+        own = {key: getattr(asked, key) for key in asked.model_fields_set}
+        settings = self._settings.model_copy(update={**own, "models": ()})
+        return (await asyncio.to_thread(self._planning.decide, settings))[0].plan
 
 
 def _fixed(old: Settings, new: Settings) -> tuple[str, ...]:

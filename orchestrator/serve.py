@@ -129,6 +129,7 @@ async def serve(
             httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
         )
         store = stack.enter_context(closing(Store(data / "state.db")))
+        stack.callback(asyncio.create_task(store.keep()).cancel)
         settings = _settle_port(settings, store, stack)
         admin_socket = stack.enter_context(listen(settings.admin_host, settings.admin_port))
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
@@ -148,11 +149,13 @@ async def serve(
             admin = _admin(supervisor, operator, token, stopping)
             on_hangup(operator.reload_soon)
             watching = asyncio.create_task(on_change_of(planning.file, operator.reload_soon))
+            supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
                 await _run(settings, models[0].name, supervisor, stopping, audience, began)
             finally:
                 watching.cancel()
+                store.journal.close()  # whoever follows it goes home
                 admin.should_exit = True
                 await listening
         shutil.rmtree(run, ignore_errors=True)  # all that used it has ended
@@ -269,11 +272,12 @@ def _gateway(
     ).model_dump_json()
     # Named by content: a gateway with other settings is another command line.
     digest = hashlib.sha256(config.encode()).hexdigest()[:12]
-    for old in data.glob("gateway-*.json"):
-        old.unlink()
     path = data / f"gateway-{digest}.json"
-    path.touch(mode=0o600)
-    path.write_text(config)
+    for old in set(data.glob("gateway-*.json")) - {path}:
+        old.unlink()
+    if not path.exists() or path.read_text() != config:  # a full disk would leave an empty file
+        path.touch(mode=0o600)
+        path.write_text(config)
     listen = Listen(host=settings.host, port=settings.port)
     return GatewayWorkload(sys.executable, path, listen, client)
 

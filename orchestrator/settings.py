@@ -257,7 +257,7 @@ def load_settings(
     try:
         return Settings(**merged)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, place)) from None
+        raise ConfigError(sentence(error, place)) from None
 
 
 def _refuse_unknown_variables(env: Mapping[str, str]) -> None:
@@ -273,7 +273,8 @@ def _hint(name: str, known: set[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _sentence(error: ValidationError, place: Any) -> str:
+def sentence(error: ValidationError, place: Callable[[str], str]) -> str:
+    """The first thing that is wrong, in words; `place` says where a field was set."""
     first = error.errors(include_url=False)[0]
     field, *inner = first["loc"] or ("settings",)
     where = place(str(field)) + "".join(

@@ -25,10 +25,12 @@ from orchestrator.external import plan_of
 from orchestrator.hardware import probe
 from orchestrator.models.chosen import chosen
 from orchestrator.models.resolve import Resolved, renamed
+from orchestrator.planning.experience import experienced, key_of
 from orchestrator.planning.planner import Wish, fingerprint, make_plan
 from orchestrator.resources import demo_dir
 from orchestrator.runtimes.process import resident_bytes
 from orchestrator.settings import Settings
+from orchestrator.supervision.calibration import remembered
 from orchestrator.tables import load_gpus, load_tiers
 
 Offer = Callable[[Requirement], bool]
@@ -200,6 +202,8 @@ def decide(
         plan = _without(second, resolved, hardware, able, wish, choice.ready())
         engine = choice.found[plan.engine]
     plan = plan.model_copy(update={"aliases": settings.aliases, "engine_version": engine.version})
+    known = remembered(settings.data).get(key_of(plan, hardware).name)
+    plan = experienced(plan, known)
     files = (plan.model.source, *(each.path for each in plan.model.adapters))
     name = fingerprint(wish, plan, max(_changed(Path(each)) for each in files))
     return Decision(settings, hardware, plan, name, able, engine, second)

@@ -61,6 +61,11 @@ class ControlMetrics:
         self.gateways = Gauge(
             "engineroom_gateways_connected", "Gateways on the control channel.", registry=reg
         )
+        self.storage = Gauge(
+            "engineroom_storage_degraded",
+            "1 while state is kept in memory only: the disk is full, read-only or broken.",
+            registry=reg,
+        )
 
     def add_engine(self, engine: str, states: Iterable[str]) -> None:
         """Create the series of a new engine."""

@@ -65,14 +65,16 @@ class Keeper:
         rooms: ReadRooms,
         demand: Callable[[str], Demand],
         taken: Callable[[Instance, Mapping[str, Room]], Bytes],
-        event: Callable[..., None],
+        sampled: Callable[[Instance, Bytes], None],
+        event: Callable[..., object],
         tell: Callable[[], None],
         drain_s: float,
         memory_wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pools, self.ledger, self._rooms = pools, ledger, rooms
-        self._demand, self._taken, self._event, self._tell = demand, taken, event, tell
+        self._demand, self._taken, self._sampled = demand, taken, sampled
+        self._event, self._tell = event, tell
         self._drain_s, self._wait_s, self._clock = drain_s, memory_wait_s, clock
         self._seen: dict[str, _Seen] = {}
         self._gate = asyncio.Lock()
@@ -190,6 +192,7 @@ class Keeper:
         for each in running:
             found = await asyncio.to_thread(self._taken, each, self._latest)
             self.ledger.measure(each.name, found)
+            self._sampled(each, found)
 
     def _view(self, pool: Pool) -> View:
         now, demand = self._clock(), self._demand(pool.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
@@ -73,5 +73,6 @@ class Orders:
     rooms: ReadRooms
     next_engine: NextEngine
     reload: Callable[[], Awaitable[Reloaded]]
+    what_if: Callable[[Mapping[str, Any]], Awaitable[EnginePlan]]
     memory_wait_s: float = 30.0
     budget: Mapping[str, int] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from orchestrator.supervision.gateways import GatewayLink
 from orchestrator.supervision.instance import Change, Hooks, Instance
 from orchestrator.supervision.keeper import Keeper
 from orchestrator.supervision.ledger import Ledger, planned
+from orchestrator.supervision.lessons import Lessons
 from orchestrator.supervision.orders import ModelOrder, Orders
 from orchestrator.supervision.pool import AT_REST, Pool
 from orchestrator.supervision.routes import route
@@ -69,12 +70,14 @@ class Supervisor:
         self._crew = Crew()
         self._pools: dict[str, Pool] = {}
         self.ledger = Ledger(orders.budget)
+        self.lessons = Lessons(store, orders.hardware, orders.policy.stable_s)
         self.keeper = Keeper(
             self._pools,
             self.ledger,
             orders.rooms,
             self.link.demand,
             taken,
+            self.lessons.sample,
             store.add_event,
             self.publish,
             orders.drain_s,
@@ -238,6 +241,7 @@ class Supervisor:
         )
         if change.new is S.READY and change.old is S.STARTING:
             self.metrics.started(name, change.seconds)
+            self.lessons.ready(instance, change.seconds)
         if change.new is S.STARTING and change.lifecycle.cause:
             instance.restarts += 1
             self.metrics.restarted(name, change.lifecycle.cause)
@@ -256,9 +260,10 @@ class Supervisor:
     def _save(self, instance: Instance, record: HandleRecord) -> None:
         workload = instance.workload
         plan = workload.plan if isinstance(workload, EngineWorkload) else None
-        self.store.save(workload.fingerprint, record, plan)
+        self.store.save(workload.fingerprint, record, plan, instance.lifecycle.why)
 
     def _forget(self, instance: Instance) -> None:
+        self.lessons.forget(instance.name)
         self.store.forget(instance.name)
 
     def _on_gateway(self) -> None:

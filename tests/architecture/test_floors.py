@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.supervision.event_types import TYPES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Longest prefix wins. A module imports only from lower floors, or from its own room.
@@ -41,6 +43,8 @@ FLOORS: dict[str, int] = {
     "orchestrator.engines": 3,
     "orchestrator.gateway": 3,
     "orchestrator.admin_orders": 4,
+    "orchestrator.doctor": 4,
+    "orchestrator.admin_events": 4,
     "orchestrator.admin": 5,
     "orchestrator.tables": 3,
     "orchestrator.external": 4,
@@ -58,7 +62,10 @@ FLOORS: dict[str, int] = {
 }
 PURE = {
     "engine_launchers",
+    "orchestrator.doctor.facts",
+    "orchestrator.doctor.judging",
     "orchestrator.engines.choosing",
+    "orchestrator.engines.findings",
     "orchestrator.engines.recipe",
     "orchestrator.errors",
     "orchestrator.setting_types",
@@ -74,6 +81,7 @@ PURE = {
     "orchestrator.models.quantization",
     "orchestrator.models.tensor_parts",
     "orchestrator.planning",
+    "orchestrator.supervision.event_types",
     "orchestrator.supervision.events",
     "orchestrator.supervision.ledger",
     "orchestrator.supervision.lifecycle",
@@ -189,6 +197,18 @@ def test_there_is_no_circle() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_files_stay_small(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= 350
+
+
+def test_every_event_has_a_stable_type() -> None:
+    used = {
+        call.args[0].value
+        for path in MODULES.values()
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).endswith((".add_event", "journal.add"))
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert used == set(TYPES)
 
 
 def test_every_public_thing_says_what_it_is() -> None:

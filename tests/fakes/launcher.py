@@ -22,19 +22,30 @@ from engine_launchers.model import ModelSpec
 ENGINE = Path(__file__).with_name("engine.py")
 
 
+def _own(knobs: tuple[str, ...], name: str) -> tuple[int | None, tuple[str, ...]]:
+    """The number after a knob that is the launcher's, and the engine's knobs without it."""
+    if name not in knobs:
+        return None, knobs
+    at = knobs.index(name)
+    return int(knobs[at + 1]), knobs[:at] + knobs[at + 2 :]
+
+
 class FakeLauncher(LlamaCppLauncher):
-    """Plans, diagnoses and relaxes like llama.cpp; runs `tests/fakes/engine.py`."""
+    """Plans, diagnoses and relaxes like llama.cpp; runs `tests/fakes/engine.py`.
+
+    Three knobs are its own: `--claims BYTES` of RAM are planned, whatever the model; `--slots N`
+    requests at once instead of 16 where it is not serial; `--memory-max BYTES` for its control
+    group.
+    """
 
     name: EngineName = "llama_cpp"
     version = "fake"
 
     def __init__(self, knobs: Sequence[str] = (), serial: bool = True) -> None:
-        self.knobs = tuple(knobs)
-        self.memory_max: int | None = None
-        if "--memory-max" in self.knobs:  # the only knob that is the launcher's: bytes
-            at = self.knobs.index("--memory-max")
-            self.memory_max = int(self.knobs[at + 1])
-            self.knobs = self.knobs[:at] + self.knobs[at + 2 :]
+        self.claims, rest = _own(tuple(knobs), "--claims")
+        slots, rest = _own(rest, "--slots")
+        self.memory_max, self.knobs = _own(rest, "--memory-max")
+        self.slots = slots or 16
         self.serial = serial
         real = LlamaCppLauncher.quirks
         asked = {"tokenize_path": None, "usage_on_request": True}  # as vLLM and llama-server do
@@ -49,9 +60,15 @@ class FakeLauncher(LlamaCppLauncher):
         pinned: frozenset[str] = frozenset(),
     ) -> Fit | Rejection:
         fit = super().fit(model, hardware, wish, pinned)
-        if isinstance(fit, Rejection) or self.serial:
+        if isinstance(fit, Rejection):
             return fit
-        tuning = fit.tuning.model_copy(update={"max_concurrency": 16})
+        if self.claims is not None:
+            (ram, *rest) = fit.estimate
+            estimate = (ram.model_copy(update={"overhead": self.claims}), *rest)
+            fit = fit.model_copy(update={"estimate": estimate})
+        if self.serial:
+            return fit
+        tuning = fit.tuning.model_copy(update={"max_concurrency": self.slots})
         return fit.model_copy(update={"tuning": tuning})
 
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from orchestrator.runtimes.base import HandleRecord, Identity
@@ -176,10 +177,12 @@ def squeezed_for_memory(lab: Lab) -> None:
         next(events)
         squeeze(counted)
         last, rest = time.monotonic(), list[str]()
-        more = [
-            threading.Thread(target=room.generate, args=(f"{n} " * 300,), daemon=True)
-            for n in range(8)
-        ]
+
+        def ask(number: int) -> None:
+            with suppress(httpx.HTTPError):
+                room.generate(f"{number} " * 300)
+
+        more = [threading.Thread(target=ask, args=(n,), daemon=True) for n in range(8)]
         for each in more:
             each.start()
         for event in events:
