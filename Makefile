@@ -1,7 +1,8 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check bench bench-engines bench-planner faults docs clean
+.PHONY: serve test test-fast check orphans bench bench-engines bench-planner faults docs clean
 ARGS ?=
 PYTEST_ARGS ?=
+N ?= 500
 
 serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port 9000"
 	@sh tools/setup.sh serve
@@ -20,6 +21,10 @@ check: ## style, types, floors
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q tests/architecture
+
+orphans: ## kill N processes of a running server one after another; nothing may be left behind
+	@sh tools/setup.sh test
+	@ORPHAN_KILLS=$(N) .venv/bin/python -m pytest -q -rP --timeout 7200 tests/integration/test_orphans.py
 
 bench: ## start-up and first-token times of the served demo model
 	@sh tools/setup.sh serve

@@ -159,7 +159,8 @@ class LaunchSpec(Value):
     there, its own command or the interpreter of its environment. `env` comes on top of the few
     variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
     added by itself, apart from those of the user. `vital` are the words with which command lines of
-    those descendants begin whose end is the end of all.
+    those descendants begin whose end is the end of all. `memory_max`, bytes, limits the whole tree
+    where the system lets us: beyond it the kernel kills.
     """
 
     argv: tuple[str, ...]
@@ -167,6 +168,7 @@ class LaunchSpec(Value):
     listen: Listen | None = None
     injected: tuple[str, ...] = ()
     vital: tuple[str, ...] = ()
+    memory_max: int | None = None
 
     def with_engine(self, program: str) -> LaunchSpec:
         """The same spec with `{engine}` replaced."""

@@ -29,6 +29,7 @@ from orchestrator.errors import (
     UnsupportedParameter,
 )
 from orchestrator.observability.metrics import CONTENT_TYPE
+from orchestrator.supervision.lines import Lines
 from orchestrator.supervision.operator import Operator
 from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.supervision.tails import read_tail
@@ -169,24 +170,22 @@ async def follow_file(
 ) -> AsyncIterator[str]:
     """The last lines of a file, then each line that is added, until `ended`.
 
-    A file that was rotated begins anew.
+    A file that was rotated begins anew. Lines are cut and made harmless as in `read_tail`.
     """
     position = path.stat().st_size if path.exists() else 0
     first = quiet(read_tail(path, 100_000, until=position), noise)[-tail:] if tail else []
     yield "".join(f"{line}\n" for line in first)
-    pending = b""
+    lines = Lines()
     while not ended():
         size = path.stat().st_size if path.exists() else 0
         if size < position:
-            position = 0
+            position, lines = 0, Lines()
         if size > position:
             with path.open("rb") as file:
                 file.seek(position)
                 data = file.read(1 << 20)
             position += len(data)
-            *lines, pending = (pending + data).split(b"\n")
-            text = (line.decode(errors="replace") for line in lines)
-            yield "".join(f"{line}\n" for line in quiet(text, noise))
+            yield "".join(f"{line}\n" for line in quiet(lines.feed(data), noise))
         else:
             await asyncio.sleep(_FOLLOW_S)
 

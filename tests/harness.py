@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from orchestrator.runtimes.shim.leaf import Leaf
 from orchestrator.settings import DOCUMENT_VARIABLES, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +225,7 @@ class Room:
         if self.process is not None:
             self.process.kill()
             self.wait_end()
+        remove_leaves(self.data)
         shutil.rmtree(self.run_folder, ignore_errors=True)
 
 
@@ -239,6 +241,17 @@ def processes_of(marker: str) -> list[psutil.Process]:
             texts = [*each.cmdline(), each.cwd()]
             if any(marker in text for text in texts):
                 found.append(each)
+    return found
+
+
+def remove_leaves(data: Path) -> list[str]:
+    """Remove the control groups of engines below `data`; those that ought to have been gone."""
+    found = []
+    for file in data.rglob("leaf.json"):
+        leaf = Leaf(json.loads(file.read_text())["leaf"])
+        found += [folder for folder in leaf.folders if Path(folder).exists()]
+        leaf.kill()
+        leaf.remove()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -28,7 +29,8 @@ class HandleRecord(BaseModel):
 
     `shim` and `child` are None until the process is known to run. `folder` holds the shim's
     `pid.json` and `exit.json`; `log` the output of the process, which begins at byte `log_start`
-    of that file. `asleep` is the level of sleep that it was last told to go to, None when awake.
+    of that file. `leaf` holds the folders of its control groups; none where none could be made.
+    `asleep` is the level of sleep that it was last told to go to, None when awake.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class HandleRecord(BaseModel):
     socket: Path
     log: Path
     log_start: int = 0
+    leaf: tuple[Path, ...] = ()
     shim: Identity | None = None
     child: Identity | None = None
     asleep: int | None = None
@@ -71,6 +74,15 @@ class Handle(Protocol):
     def detach(self) -> None:
         """Let go without stopping it: the next supervisor finds it by its record."""
 
+    def watch_record(self, tell: Callable[[HandleRecord], None]) -> None:
+        """Call `tell` with the new record whenever that had to change while the process runs."""
+
+    async def owns(self, host: str, port: int) -> bool:
+        """Whether it is this process, or one that it started, that answers there.
+
+        True as well where nobody does, or where that cannot be seen.
+        """
+
 
 class Runtime(Protocol):
     """Starts processes and finds them again."""
@@ -85,4 +97,7 @@ class Runtime(Protocol):
         """Start what the record says. Raises LaunchFailed where no process came to be."""
 
     async def recover(self, record: HandleRecord) -> Handle | None:
-        """The handle of a process that still runs; None, and nothing of it left, otherwise."""
+        """The handle of a process that still runs; None, and nothing of it left, otherwise.
+
+        A process that has lost what held it here is taken hold of again.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from engine_launchers.base import ExitResult, LaunchSpec
@@ -62,3 +63,10 @@ class ExternalHandle:
 
     def detach(self) -> None:
         """Nothing is attached."""
+
+    def watch_record(self, tell: Callable[[HandleRecord], None]) -> None:
+        """Its record never changes."""
+
+    async def owns(self, host: str, port: int) -> bool:
+        """Whoever answers is the one we were told of."""
+        return True

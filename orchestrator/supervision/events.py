@@ -72,6 +72,14 @@ class ProbeFailed:
 
 
 @dataclass(frozen=True)
+class PortTaken:
+    """A stranger answers on the port that was meant for it."""
+
+    generation: int
+    why: str
+
+
+@dataclass(frozen=True)
 class RequestFailed:
     """A request broke on it; one of them only makes it suspect."""
 
@@ -181,8 +189,8 @@ class WakeFailed:
 
 
 Event = (
-    Start | Adopted | ProbeOk | ProbeFailed | RequestFailed | Answered | Stalled | Exited | Idle
-    | Deadline | Replanned | Stop | Sleep | Slept | SleepFailed | Woken | WakeFailed
+    Start | Adopted | ProbeOk | ProbeFailed | PortTaken | RequestFailed | Answered | Stalled
+    | Exited | Idle | Deadline | Replanned | Stop | Sleep | Slept | SleepFailed | Woken | WakeFailed
 )  # fmt: skip
 
 # --- actions ----------------------------------------------------------------------------------
@@ -264,6 +272,7 @@ class Policy:
     """The numbers that steer `step`; seconds, counts. `half_open_s` None: FAILED is for ever.
 
     `stuck_grace_s` is the grace of what has nothing to finish: it does not serve yet, or hangs.
+    A port that a stranger took is forgiven `port_limit` times in a row.
     """
 
     restart_limit: int = 5
@@ -274,6 +283,7 @@ class Policy:
     stuck_grace_s: float = 2.0
     probe_limit: int = 3
     request_limit: int = 5
+    port_limit: int = 3
     half_open_s: float | None = 300.0
 
     def grace(self, stuck: bool) -> float:
@@ -316,4 +326,5 @@ class Lifecycle:
     trial: bool = False
     waiting_plan: bool = False
     waiting_time: bool = False
+    ports_taken: int = 0
     why: str = "never started"

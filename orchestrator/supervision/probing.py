@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from orchestrator.errors import EngineRoomError
@@ -39,11 +39,12 @@ class Prober:
         times: ProbeTimes,
         now: Callable[[], lc.Lifecycle],
         post: Callable[[lc.Event], None],
+        owns: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._generation = record.generation
         self._url = record.spec.listen.base_url if record.spec.listen else None
         self._workload, self._times = workload, times
-        self._now, self._post = now, post
+        self._now, self._post, self._owns = now, post, owns
         self._asked = asyncio.Event()
         self.answers = False
         """Whether it has answered at all: from then on our own canaries show in its log."""
@@ -89,6 +90,10 @@ class Prober:
             self.answers = True
             await self._workload.canary(url)
         except FAILURES:
+            return
+        if self._owns is not None and not await self._owns():
+            why = f"another process answers on {url}"
+            self._tell(lc.PortTaken(self._generation, why), starting=True)
             return
         self._tell(lc.ProbeOk(self._generation), starting=True)
 

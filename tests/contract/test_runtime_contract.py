@@ -14,11 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine_launchers.base import ExitResult, LaunchSpec
+from engine_launchers.base import CrashCause, ExitResult, LaunchSpec
+from engine_launchers.diagnosing import diagnosed
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.base import Handle, HandleRecord
+from orchestrator.runtimes.base import Handle, HandleRecord, Identity
+from orchestrator.runtimes.handle import LOST
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
-from tests.harness import eventually, processes_of, watched_by
+from orchestrator.runtimes.remains import leaf_of
+from tests.harness import eventually, free_ports, processes_of, remove_leaves, watched_by
 
 ENGINE = Path(__file__).parents[1] / "fakes" / "engine.py"
 Starter = Callable[..., HandleRecord]
@@ -42,6 +45,7 @@ async def runtime(tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
     for each in processes_of(str(tmp_path)):
         each.kill()
     shutil.rmtree(sockets)
+    assert remove_leaves(tmp_path) == []
 
 
 def order(runtime: ProcessRuntime, code: str, generation: int = 1) -> HandleRecord:
@@ -95,24 +99,68 @@ async def test_term_ignored_is_kill_after_the_grace(runtime: ProcessRuntime) -> 
     assert await handle.stop(0.2) == ExitResult(signal=9)
 
 
+ESCAPING = (
+    "import os, signal, sys\n"
+    "if os.fork() == 0:\n"
+    "    os.setsid()\n"
+    "    if os.fork() == 0:\n"
+    "        signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True)\n"
+    "        signal.pause()\n"
+    "    os._exit(0)\n"
+    "signal.pause()\n"
+)
+
+
+def shim_of(handle: Handle) -> Identity:
+    """The identity of a handle's shim."""
+    assert handle.record.shim is not None
+    return handle.record.shim
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended; process 1 may take its time to take note."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def leave_the_leaf(record: HandleRecord) -> None:
+    """Undo the control groups of an engine, as on a system that lets us make none."""
+    for folder in record.leaf:
+        above = folder.parent / "cgroup.procs"
+        for pid in (folder / "cgroup.procs").read_text().split():
+            above.write_text(pid)
+    assert leaf_of(record).remove()
+    (record.folder / "leaf.json").unlink()
+
+
+async def test_a_term_that_was_swallowed_is_followed_by_another(runtime: ProcessRuntime) -> None:
+    """As vLLM does while it starts. It listens, and that is known for its own."""
+    port = free_ports(1)[0]
+    argv = (sys.executable, str(ENGINE), "--port", str(port), "--swallow-terms", "1")
+    handle = await runtime.start(runtime.record("child", 1, LaunchSpec(argv=argv)))
+    await up(handle)
+    assert await handle.owns("127.0.0.1", port)
+    began = time.monotonic()
+    assert await handle.stop(4) == ExitResult(signal=15)
+    assert time.monotonic() - began < 3.5
+
+
+async def test_memory_beyond_the_limit_is_named_as_the_cause(runtime: ProcessRuntime) -> None:
+    eater = "print('up', flush=True)\neaten = []\nwhile True: eaten.append(b'x' * (1 << 20))"
+    spec = LaunchSpec(argv=(sys.executable, "-c", eater), memory_max=64 << 20)
+    handle = await runtime.start(runtime.record("child", 1, spec))
+    exit = await handle.wait()
+    assert exit == ExitResult(signal=9, oom_killed=True)
+    assert diagnosed(exit, [], ()) is CrashCause.HOST_OOM
+
+
 async def test_nothing_of_the_tree_survives_even_what_left_its_session(
     runtime: ProcessRuntime,
 ) -> None:
-    escape = (
-        "import os, signal, sys\n"
-        "if os.fork() == 0:\n"
-        "    os.setsid()\n"
-        "    if os.fork() == 0:\n"
-        "        signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True)\n"
-        "        signal.pause()\n"
-        "    os._exit(0)\n"
-        "signal.pause()\n"
-    )
-    handle = await runtime.start(order(runtime, escape))
+    handle = await runtime.start(order(runtime, ESCAPING))
     await up(handle)
     grandchild = psutil.Process(int(handle.record.log.read_text()))
     await handle.stop(0.2)
-    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+    assert gone(grandchild)
 
 
 async def engine_with_a_part(runtime: ProcessRuntime, *knobs: str) -> tuple[Handle, int]:
@@ -196,15 +244,61 @@ async def test_a_record_without_a_process_is_nothing(runtime: ProcessRuntime) ->
     assert await runtime.recover(order(runtime, FOREVER, generation=9)) is None
 
 
-async def test_a_killed_shim_costs_its_engine_and_says_so(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(order(runtime, FOREVER))
+@pytest.mark.parametrize("leaf", [True, False])
+async def test_a_killed_shim_is_replaced_and_the_engine_lives_on(
+    runtime: ProcessRuntime, leaf: bool
+) -> None:
+    """Also where there are no control groups: what escaped is then found by its environment."""
+    handle = await runtime.start(order(runtime, ESCAPING))
     await up(handle)
-    shim, child = handle.record.shim, handle.record.child
-    assert shim is not None
+    escaped = psutil.Process(int(handle.record.log.read_text()))
+    if not leaf:
+        await asyncio.to_thread(leave_the_leaf, handle.record)
+    records: list[HandleRecord] = []
+    handle.watch_record(records.append)
+    before = shim_of(handle)
+    os.kill(before.pid, signal.SIGKILL)
+    await eventually(lambda: records, 5, "another shim")
+    assert records == [handle.record]
+    assert handle.record.child is not None
+    assert is_alive(handle.record.child)
+    assert shim_of(handle) != before
+    assert is_alive(shim_of(handle))
+    again = await runtime.recover(handle.record.model_copy(update={"shim": before}))
+    assert again is not None
+    handle.detach()
+    ended = await again.stop(5)
+    assert ended.signal in {15, None}
+    assert ended.signal or "not known" in str(ended)
+    assert gone(escaped)
+
+
+async def test_a_shim_and_its_engine_killed_together_leave_nothing(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(order(runtime, ESCAPING))
+    await up(handle)
+    escaped = psutil.Process(int(handle.record.log.read_text()))
+    assert handle.record.child is not None
+    os.kill(shim_of(handle).pid, signal.SIGKILL)
+    os.kill(handle.record.child.pid, signal.SIGKILL)
+    assert (await handle.wait()).error == LOST
+    assert gone(escaped)
+    assert not any(folder.exists() for folder in handle.record.leaf)
+
+
+async def test_what_dead_engines_left_is_cleared_by_the_next_start(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(order(runtime, ESCAPING))
+    await up(handle)
+    escaped = psutil.Process(int(handle.record.log.read_text()))
+    handle.detach()
+    child = handle.record.child
     assert child is not None
-    os.kill(shim.pid, signal.SIGKILL)
-    assert (await handle.wait()).error == "its shim was lost"
-    await eventually(lambda: not is_alive(child), 5, "the engine ends too")
+    os.kill(shim_of(handle).pid, signal.SIGKILL)
+    os.kill(child.pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(child), 5, "the engine's end")
+    assert (await runtime.check()).usable
+    assert gone(escaped)
+    assert not any(folder.exists() for folder in handle.record.leaf)
+    assert not handle.record.folder.exists()
 
 
 async def test_logs_rotate_and_stay_bounded(runtime: ProcessRuntime) -> None:

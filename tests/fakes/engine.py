@@ -33,6 +33,8 @@ Process knobs
   --ignore-sigterm              SIGTERM does nothing
   --graceful-exit-0             exit 0 after SIGTERM; the default is to die of SIGTERM (-15)
   --term-waits                  SIGTERM first waits for running plain (non-stream) answers
+  --term-waits-for-all          SIGTERM waits for every open request, however long (llama.cpp)
+  --swallow-terms N             the first N SIGTERMs do nothing (vLLM, while it starts)
   --fork-grandchild             daemon in a session of its own that holds stdout, for ten minutes;
                                 prints `grandchild PID`
   --vital-child TITLE           a child with that command line, which lives as long as its parent;
@@ -57,6 +59,7 @@ Generation knobs; one request can set its own by a header `X-Fake: {"tps": 10}` 
   --trickle-s S                 send the status line byte by byte, one every S seconds
   --hang-after-tokens N         stop for ever there; the rest of the engine goes on
   --exit-after-tokens N         the process kills itself with SIGKILL there
+  --eat-after-tokens N          the process takes memory from there on until it is killed for it
   --exit-code-after-tokens N:CODE   the process exits there; CODE as for --fail-on-start
   --error-after-tokens N        send an error event there and end (plain answer: status 500)
   --done-after-error            send [DONE] after that event
@@ -99,7 +102,8 @@ from typing import Any, NamedTuple
 OFF = -1
 SWITCHES = (
     "silent_load bind_early serial lock_all interrupt no_health hang_health ignore_sigterm "
-    "graceful_exit_0 term_waits fork_grandchild print_env log_binary load_burns can_sleep"
+    "graceful_exit_0 term_waits term_waits_for_all fork_grandchild print_env log_binary load_burns "
+    "can_sleep"
 )
 PROCESS_KNOBS: dict[str, Any] = (
     {"host": "127.0.0.1", "port": 8000, "model": "fake", "load_s": 0.0}
@@ -111,10 +115,17 @@ PROCESS_KNOBS: dict[str, Any] = (
         "sleep_status": 200,
         "wake_status": 200,
     }
-    | {"oom_after": OFF, "oom_text": "vllm", "vital_child": "", "log_flood": 0, "log_line": 0}
+    | {
+        "oom_after": OFF,
+        "oom_text": "vllm",
+        "vital_child": "",
+        "log_flood": 0,
+        "log_line": 0,
+        "swallow_terms": 0,
+    }
     | dict.fromkeys(SWITCHES.split(), False)
 )
-COUNTS = "hang_after_tokens exit_after_tokens error_after_tokens cut_after_tokens"
+COUNTS = "hang_after_tokens exit_after_tokens eat_after_tokens error_after_tokens cut_after_tokens"
 ENDINGS = "done_after_error no_done no_finish usage_in_stream no_cancel"
 PREFILL = "prefill_burns prefill_counts"
 GENERATION_KNOBS: dict[str, Any] = (
@@ -209,6 +220,13 @@ def this_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
     assert task is not None
     return task
+
+
+def eat() -> None:
+    """Take memory, and use it, until somebody puts an end to it."""
+    eaten = []
+    while True:
+        eaten.append(b"x" * (1 << 22))
 
 
 def openai_error(message: str, code: int) -> dict[str, Any]:
@@ -411,6 +429,7 @@ class Engine:
         self.order: deque[str] = deque(maxlen=10_000)
         self.requests = self.waiting = self.running = self.max_running = self.started = 0
         self.finished = self.failed = self.aborted = self.tokens = self.iterations = 0
+        self.swallowed = 0
         self.mute = False
         self.asleep = 0
         self.going = asyncio.Event()
@@ -426,12 +445,19 @@ class Engine:
             if len(codes) == 1:
                 me.cancel()
 
+        def on_term(code: int) -> None:
+            if self.swallowed < self.settings.swallow_terms:
+                self.swallowed += 1
+                say("SIGTERM swallowed\n")
+                return
+            on_signal(code)
+
         loop.add_signal_handler(signal.SIGINT, on_signal, 0)
         loop.add_signal_handler(signal.SIGUSR1, setattr, self, "mute", True)
         loop.add_signal_handler(signal.SIGUSR2, self.stand_still)
         if not self.settings.ignore_sigterm:
             code = 0 if self.settings.graceful_exit_0 else -int(signal.SIGTERM)
-            loop.add_signal_handler(signal.SIGTERM, on_signal, code)
+            loop.add_signal_handler(signal.SIGTERM, on_term, code)
         with contextlib.suppress(asyncio.CancelledError):
             await self.serve()
         return codes[0]
@@ -455,6 +481,8 @@ class Engine:
         finally:
             server.close()
             kept = self.plain_work if self.settings.term_waits else set()
+            if self.settings.term_waits_for_all:
+                kept = self.connections if self.running else set()
             for task in self.connections - kept:
                 task.cancel()
             if kept:
@@ -662,6 +690,8 @@ class Engine:
             die(-signal.SIGKILL)
         if exit_at and made == int(exit_at):
             die(int(exit_code))
+        if made == knobs.eat_after_tokens:
+            eat()
         if made == knobs.hang_after_tokens:
             await asyncio.Event().wait()
         if made == knobs.error_after_tokens:

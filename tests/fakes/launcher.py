@@ -45,9 +45,9 @@ def _own(knobs: tuple[str, ...], name: str) -> tuple[int | None, tuple[str, ...]
 class FakeLauncher(LlamaCppLauncher):
     """Plans, diagnoses and relaxes like llama.cpp; runs `tests/fakes/engine.py`.
 
-    Three knobs are its own: `--claims BYTES` of RAM are planned, whatever the model; `--slots N`
-    requests at once instead of 16 where it is not serial; `--no-metrics`: it does not know of the
-    fake's counters.
+    Four knobs are its own: `--claims BYTES` of RAM are planned, whatever the model; `--slots N`
+    requests at once instead of 16 where it is not serial; `--memory-max BYTES` for its control
+    group; `--no-metrics`: it does not know of the fake's counters.
     """
 
     name: EngineName = "llama_cpp"
@@ -55,7 +55,8 @@ class FakeLauncher(LlamaCppLauncher):
 
     def __init__(self, knobs: Sequence[str] = (), serial: bool = True) -> None:
         self.claims, rest = _own(tuple(knobs), "--claims")
-        slots, self.knobs = _own(rest, "--slots")
+        slots, rest = _own(rest, "--slots")
+        self.memory_max, self.knobs = _own(rest, "--memory-max")
         self.slots = slots or 16
         self.serial = serial
         real = LlamaCppLauncher.quirks
@@ -97,4 +98,6 @@ class FakeLauncher(LlamaCppLauncher):
         )
         # The fake has no context: the plan's stands in its environment, to tell plans apart.
         env = {"FAKE_CONTEXT": str(plan.tuning.max_model_len)}
-        return LaunchSpec(argv=argv, env=env, listen=listen, vital=("FAKE::",))
+        return LaunchSpec(
+            argv=argv, env=env, listen=listen, vital=("FAKE::",), memory_max=self.memory_max
+        )

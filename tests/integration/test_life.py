@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.harness import Room, free_ports, until, watched_by
+from tests.harness import Room, free_ports, until
 
 RoomMaker = Callable[..., Room]
 
@@ -50,25 +50,6 @@ def test_a_killed_engine_ends_its_stream_with_one_error_and_is_replaced(
     assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
 
 
-def test_an_engine_that_lost_a_vital_process_is_replaced_within_two_seconds(
-    make_room: RoomMaker,
-) -> None:
-    room = make_room("--vital-child", "FAKE::Worker_1").start()
-    before = room.engine()
-    leader = psutil.Process(before["pid"])
-    (part,) = [each for each in leader.children() if each.cmdline()[0] == "FAKE::Worker_1"]
-    shim = leader.parent()
-    assert shim is not None
-    until(lambda: part.pid in watched_by(shim.pid), 10, "the shim holds it")
-    began = time.monotonic()
-    part.kill()
-    until(lambda: not leader.is_running(), 5, "the engine ends with it")
-    assert time.monotonic() - began < 2
-    assert room.generate("again", max_new_tokens=2).status_code == 200
-    assert room.engine()["pid"] != before["pid"]
-    assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
-
-
 def test_engines_outlive_a_killed_supervisor_and_are_adopted(make_room: RoomMaker) -> None:
     room = make_room("--tps", "20").start()
     before, gateway = room.engine(), room.engine("gateway-0")
@@ -95,12 +76,6 @@ def test_engines_outlive_a_killed_supervisor_and_are_adopted(make_room: RoomMake
     assert types.count("engine.adopted") == 2
     assert room.stop() == 0
     assert room.processes() == []
-
-
-def test_without_a_supervisor_the_lease_ends_everything(make_room: RoomMaker) -> None:
-    room = make_room(lease_s=1.5).start()
-    room.kill()
-    until(lambda: not room.processes(), 15, "engine and gateway end with their lease")
 
 
 def test_sigterm_lets_running_streams_finish_and_refuses_new_ones(make_room: RoomMaker) -> None:
@@ -147,17 +122,6 @@ def test_a_second_signal_ends_the_drain_at_once(make_room: RoomMaker) -> None:
         list(events)
     assert room.wait_end() == 0
     assert time.monotonic() - began < 8
-
-
-def test_an_engine_that_ignores_sigterm_and_forks_is_still_ended(make_room: RoomMaker) -> None:
-    room = make_room("--ignore-sigterm", "--fork-grandchild", stop_grace_s=0.5).start()
-    log = Path(room.engine()["log"])
-    words = next(x for x in log.read_text().splitlines() if x.startswith("grandchild ")).split()
-    grandchild = psutil.Process(int(words[1]))
-    assert grandchild.is_running()
-    assert room.stop() == 0
-    assert not grandchild.is_running()
-    assert room.processes() == []
 
 
 def test_a_restart_starts_the_new_engine_before_the_old_one_drains(make_room: RoomMaker) -> None:
@@ -320,20 +284,6 @@ def test_an_environment_variable_cannot_steer_an_engine(make_room: RoomMaker) ->
     )
     assert not {"PORT", "HOST", "API_KEY", "LLAMA_ARG_PORT", "VLLM_PORT"} & names
     assert {"PATH", "TMPDIR"} <= names
-
-
-def test_a_killed_shim_costs_its_engine_once_and_leaves_nothing(make_room: RoomMaker) -> None:
-    room = make_room().start()
-    before = room.engine()
-    shim = psutil.Process(before["pid"]).parent()
-    assert shim is not None
-    shim.kill()
-    until(lambda: room.engine()["generation"] == 2, 10, "a new generation")
-    room.wait_state("ready")
-    assert before["pid"] not in [each.pid for each in room.processes()]
-    assert room.generate("x", max_new_tokens=1).status_code == 200
-    assert room.stop() == 0
-    assert not room.run_folder.exists()
 
 
 def test_an_engine_that_takes_most_of_the_memory_is_adopted_all_the_same(

@@ -17,9 +17,16 @@ from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.lifecycle import State as S
 
 POLICY = lc.Policy(
-    restart_limit=2, restart_window_s=100, stable_s=50, half_open_s=300, request_limit=2
+    port_limit=1,
+    restart_limit=2,
+    restart_window_s=100,
+    stable_s=50,
+    half_open_s=300,
+    request_limit=2,
 )
-CAUSES = (CrashCause.KILLED, CrashCause.HOST_OOM, CrashCause.BAD_FLAGS)  # one of each kind
+CAUSES = (  # one of each kind
+    CrashCause.KILLED, CrashCause.HOST_OOM, CrashCause.BAD_FLAGS, CrashCause.PORT_TAKEN,
+)  # fmt: skip
 KILLED = ExitResult(signal=9)
 
 
@@ -278,6 +285,7 @@ def every_event(now: lc.Lifecycle) -> list[lc.Event]:
         lc.Adopted(g, 1),
         lc.ProbeOk(g),
         lc.ProbeFailed(g, "p"),
+        lc.PortTaken(g, "t"),
         lc.RequestFailed(g, "r"),
         lc.Answered(g),
         lc.Stalled(g, "s"),
@@ -421,3 +429,17 @@ def test_what_has_not_become_ready_gets_a_short_grace_and_never_a_longer_one() -
         assert actions[0] == lc.Kill(1, 0.5)
     _, actions = lc.step(READY, lc.Stop(0), POLICY, 5.0)
     assert actions[0] == lc.Kill(1, POLICY.stop_grace_s)
+
+
+def test_a_port_that_a_stranger_took_is_forgiven_so_many_times_in_a_row() -> None:
+    taken = exited(1, CrashCause.PORT_TAKEN, ExitResult(code=3))
+    first = drive(lc.Start(), taken)
+    assert (first.state, first.generation, first.failures, first.cause) == (S.STARTING, 2, (), None)
+    second = drive(replace(taken, generation=2), now=first)
+    assert len(second.failures) == 1
+    found = drive(lc.PortTaken(1, "a stranger answers"), now=drive(lc.Start()))
+    assert (found.state, found.after) == (S.STOPPING, "retry")
+    again = drive(lc.Exited(1, KILLED, CrashCause.KILLED), now=found)
+    assert (again.state, again.failures) == (S.STARTING, ())
+    ready = drive(lc.ProbeOk(2), now=first)
+    assert ready.ports_taken == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from engine_launchers.base import CrashCause
 from orchestrator.supervision.events import (
     RUNNING,
     SERVING,
@@ -20,6 +21,7 @@ from orchestrator.supervision.events import (
     Idle,
     Lifecycle,
     Policy,
+    PortTaken,
     Probe,
     ProbeFailed,
     ProbeOk,
@@ -89,6 +91,8 @@ def step(now: Lifecycle, event: Event, policy: Policy, clock: float) -> Result:
             return replace(now, request_fails=0), ()
         case Stalled():
             return _stalled(now, event, policy)
+        case PortTaken():
+            return _port_taken(now, event, policy)
         case Idle():
             if now.state is S.DRAINING:
                 return _drained(now, "drained", policy)
@@ -198,7 +202,7 @@ def _woken(now: Lifecycle, event: Woken | WakeFailed, policy: Policy) -> Result:
 
 def _probe_ok(now: Lifecycle, clock: float) -> Result:
     if now.state is S.STARTING and now.asking is None:
-        return move(now, S.READY, "ready", up_since=clock, probe_fails=0)
+        return move(now, S.READY, "ready", up_since=clock, probe_fails=0, ports_taken=0)
     if now.state is S.SUSPECT:
         up_since = now.up_since if now.up_since is not None else clock
         return move(now, S.READY, "answers again", up_since=up_since, probe_fails=0)
@@ -240,6 +244,13 @@ def _stalled(now: Lifecycle, event: Stalled, policy: Policy) -> Result:
         after: After = "stay" if now.after in {"sleep", "wake"} else now.after
         return kill(replace(now, stall=event.kind), event.why, policy, after, stuck=True)
     return now, ()
+
+
+def _port_taken(now: Lifecycle, event: PortTaken, policy: Policy) -> Result:
+    if now.state is not S.STARTING:
+        return now, ()
+    lost = replace(now, cause=CrashCause.PORT_TAKEN)
+    return kill(lost, event.why, policy, "retry", stuck=True)
 
 
 def _deadline(now: Lifecycle, event: Deadline, policy: Policy) -> Result:
@@ -291,6 +302,13 @@ def _exited(now: Lifecycle, event: Exited, policy: Policy, clock: float) -> Resu
 
 def _crashed(now: Lifecycle, event: Exited, policy: Policy, clock: float) -> Result:
     cause = now.cause if now.after == "retry" and now.cause else event.cause
+    if cause is CrashCause.PORT_TAKEN and now.ports_taken < policy.port_limit:
+        # Somebody was faster between the choice of a port and its use: no fault of the engine.
+        taken = now.ports_taken + 1
+        lost = replace(now, cause=None)
+        backoff, announce = rest(lost, S.BACKOFF, f"{cause.value}: {event.exit}")
+        launched, actions = launch(backoff, "again, on another port", ports_taken=taken)
+        return launched, (*announce, *actions)
     stable = now.up_since is not None and clock - now.up_since >= policy.stable_s
     recent = () if stable else now.failures
     charged = tuple(t for t in recent if clock - t < policy.restart_window_s)

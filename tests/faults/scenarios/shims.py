@@ -1,0 +1,386 @@
+"""Faults of what holds an engine: its shim, its tree, its port, its log, its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from orchestrator.runtimes.base import HandleRecord, Identity
+from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
+from orchestrator.runtimes.shim.kernel import identity
+from tests.faults.lab import Lab, scenario
+from tests.harness import Room, processes_of, until, watched_by
+
+
+def shim_of(room: Room) -> Identity:
+    """The shim that holds the engine, by the shim's own word."""
+    told = json.loads(folder_of(room).joinpath("pid.json").read_text())
+    return Identity.model_validate(told["shim"])
+
+
+def folder_of(room: Room) -> Path:
+    """The folder of the engine's latest generation."""
+    return max((room.data / "instances/demo-0").iterdir(), key=lambda path: int(path.name))
+
+
+def stopped(room: Room) -> float:
+    """Stop the model at once; the seconds that took."""
+    began = time.monotonic()
+    room.admin("POST", "/admin/models/demo/stop", json={"drain_s": 0})
+    room.wait_state("stopped")
+    return time.monotonic() - began
+
+
+@scenario("F3", "fake")
+def worker_killed(lab: Lab) -> None:
+    room = lab.make("--vital-child", "FAKE::Worker_1").start()
+    before = room.engine()
+    leader = psutil.Process(before["pid"])
+    (part,) = [each for each in leader.children() if each.cmdline()[0] == "FAKE::Worker_1"]
+    until(lambda: part.pid in watched_by(shim_of(room).pid), 10, "the shim holds it")
+    began = time.monotonic()
+    part.kill()
+    until(lambda: not leader.is_running(), 5, "the engine ends with it")
+    lab.took(time.monotonic() - began)
+    assert room.generate("again", max_new_tokens=2).status_code == 200
+    assert room.engine()["pid"] != before["pid"]
+    assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+
+
+@scenario("F8", "fake")
+def term_ignored(lab: Lab) -> None:
+    """As llama.cpp's servers do while a request is open, and with more than one way out."""
+    room = lab.make("--term-waits-for-all", "--tps", "10", stop_grace_s=0.5, drain_s=0.3).start()
+    with room.stream("Hi", max_new_tokens=500) as events:
+        next(events)
+        room.admin("POST", "/admin/models/demo/stop")
+        rest = [json.loads(each) for each in events]
+        began = time.monotonic()
+    assert "error" in rest[-1]
+    room.wait_state("stopped")
+    lab.took(time.monotonic() - began)
+
+
+@scenario("F9", "fake")
+def grandchild_escapes(lab: Lab) -> None:
+    room = lab.make("--ignore-sigterm", "--fork-grandchild", stop_grace_s=0.5).start()
+    log = Path(room.engine()["log"])
+    words = next(x for x in log.read_text().splitlines() if x.startswith("grandchild ")).split()
+    grandchild = psutil.Process(int(words[1]))
+    leaf = [Path(each) for each in json.loads((folder_of(room) / "leaf.json").read_text())["leaf"]]
+    assert grandchild.is_running()
+    began = time.monotonic()
+    assert room.stop() == 0
+    assert not grandchild.is_running()
+    lab.took(time.monotonic() - began)
+    assert room.processes() == []
+    assert not any(folder.exists() for folder in leaf)
+
+
+@scenario("F2", "vllm")
+def core_killed(lab: Lab) -> None:
+    room = lab.make().start(400)
+    before = room.engine()
+    leader = psutil.Process(before["pid"])
+    parts = [each for each in leader.children(recursive=True) if each.cmdline()]
+    (core,) = [each for each in parts if each.cmdline()[0].startswith("VLLM::EngineCore")]
+    until(lambda: core.pid in watched_by(shim_of(room).pid), 20, "the shim holds it")
+    with room.stream("Hi", max_new_tokens=1000) as events:
+        next(events)
+        began = time.monotonic()
+        core.kill()
+        rest = list(events)
+    until(lambda: not any(each.is_running() for each in (leader, *parts)), 10, "all are gone")
+    lab.took(time.monotonic() - began)
+    assert "error" in json.loads(rest[-1])
+    assert room.wait_state("ready", seconds=400)["generation"] == before["generation"] + 1
+    assert room.generate("again", max_new_tokens=2).status_code == 200
+
+
+@scenario("F10", "fake", "llama_server", "vllm")
+def stopped_while_it_loads(lab: Lab) -> None:
+    load_s = {"fake": 0.4, "llama_server": 0.6, "vllm": 25.0}[lab.engine]
+    knobs = ("--load-s", str(load_s), "--swallow-terms", "1") if lab.engine == "fake" else ()
+    room = lab.make(*knobs).start(400)
+    luck, pause = random.Random(10), threading.Event()
+    for _ in range(3):
+        stopped(room)
+        room.admin("POST", "/admin/models/demo/start")
+        room.wait_state("starting")
+        pause.wait(luck.uniform(0, load_s))
+        lab.took(stopped(room))
+        left = processes_of(str(room.data / "instances/demo-0"))
+        assert [each for each in left if each.pid != shim_of(room).pid] == []
+    room.admin("POST", "/admin/models/demo/start")
+    assert room.wait_state("ready", seconds=400)["restarts"] == 0
+
+
+@scenario("F13", "fake")
+def killed_for_memory(lab: Lab) -> None:
+    """The kernel kills within the engine's control group, which has to count memory here."""
+    knobs = ("--memory-max", str(192 << 20), "--eat-after-tokens", "3", "--tps", "50")
+    room = lab.make(*knobs).start()
+    with room.stream("Hi", max_new_tokens=20) as events:
+        rest = [json.loads(next(events)) for _ in range(3)]
+        began = time.monotonic()
+        rest += [json.loads(each) for each in events]
+    lab.took(time.monotonic() - began)
+    assert rest[-1]["error"]["code"] == "engine_died"
+    until(lambda: room.metric("engineroom_engine_restarts_total", cause="host_oom"), 10, "host_oom")
+    room.wait_state("ready")
+    assert room.admin("GET", "/admin/models/demo/plan").json()["rung"] == 1
+
+
+def squeeze(folder: Path) -> None:
+    """Limit a control group to what its processes hold now, the page cache left out."""
+    limit, usage = folder / "memory.max", folder / "memory.current"
+    if not limit.exists():
+        limit, usage = folder / "memory.limit_in_bytes", folder / "memory.usage_in_bytes"
+        with suppress(OSError):  # refused after everything that can be dropped is dropped
+            limit.write_text("4096")
+    with suppress(OSError):
+        (folder / "memory.reclaim").write_text("1G")
+
+    def held() -> bool:
+        try:
+            limit.write_text(str(int(usage.read_text()) + (1 << 16)))
+        except OSError:
+            return False
+        return True
+
+    until(held, 10, "a limit")
+
+
+@scenario("F13", "llama_server", "vllm")
+def squeezed_for_memory(lab: Lab) -> None:
+    """The limit is set around what the engine holds: its next requests are too many."""
+    room = lab.make().start(400)
+    leaf = json.loads((folder_of(room) / "leaf.json").read_text())["leaf"]
+    (counted,) = [Path(each) for each in leaf if (Path(each) / "memory.stat").exists()]
+    generation = room.engine()["generation"]
+    with room.stream("Once", max_new_tokens=1500) as events:
+        next(events)
+        squeeze(counted)
+        last, rest = time.monotonic(), list[str]()
+
+        def ask(number: int) -> None:
+            with suppress(httpx.HTTPError):
+                room.generate(f"{number} " * 300)
+
+        more = [threading.Thread(target=ask, args=(n,), daemon=True) for n in range(8)]
+        for each in more:
+            each.start()
+        for event in events:
+            if "error" not in event:
+                last = time.monotonic()
+            rest.append(event)
+        lab.took(time.monotonic() - last)
+    assert "error" in json.loads(rest[-1])
+    until(lambda: room.engine()["generation"] > generation, 20, "another launch")
+    row = room.engine()
+    assert room.metric("engineroom_engine_restarts_total", cause="host_oom") == 1, row
+    room.wait_state("ready", seconds=400)
+    for each in more:
+        each.join(60)
+
+
+@scenario("F16", "fake")
+def supervisor_gone_for_good(lab: Lab) -> None:
+    room = lab.make("--ignore-sigterm", "--fork-grandchild", lease_s=1.5, stop_grace_s=0.5).start()
+    room.kill()
+    began = time.monotonic()
+    until(lambda: not room.processes(), 15, "engine and gateway end with their lease")
+    lab.took(time.monotonic() - began)
+
+
+@scenario("F17", "fake")
+def shim_killed(lab: Lab) -> None:
+    """Twice: under a supervisor, and while there is none."""
+    room = lab.make("--tps", "30", "--fork-grandchild").start()
+    before, first = room.engine(), shim_of(room)
+    with room.stream("Hi", max_new_tokens=30) as events:
+        next(events)
+        began = time.monotonic()
+        os.kill(first.pid, signal.SIGKILL)
+        until(lambda: shim_of(room) != first, 5, "another shim")
+        lab.took(time.monotonic() - began)
+        rest = list(events)
+    assert rest[-1] == "[DONE]"
+    assert json.loads(rest[-2])["token_count"] == 30
+    second = shim_of(room)
+    room.kill()
+    os.kill(second.pid, signal.SIGKILL)
+    began = time.monotonic()
+    room.start()
+    third = shim_of(room)
+    assert third not in (first, second)
+    assert is_alive(third)
+    after = room.engine()
+    assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+    os.kill(after["pid"], signal.SIGTERM)  # its end is seen, though its status is not
+    until(lambda: room.engine()["generation"] == before["generation"] + 1, 10, "a new engine")
+    room.wait_state("ready")
+    assert room.stop() == 0
+    assert room.processes() == []
+    assert not room.run_folder.exists()
+
+
+@scenario("F21", "fake")
+def somebody_elses_pid(lab: Lab) -> None:
+    """A record of another boot, and one whose pid came to mean a stranger."""
+    room = lab.make().start()
+    folder = folder_of(room)
+    told = json.loads((folder / "pid.json").read_text())
+    room.kill()
+    for each in room.processes():
+        each.kill()
+    with subprocess.Popen(["sleep", "60"], cwd="/", start_new_session=True) as stranger:
+        his = identity(stranger.pid)
+        for who in (his | {"boot_id": "another boot"}, his | {"started": his["started"] - 1}):
+            (folder / "pid.json").write_text(json.dumps(told | {"child": who, "shim": who}))
+            lab.took(asyncio.run(_refused(room, folder)))
+            assert stranger.poll() is None
+        room.start()
+        assert room.engine()["pid"] != stranger.pid
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+async def _refused(room: Room, folder: Path) -> float:
+    """Seconds until the runtime says that nothing of a record lives."""
+    options = ProcessOptions(room.data / "instances", room.data, room.data, 5, 1, 65_536, 1)
+    runtime = ProcessRuntime(options, {})
+    record = HandleRecord.model_validate(
+        {"name": "demo-0", "generation": 1, "spec": {"argv": ["x"]}, "folder": folder,
+         "socket": room.data / "none.sock", "log": room.data / "none.log"}
+    )  # fmt: skip
+    began = time.monotonic()
+    assert await runtime.recover(record) is None
+    return time.monotonic() - began
+
+
+class _Imposter(http.server.BaseHTTPRequestHandler):
+    """A server that says yes to everything, as readiness asks it."""
+
+    def do_GET(self) -> None:
+        self._answer(b'{"status": "ok"}')
+
+    def do_POST(self) -> None:
+        self._answer(b'{"choices": [{"text": "I", "finish_reason": "length"}]}')
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is logged."""
+
+
+@contextmanager
+def _imposter(port: int) -> Iterator[None]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), _Imposter) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@scenario("F25", "fake")
+def port_taken(lab: Lab) -> None:
+    """By one that answers as an engine would; then by one that only holds it."""
+    room = lab.make("--load-s", "0.8").start()
+    for generation, answers in ((2, True), (4, False)):
+        stopped(room)
+        room.admin("POST", "/admin/models/demo/start")
+
+        def launched(generation: int = generation) -> dict[str, Any] | None:
+            row = room.engine()
+            return row if row["generation"] == generation and row["url"] else None
+
+        row = until(launched, 5, "a port was chosen")
+        began = time.monotonic()
+        with _imposter(int(row["url"].rsplit(":", 1)[1])) if answers else _held(row["url"]):
+            until(lambda: room.engine()["state"] == "ready", 10, "ready elsewhere")
+            lab.took(time.monotonic() - began)
+        after = room.engine()
+        assert after["generation"] == generation + 1
+        assert (after["restarts"], after["url"] == row["url"]) == (0, False)
+        assert room.generate("x", max_new_tokens=2).json()["generated_text"] == "w0 w1"
+
+
+@contextmanager
+def _held(url: str) -> Iterator[None]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        holder.listen()
+        yield
+
+
+@scenario("F27", "fake")
+def log_flood(lab: Lab) -> None:
+    """Twice as fast for the file's size as 1 GB a minute is for 50 MiB."""
+    size, files = 1 << 20, 1
+    knobs = ("--log-flood", str(2 * size // 3), "--log-binary", "--log-line", "200000")
+    room = lab.make(*knobs, log_max_bytes=size, log_files=files).start()
+    logs = Path(room.engine()["log"]).parent
+    most = 0
+
+    def rotated() -> bool:
+        nonlocal most
+        held = {path: path.stat().st_size for path in logs.glob("demo-0.log*")}
+        most = max(most, sum(held.values()))
+        return any(path.suffix == ".1" for path in held)
+
+    def told() -> str:
+        path = "/admin/engines/demo-0/logs"
+        return str(room.admin("GET", path, params={"tail": 10_000}).text)
+
+    until(rotated, 20, "a rotation")
+    began = time.monotonic()
+    assert room.generate("x", max_new_tokens=2).status_code == 200
+    lab.took(time.monotonic() - began)
+    (logs / "demo-0.log.1").unlink()
+    until(rotated, 20, "another")
+    assert most <= 1.1 * size * (files + 1)
+    text = until(lambda: shown if "\\x1b[31m\\x00" in (shown := told()) else None, 5, "the flood")
+    assert max(map(len, text.splitlines())) < 17_000
+    assert not any(char < " " for char in text.replace("\n", ""))
+
+
+@scenario("F28", "fake")
+def shim_stopped(lab: Lab) -> None:
+    room = lab.make("--log-flood", "1000000", "--tps", "50").start()
+    shim = shim_of(room)
+    gaps: list[float] = []
+    with room.stream("Hi", max_new_tokens=100) as events:
+        next(events)
+        os.kill(shim.pid, signal.SIGSTOP)
+        last = time.monotonic()
+        for _ in events:
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+        os.kill(shim.pid, signal.SIGCONT)
+    assert len(gaps) > 100
+    lab.took(max(gaps))
+    assert room.engine()["restarts"] == 0
+    assert shim_of(room) == shim
