@@ -278,7 +278,9 @@ def _replanned(now: Lifecycle, event: Replanned, policy: Policy) -> Result:
 def _leave_backoff(now: Lifecycle) -> Result:
     if now.waiting_plan or now.waiting_time:
         return now, ()
-    return launch(now, f"restart after {now.cause or 'failure'}")
+    smaller = now.cause is not None and now.cause.needs_smaller_plan
+    told = f": {now.why}" if smaller else ""
+    return launch(now, f"restart after {now.cause or 'failure'}{told}")
 
 
 def _fail(now: Lifecycle, why: str, policy: Policy) -> Result:
