@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check bench bench-planner docs clean
+.PHONY: serve test test-fast check bench bench-engines bench-planner faults docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 
@@ -29,6 +29,16 @@ bench-planner: ## the memory model against published figures; ROWS= MODELS= GPUS
 	@sh tools/setup.sh test >&2
 	@.venv/bin/python -m bench.planner $(if $(ROWS),--rows $(ROWS)) $(if $(MODELS),--models $(MODELS)) \
 	  $(if $(GPUS),--gpus $(GPUS)) $(if $(JSON),--json) $(if $(DETAIL),--detail)
+
+bench-engines: ## our plan beside the servers' own settings on one GGUF file: FILE= ROUNDS= TOKENS=
+	@sh tools/setup.sh serve >&2
+	@.venv/bin/python bench/engines.py $(FILE) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(TOKENS),--tokens $(TOKENS))
+
+faults: ## the fault matrix RUNS times, and its table: RUNS=3 PYTEST_ARGS="-k fake"
+	@sh tools/setup.sh test
+	@for run in $$(seq $(or $(RUNS),1)); do \
+	  FAULTS_OUT=docs/reference/faults.jsonl .venv/bin/python -m pytest -q tests/faults $(PYTEST_ARGS) || exit 1; done
+	@.venv/bin/python -m tools.fault_table
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve

@@ -13,12 +13,12 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from engine_launchers.base import EnginePlan
 from engine_launchers.machine import HardwareProfile
 from orchestrator import __version__
+from orchestrator.admin_events import add_events
+from orchestrator.admin_orders import add_orders
 from orchestrator.errors import (
     BadRequest,
     ConfigError,
@@ -29,8 +29,10 @@ from orchestrator.errors import (
     UnsupportedParameter,
 )
 from orchestrator.observability.metrics import CONTENT_TYPE
+from orchestrator.supervision.operator import Operator
 from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.supervision.tails import read_tail
+from orchestrator.supervision.views import describe_model
 
 _FOLLOW_S = 0.2
 _BEARER = HTTPBearer(auto_error=False, description="The content of admin.token")
@@ -48,23 +50,6 @@ class _Guard:
         sent = given.credentials if given else ""
         if not hmac.compare_digest(sent.encode(), self._token):
             raise Unauthorized("give the admin token as `Authorization: Bearer TOKEN`")
-
-
-class DrainOrder(BaseModel):
-    """How long requests in flight may take before the engine is stopped; unset: as configured."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    drain_s: float | None = Field(None, ge=0, le=86_400, allow_inf_nan=False)
-
-
-class Accepted(BaseModel):
-    """What was set going; the engine's state tells how far it is."""
-
-    status: str = "accepted"
-    model: str
-    engine: str
-    follow: str
 
 
 def read_or_make_token(path: Path) -> str:
@@ -88,7 +73,9 @@ def read_or_make_token(path: Path) -> str:
     return token
 
 
-def build_admin(supervisor: Supervisor, token: str, shut_down: Callable[[], None]) -> FastAPI:
+def build_admin(
+    supervisor: Supervisor, operator: Operator, token: str, shut_down: Callable[[], None]
+) -> FastAPI:
     """The admin application of one supervisor."""
     app = FastAPI(
         title="Engine Room admin API",
@@ -101,7 +88,8 @@ def build_admin(supervisor: Supervisor, token: str, shut_down: Callable[[], None
     guard = [Depends(_Guard(token))]
     _add_views(app, supervisor, guard)
     _add_logs(app, supervisor, guard)
-    _add_orders(app, supervisor, guard, shut_down)
+    add_orders(app, supervisor, operator, guard, shut_down)
+    add_events(app, supervisor.store, guard)
     return app
 
 
@@ -125,25 +113,24 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
             **supervisor.describe(instance),
             "argv": list(spec.argv) if spec else None,
             "injected": list(spec.injected) if spec else None,
-            "events": supervisor.store.events(20, engine),
+            "events": [event.model_dump() for event in supervisor.store.events(20, engine)],
         }
 
-    @app.get("/admin/models/{model}/plan", dependencies=guard, tags=["models"])
-    async def plan(model: str) -> EnginePlan:
-        """The plan in use, with its reasons and what was refused."""
-        return supervisor.plan(model)
+    @app.get("/admin/models", dependencies=guard, tags=["models"])
+    async def models() -> dict[str, list[dict[str, Any]]]:
+        """Every served model, loaded or not."""
+        pools = supervisor.pools.values()
+        return {"models": [describe_model(pool, supervisor.link) for pool in pools]}
+
+    @app.get("/admin/memory", dependencies=guard, tags=["machine"])
+    async def memory() -> dict[str, Any]:
+        """The ledger: what every device has, what our engines were promised and hold; bytes."""
+        return supervisor.keeper.account()
 
     @app.get("/admin/hardware", dependencies=guard, tags=["machine"])
     async def hardware() -> HardwareProfile:
         """The machine as it was probed at the start."""
         return supervisor.orders.hardware
-
-    @app.get("/admin/events", dependencies=guard, tags=["machine"])
-    async def events(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100, subject: str | None = None
-    ) -> dict[str, list[dict[str, Any]]]:
-        """What happened, newest first."""
-        return {"events": supervisor.store.events(limit, subject)}
 
     @app.get("/metrics", dependencies=guard, tags=["machine"])
     async def metrics() -> Response:
@@ -170,39 +157,6 @@ def _add_logs(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
             return StreamingResponse(lines, media_type="text/plain")
         shown = quiet(read_tail(path, 100_000), noise)[-tail:] if tail else []
         return Response("".join(f"{line}\n" for line in shown), media_type="text/plain")
-
-
-def _add_orders(
-    app: FastAPI, supervisor: Supervisor, guard: list[Any], shut_down: Callable[[], None]
-) -> None:
-    def accepted(model: str) -> Accepted:
-        engine = f"{model}-0"
-        return Accepted(model=model, engine=engine, follow=f"/admin/engines/{engine}")
-
-    @app.post("/admin/models/{model}/restart", status_code=202, dependencies=guard, tags=["models"])
-    async def restart(model: str, order: DrainOrder | None = None) -> Accepted:
-        """Drain, stop, launch again. Requests wait meanwhile."""
-        supervisor.restart_model(model, order.drain_s if order else None)
-        return accepted(model)
-
-    @app.post("/admin/models/{model}/stop", status_code=202, dependencies=guard, tags=["models"])
-    async def stop(model: str, order: DrainOrder | None = None) -> Accepted:
-        """Drain and stop; requests get 503 until it is started again."""
-        supervisor.stop_model(model, order.drain_s if order else None)
-        return accepted(model)
-
-    @app.post("/admin/models/{model}/start", status_code=202, dependencies=guard, tags=["models"])
-    async def start(model: str) -> Accepted:
-        """Launch a model that was stopped or has failed."""
-        supervisor.start_model(model)
-        return accepted(model)
-
-    @app.post("/admin/shutdown", status_code=202, dependencies=guard, tags=["machine"])
-    async def shutdown(order: DrainOrder | None = None) -> dict[str, str]:
-        """Drain and stop everything, then end."""
-        supervisor.shutdown_drain_s = order.drain_s if order else None
-        shut_down()
-        return {"status": "accepted"}
 
 
 def quiet(lines: Iterable[str], noise: tuple[str, ...]) -> list[str]:

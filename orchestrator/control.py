@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from engine_launchers.base import CrashCause, Quirks, Served
 
 LINE_LIMIT = 4 * 1024 * 1024
+ON_DEMAND = frozenset({"unloaded", "sleeping"})  # states of models that a request loads or wakes
 
 
 class Message(BaseModel):
@@ -25,12 +26,16 @@ class Message(BaseModel):
 
 
 class Replica(Message):
-    """One engine that may be leased. `generation` grows with every launch of the same engine."""
+    """One engine that may be leased. `generation` grows with every launch of the same engine.
+
+    `vouched`: it was seen to work after the last doubt; what rests because of a failure may go on.
+    """
 
     id: str
     generation: int
     base_url: str
     accepting: bool
+    vouched: bool = True
     max_concurrency: int
 
 
@@ -104,13 +109,34 @@ class Hello(Message):
     pid: int
 
 
+class Dealings(Message):
+    """What one gateway has had with one generation of a replica.
+
+    `owed`: requests that wait for the engine's next word. `relayed` events and `answered` requests
+    only grow.
+    """
+
+    generation: int
+    owed: int
+    relayed: int
+    answered: int
+
+
 class Report(Message):
-    """Requests in flight per replica id, as of table `version`; waiting requests per model."""
+    """What one gateway sees, as of table `version`.
+
+    Requests in flight per replica id; per model the requests that wait, the leases it gave since it
+    started, and the last `keep_alive` that a client asked for, in seconds (-1: for ever).
+    `dealings` are by replica id. While anything is in flight a report comes every half second.
+    """
 
     type: Literal["report"] = "report"
     version: int
     in_flight: dict[str, int]
     waiting: dict[str, int]
+    served: dict[str, int] = Field(default_factory=dict)
+    keep_alive: dict[str, float] = Field(default_factory=dict)
+    dealings: dict[str, Dealings] = Field(default_factory=dict)
 
 
 class Failed(Message):

@@ -1,4 +1,4 @@
-"""What ends a server from outside: a signal, or the end of the program that it is tied to."""
+"""What reaches a server from outside: signals, a changed file, the end of whom it is tied to."""
 
 from __future__ import annotations
 
@@ -8,16 +8,58 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from orchestrator.errors import ConfigError
 
-_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SETTLED_S = 0.5
+_ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
 def on_signals(call: Callable[[], object]) -> None:
-    """Call at each SIGTERM, SIGINT and SIGHUP; replaces what was called before."""
-    for number in _ENDINGS:
+    """Call at each SIGTERM and SIGINT; replaces what was called before.
+
+    SIGHUP too where a terminal is our standard input: it tells that the terminal was closed.
+    """
+    endings = (*_ENDINGS, signal.SIGHUP) if _at_terminal() else _ENDINGS
+    for number in endings:
         asyncio.get_running_loop().add_signal_handler(number, call)
+
+
+def on_hangup(call: Callable[[], object]) -> None:
+    """Call at each SIGHUP, unless that means that our terminal was closed."""
+    if not _at_terminal():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, call)
+
+
+def _at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+async def on_change_of(path: Path | None, call: Callable[[], object]) -> None:
+    """Call when a file was written and then left alone for a moment, until cancelled.
+
+    Half a file is never taken: a save counts once nothing of it has changed for `_SETTLED_S`. A
+    file that vanished is waited for.
+    """
+    if path is None:
+        return
+    told = seen = _stamp(path)
+    while True:
+        await asyncio.sleep(_SETTLED_S)
+        now = _stamp(path)
+        if now == seen and now not in (told, None):
+            told = now
+            call()
+        seen = now
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:  # between an editor's two steps, or gone
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def on_parent_gone(call: Callable[[], object]) -> None:

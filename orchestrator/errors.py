@@ -10,6 +10,7 @@
       PullFailed                     503  pull_failed               69
       AlreadyRunning                 409  already_running           75
       PortTaken                      409  port_taken                75
+      Conflict                       409  conflict                  75
       LaunchFailed                   503  launch_failed             70
         InsufficientMemory           503  insufficient_memory       70
       ControlUnavailable             503  control_unavailable       69
@@ -114,6 +115,12 @@ class PortTaken(EngineRoomError):
     """A port that we must listen on is in use by somebody else."""
 
     http_status, code, exit_code = 409, "port_taken", 75
+
+
+class Conflict(EngineRoomError):
+    """The order cannot be followed while another one works."""
+
+    http_status, code, exit_code = 409, "conflict", 75
 
 
 class LaunchFailed(EngineRoomError):

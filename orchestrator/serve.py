@@ -22,21 +22,23 @@ from engine_launchers.base import Listen
 from orchestrator import __version__
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.control import GatewayConfig
-from orchestrator.endings import on_parent_gone, on_signals
+from orchestrator.endings import on_change_of, on_hangup, on_parent_gone, on_signals
 from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.shelf import Shelf
 from orchestrator.errors import ConfigError, LaunchFailed
 from orchestrator.keys import key_policy
 from orchestrator.listening import listen, port_of, reserve
+from orchestrator.ordering import Install, Orderer
 from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
-from orchestrator.startup import Decision
-from orchestrator.supervision.instance import ProbeTimes
-from orchestrator.supervision.lifecycle import Policy, State
+from orchestrator.startup import Decision, Planning
+from orchestrator.supervision.instance import Instance
 from orchestrator.supervision.lock import only_one
+from orchestrator.supervision.operator import Operator
+from orchestrator.supervision.schedule import Phase
 from orchestrator.supervision.store import Store
-from orchestrator.supervision.supervisor import Orders, Supervisor
+from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.supervision.workloads import GatewayWorkload
 
 _log = logging.getLogger("engineroom")
@@ -93,16 +95,21 @@ def private_folder(path: Path) -> Path:
 
 
 async def serve(
-    settings: Settings, decision: Decision, shelf: Shelf, audience: Audience, tied: bool = False
+    settings: Settings,
+    decisions: tuple[Decision, ...],
+    planning: Planning,
+    audience: Audience,
+    tied: bool = False,
 ) -> None:
     """Run until SIGTERM or SIGINT, or until the admin API asks for the end.
 
-    An engine that is missing is installed first, onto `shelf`. `tied` also ends it when standard
-    input closes: with the program that started it. A port 0 becomes a free port, which the audience
-    and the other commands are told. Raises EngineRoomError with one sentence where the start fails;
+    Engines that are missing are installed first. SIGHUP, and a change of the settings file, ask
+    `planning` for new decisions. `tied` also ends it when standard input closes: with the program
+    that started it. A port 0 becomes a free port, which the audience and the other commands are
+    told. Raises EngineRoomError with one sentence where the start fails;
     nothing is left running then.
     """
-    began = asyncio.get_running_loop().time()
+    began, asked = asyncio.get_running_loop().time(), settings
     keys = key_policy(settings)
     os.umask(0o077)
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
@@ -122,25 +129,33 @@ async def serve(
             httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
         )
         store = stack.enter_context(closing(Store(data / "state.db")))
+        stack.callback(asyncio.create_task(store.keep()).cancel)
         settings = _settle_port(settings, store, stack)
         admin_socket = stack.enter_context(listen(settings.admin_host, settings.admin_port))
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
         run = private_folder(settings.run)
         stack.callback(_remove_if_empty, run)
-        program = await _program(shelf, decision, audience, stopping)
-        if program is not None:
+        orderer = Orderer(planning, asked, _installer(planning.shelf, audience, stopping))
+        models = await orderer.models(decisions)
+        if models is not None:
             supervisor = Supervisor(
-                _orders(settings, decision, program, run),
+                orderer.orders(decisions, models, run),
                 store,
                 {"process": _runtime(settings, data, run), "external": ExternalRuntime()},
                 _gateway(settings, keys.hashes, data, run, client),
                 client,
             )
-            admin = _admin(supervisor, token, stopping)
+            operator = Operator(supervisor)
+            admin = _admin(supervisor, operator, token, stopping)
+            on_hangup(operator.reload_soon)
+            watching = asyncio.create_task(on_change_of(planning.file, operator.reload_soon))
+            supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
-                await _run(settings, decision, supervisor, stopping, audience, began)
+                await _run(settings, models[0].name, supervisor, stopping, audience, began)
             finally:
+                watching.cancel()
+                store.journal.close()  # whoever follows it goes home
                 admin.should_exit = True
                 await listening
         shutil.rmtree(run, ignore_errors=True)  # all that used it has ended
@@ -148,7 +163,7 @@ async def serve(
 
 async def _run(
     settings: Settings,
-    decision: Decision,
+    model: str,
     supervisor: Supervisor,
     stopping: asyncio.Event,
     audience: Audience,
@@ -157,7 +172,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     try:
         await supervisor.start()
-        addresses = _announce_file(settings, decision)
+        addresses = _announce_file(settings, model)
         ready = asyncio.create_task(supervisor.ready())
         asked = asyncio.create_task(stopping.wait())
         await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -172,29 +187,33 @@ async def _run(
         (settings.data / "endpoints.json").unlink(missing_ok=True)
 
 
-def _admin(supervisor: Supervisor, token: str, stopping: asyncio.Event) -> _Admin:
-    app = build_admin(supervisor, token, stopping.set)
+def _admin(
+    supervisor: Supervisor, operator: Operator, token: str, stopping: asyncio.Event
+) -> _Admin:
+    app = build_admin(supervisor, operator, token, stopping.set)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
     )
     return _Admin(config)
 
 
-def _check_start(states: tuple[State, ...], supervisor: Supervisor) -> None:
-    """The only model, or the gateway, could not be started: say why, and end."""
-    for row, state in zip(supervisor.instances(), states, strict=True):
-        if state is State.FAILED:
-            raise LaunchFailed(
-                f"{row['id']} could not be started: {row['why']} (log: {row['log']})"
-            )
+def _check_start(failed: tuple[Instance, ...], supervisor: Supervisor) -> None:
+    """Nothing that was to be loaded could be, or the gateway could not: say why, and end."""
+    rows = [supervisor.describe(each) for each in failed]
+    said = [f"{row['id']} could not be started: {row['why']} (log: {row['log']})" for row in rows]
+    loaded = any(pool.phase is Phase.SERVING for pool in supervisor.pools.values())
+    if failed and (not loaded or any(row["kind"] == "gateway" for row in rows)):
+        raise LaunchFailed(said[-1] if len(said) == 1 else said[0])
+    for line in said:
+        _log.error("%s", line)
 
 
-def _announce_file(settings: Settings, decision: Decision) -> Addresses:
+def _announce_file(settings: Settings, model: str) -> Addresses:
     """Write where this server listens, for the other commands."""
     addresses = Addresses(
         gateway=Listen(host=settings.host, port=settings.port).base_url,
         admin=Listen(host=settings.admin_host, port=settings.admin_port).base_url,
-        model=decision.plan.model.id,
+        model=model,
         token_file=str(settings.data / "admin.token"),
     )
     try:
@@ -204,43 +223,21 @@ def _announce_file(settings: Settings, decision: Decision) -> Addresses:
     return addresses
 
 
-async def _program(
-    shelf: Shelf, decision: Decision, audience: Audience, stopping: asyncio.Event
-) -> str | None:
-    """The plan's engine as a program, installed where it is missing; None if the end came first."""
-    need = decision.engine
-    if not isinstance(need, Requirement):
-        return need.program if need else ""
-    work = asyncio.create_task(shelf.install(need, audience.installing))
-    asked = asyncio.create_task(stopping.wait())
-    await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    if not work.done():
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-        return None
-    return work.result().program
+def _installer(shelf: Shelf, audience: Audience, stopping: asyncio.Event) -> Install:
+    """Installs engines onto `shelf`, until the end comes."""
 
+    async def install(need: Requirement) -> str | None:
+        work = asyncio.create_task(shelf.install(need, audience.installing))
+        asked = asyncio.create_task(stopping.wait())
+        await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not work.done():
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            return None
+        return work.result().program
 
-def _orders(settings: Settings, decision: Decision, program: str, run: Path) -> Orders:
-    return Orders(
-        plans=(decision.plan,),
-        fingerprints={decision.plan.model.id: decision.fingerprint},
-        hardware=decision.hardware,
-        programs={decision.plan.engine: program},
-        launchers=decision.launchers,
-        policy=Policy(
-            restart_limit=settings.restart_limit,
-            restart_window_s=settings.restart_window_s,
-            backoff_max_s=settings.backoff_max_s,
-            start_timeout_s=settings.start_timeout_s,
-            stop_grace_s=settings.stop_grace_s,
-            half_open_s=settings.half_open_s,
-        ),
-        probes=ProbeTimes(settings.probe_interval_s, settings.probe_timeout_s),
-        drain_s=settings.drain_s,
-        control_socket=run / "control.sock",
-    )
+    return install
 
 
 def _runtime(settings: Settings, data: Path, run: Path) -> ProcessRuntime:
@@ -276,11 +273,12 @@ def _gateway(
     ).model_dump_json()
     # Named by content: a gateway with other settings is another command line.
     digest = hashlib.sha256(config.encode()).hexdigest()[:12]
-    for old in data.glob("gateway-*.json"):
-        old.unlink()
     path = data / f"gateway-{digest}.json"
-    path.touch(mode=0o600)
-    path.write_text(config)
+    for old in set(data.glob("gateway-*.json")) - {path}:
+        old.unlink()
+    if not path.exists() or path.read_text() != config:  # a full disk would leave an empty file
+        path.touch(mode=0o600)
+        path.write_text(config)
     listen = Listen(host=settings.host, port=settings.port)
     return GatewayWorkload(sys.executable, path, listen, client)
 

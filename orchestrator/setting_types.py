@@ -41,7 +41,8 @@ def _named_path(value: str) -> str:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
-Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], BeforeValidator(_words)]
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
 NamedPaths = Annotated[
     tuple[Annotated[str, AfterValidator(_named_path)], ...], BeforeValidator(_words)
 ]

@@ -21,18 +21,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
-from orchestrator.setting_types import (
-    Arguments,
-    Backend,
-    Goal,
-    NamedPaths,
-    Names,
-    Port,
-    PositiveSeconds,
-    Quantization,
-    Seconds,
-    lower,
-)
+from orchestrator.model_settings import ModelEntry, ModelSettings
+from orchestrator.setting_types import Port, PositiveSeconds, Seconds, lower
 
 PREFIX = "ENGINEROOM_"
 
@@ -49,6 +39,9 @@ DOCUMENT_VARIABLES: dict[str, str] = {
     "ALLOW_ANONYMOUS": "allow_anonymous",
 }
 
+# Too much for a variable.
+FILE_ONLY = frozenset({"models"})
+
 # Variables with our prefix that are not settings: they choose the file, or belong to the Makefile.
 _NOT_SETTINGS = {"ENGINEROOM_CONFIG"}
 
@@ -59,68 +52,21 @@ def default_data_dir(env: Mapping[str, str]) -> Path:
     return Path(base) / "engineroom" if base else Path.home() / ".local/share/engineroom"
 
 
-class Settings(BaseSettings):
+def _entries(value: object) -> object:
+    if isinstance(value, list | tuple) and all(isinstance(each, dict) for each in value):
+        return tuple(value)
+    raise ValueError("give a list of models in a settings file, each with its keys: - model: NAME")
+
+
+class Settings(ModelSettings, BaseSettings):
     """One validated set of settings. Frozen: a change is a new start."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False)
 
-    model: str = Field(
-        "demo",
-        min_length=1,
-        description="A catalog name, `demo`, a GGUF file, a folder, or owner/name of a hub.",
-    )
-    aliases: Names = Field((), description="Further names of the model for clients.")
-    adapter_path: str | None = Field(
-        None, description="LoRA adapter to apply: the model's name means the model with it."
-    )
-    adapters: NamedPaths = Field(
-        (), description="More LoRA adapters, NAME=PATH each: clients ask for them as models."
-    )
-    quantization: Quantization | None = Field(
-        None, description="4bit, 8bit or none; unset lets the hardware tier choose."
-    )
-    force_backend: Backend | None = Field(
-        None,
-        description="vllm, llama_server, llama_cpp or pytorch instead of the planner's choice.",
-    )
-    engine_version: str | None = Field(
-        None, min_length=1, description="Version of that engine; unset takes the newest installed."
-    )
-    engine_path: Path | None = Field(
-        None, description="Program of that engine, used as it is instead of an installed one."
-    )
-    engine_url: str | None = Field(
-        None, description="A running server of that engine, http://host:port, used as it is."
-    )
-    engine_args: Arguments = Field(
-        (), description="Flags for the engine's command line, as a shell reads them; they win."
-    )
-    install_missing: bool = Field(
-        False, description="Install an engine that is missing without asking."
-    )
-    force_cpu: bool = Field(False, description="Use no GPU, whatever the machine has.")
-    tensor_parallel_size: int | None = Field(
-        None, ge=1, le=1024, description="GPUs, or processor groups, per engine (vLLM only)."
-    )
-    enable_compile: bool = Field(False, description="torch.compile for the PyTorch engine.")
-    context: int | None = Field(
-        None, ge=64, le=16_777_216, description="Tokens per sequence; unset takes the tier's."
-    )
-    users: int | None = Field(
-        None, ge=1, le=65_536, description="Requests with a full context that must fit at once."
-    )
-    goal: Goal | None = Field(
-        None,
-        description="throughput, latency, quality or memory; unset follows the hardware tier.",
-    )
-    gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="Share of a card that vLLM may take; unset: what is free."
-    )
-    gpu_layers: int | None = Field(
-        None, ge=0, le=10_000, description="Layers on the GPU (llama.cpp); unset: what fits."
-    )
-    threads: int | None = Field(
-        None, ge=1, le=4096, description="Engine threads; unset takes the usable physical cores."
+    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_entries)] = Field(
+        (),
+        description="Several models, each with keys of its own; they replace `model`, and what an "
+        "entry does not say the keys of this file say for all.",
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="Address of the gateway.")
@@ -158,12 +104,23 @@ class Settings(BaseSettings):
     write_timeout_s: PositiveSeconds = Field(
         60.0, description="A client that takes nothing for so long is cut off, seconds."
     )
+    max_ram_bytes: int | None = Field(
+        None, ge=1 << 20, le=1 << 50, description="RAM for all engines together; unset: no limit."
+    )
+    memory_wait_s: Seconds = Field(
+        30.0, description="How long a launch waits for memory that is coming back, seconds."
+    )
     drain_s: Seconds = Field(30.0, description="Time for requests in flight at a stop, seconds.")
     stop_grace_s: PositiveSeconds = Field(
         10.0, description="Time between TERM and KILL for an engine, seconds."
     )
-    start_timeout_s: PositiveSeconds = Field(
-        600.0, description="Longest start of an engine, seconds."
+    start_stall_s: PositiveSeconds = Field(
+        300.0,
+        ge=0.5,
+        description="A start in which nothing grows for so long is given up, seconds.",
+    )
+    hang_timeout_s: PositiveSeconds = Field(
+        45.0, ge=0.5, description="An engine that hangs under work is found within this, seconds."
     )
     lease_s: PositiveSeconds = Field(
         120.0, description="How long engines outlive a vanished supervisor, seconds."
@@ -175,6 +132,9 @@ class Settings(BaseSettings):
     )
     restart_window_s: PositiveSeconds = Field(600.0, description="That window, seconds.")
     backoff_max_s: Seconds = Field(60.0, description="Longest pause before a restart, seconds.")
+    request_limit: int = Field(
+        5, ge=1, le=1000, description="Requests broken in a row, then a canary judges the engine."
+    )
     half_open_s: PositiveSeconds = Field(
         300.0, description="A FAILED engine is tried again after this, seconds."
     )
@@ -197,6 +157,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load_settings` hands over: it has merged the places in their order."""
         return (init_settings,)
+
+    def each(self) -> tuple[Settings, ...]:
+        """The settings of every model: an entry's own keys beat those for all."""
+        return tuple(
+            self.model_copy(update={**entry.own(), "models": ()}) for entry in self.models
+        ) or (self,)
 
     @property
     def data(self) -> Path:
@@ -245,11 +211,19 @@ class _EnvironmentSource(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for field_name, field in self.settings_cls.model_fields.items():
+            if field_name in FILE_ONLY:
+                continue
             value, name, _ = self.get_field_value(field, field_name)
             if value is not None:
                 values[field_name] = value
                 self.names[field_name] = name
         return values
+
+
+def chosen_file(file: Path | None, env: Mapping[str, str] | None = None) -> Path | None:
+    """The settings file: `file`, else the one that `$ENGINEROOM_CONFIG` names, if any."""
+    named = (os.environ if env is None else env).get("ENGINEROOM_CONFIG")
+    return file or (Path(named) if named else None)
 
 
 def _as_flag(field: str) -> str:
@@ -269,9 +243,7 @@ def load_settings(
     Raises ConfigError: one sentence that names the key and where it was set.
     """
     environment = os.environ if env is None else env
-    chosen = file or (
-        Path(environment["ENGINEROOM_CONFIG"]) if environment.get("ENGINEROOM_CONFIG") else None
-    )
+    chosen = chosen_file(file, environment)
     from_file = read_config_file(chosen) if chosen else {}
     if chosen and from_file.get("api_keys") and chosen.stat().st_mode & 0o077:
         raise ConfigError(
@@ -296,11 +268,12 @@ def load_settings(
     try:
         return Settings(**merged)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, place)) from None
+        raise ConfigError(sentence(error, place)) from None
 
 
 def _refuse_unknown_variables(env: Mapping[str, str]) -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
+    settings = Settings.model_fields.keys() - FILE_ONLY
+    known = {PREFIX + name.upper() for name in settings} | _NOT_SETTINGS
     for name in env:
         if name.startswith(PREFIX) and name not in known:
             raise ConfigError(f"unknown environment variable {name}{_hint(name, known)}")
@@ -311,12 +284,18 @@ def _hint(name: str, known: set[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _sentence(error: ValidationError, place: Any) -> str:
+def sentence(error: ValidationError, place: Callable[[str], str]) -> str:
+    """The first thing that is wrong, in words; `place` says where a field was set."""
     first = error.errors(include_url=False)[0]
-    field = str(first["loc"][0]) if first["loc"] else "settings"
+    field, *inner = first["loc"] or ("settings",)
+    where = place(str(field)) + "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner
+    )
     if first["type"] == "extra_forbidden":
-        return f"{place(field)}: unknown key {field!r}{_hint(field, set(Settings.model_fields))}"
+        known = set(ModelEntry.model_fields if inner else Settings.model_fields)
+        key = str(first["loc"][-1])
+        return f"{where}: unknown key {key!r}{_hint(key, known)}"
     given = first.get("input")
     shown = "" if field == "api_keys" else f" (given: {given!r})"
     message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{place(field)}: {message[:1].lower()}{message[1:]}{shown}"
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"

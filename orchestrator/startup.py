@@ -24,11 +24,13 @@ from orchestrator.errors import (
 from orchestrator.external import plan_of
 from orchestrator.hardware import probe
 from orchestrator.models.chosen import chosen
-from orchestrator.models.resolve import Resolved
+from orchestrator.models.resolve import Resolved, renamed
+from orchestrator.planning.experience import experienced, key_of
 from orchestrator.planning.planner import Wish, fingerprint, make_plan
 from orchestrator.resources import demo_dir
 from orchestrator.runtimes.process import resident_bytes
 from orchestrator.settings import Settings
+from orchestrator.supervision.calibration import remembered
 from orchestrator.tables import load_gpus, load_tiers
 
 Offer = Callable[[Requirement], bool]
@@ -47,9 +49,11 @@ class Decision:
     """What will run, on what, and where its program is.
 
     `engine` is a Requirement where it has to be installed first, None for a server that runs.
-    `second` says why the first choice was not taken, empty where it was.
+    `second` says why the first choice was not taken, empty where it was. `settings` are those of
+    this one model.
     """
 
+    settings: Settings
     hardware: HardwareProfile
     plan: EnginePlan
     fingerprint: str
@@ -107,6 +111,64 @@ def _is_ours(word: str) -> bool:
     return len(flag) > 2 and any(ours.startswith(flag) for ours in _OURS)
 
 
+class Planning:
+    """Makes the decisions of one server: at its start, at a reload, after a failure.
+
+    `read` reads the settings anew from where they came, among others from `file`.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        read: Callable[[], Settings],
+        launchers: Mapping[EngineName, Launcher] | None = None,
+        offer: Offer = lambda need: False,
+        file: Path | None = None,
+    ) -> None:
+        self.shelf, self.read, self._offer, self.file = shelf, read, offer, file
+        self.launchers = all_launchers() if launchers is None else dict(launchers)
+
+    def decide(self, settings: Settings) -> tuple[Decision, ...]:
+        """One decision per model. Raises what `decide` raises, and ConfigError for twins."""
+        made = tuple(
+            decide(each, self.shelf, self.launchers, self._offer) for each in settings.each()
+        )
+        _refuse_twins(made)
+        return made
+
+    def next_best(self, settings: Settings, error: EngineMissing) -> tuple[Decision, ...]:
+        """The decisions for engines that are here, after an installation failed with `error`.
+
+        Raises `error` itself where none of those can serve.
+        """
+        try:
+            made = tuple(decide(each, self.shelf, self.launchers) for each in settings.each())
+        except EngineRoomError:
+            raise error from None
+        _refuse_twins(made)
+        return made
+
+    def instead(self, settings: Settings, tried: frozenset[EngineName]) -> Decision:
+        """One model on an installed engine that was not tried. Raises as `decide` does."""
+        rest = {name: each for name, each in self.launchers.items() if name not in tried}
+        if settings.force_backend or not rest:
+            raise EngineMissing("no other engine may serve this model")
+        return decide(settings, self.shelf, rest)
+
+
+def _refuse_twins(made: tuple[Decision, ...]) -> None:
+    """A name that clients give stands for one thing."""
+    owner: dict[str, str] = {}
+    for each in made:
+        for served in each.launchers[each.plan.engine].served(each.plan):
+            if served.name in owner:
+                raise ConfigError(
+                    f"models: {served.name} would stand for {owner[served.name]} and for "
+                    f"{each.settings.model}: give one of them another `name`"
+                )
+            owner[served.name] = each.settings.model
+
+
 def decide(
     settings: Settings,
     shelf: Shelf,
@@ -126,6 +188,8 @@ def decide(
     resolved = chosen(
         settings.model, demo_dir(), None, settings.adapter_path, settings.adapters, settings.aliases
     )
+    if settings.name:
+        resolved = renamed(resolved, settings.name)
     hardware = _with_ours(machine(settings), settings)
     if settings.force_cpu:
         hardware = without_gpus(hardware, "force_cpu")
@@ -138,9 +202,14 @@ def decide(
         plan = _without(second, resolved, hardware, able, wish, choice.ready())
         engine = choice.found[plan.engine]
     plan = plan.model_copy(update={"aliases": settings.aliases, "engine_version": engine.version})
+    if settings.sleep_level and able[plan.engine].watch.sleep:
+        tuning = plan.tuning.model_copy(update={"sleep": True})
+        plan = plan.model_copy(update={"tuning": tuning})
+    known = remembered(settings.data).get(key_of(plan, hardware).name)
+    plan = experienced(plan, known)
     files = (plan.model.source, *(each.path for each in plan.model.adapters))
     name = fingerprint(wish, plan, max(_changed(Path(each)) for each in files))
-    return Decision(hardware, plan, name, able, engine, second)
+    return Decision(settings, hardware, plan, name, able, engine, second)
 
 
 def _external(
@@ -148,29 +217,25 @@ def _external(
 ) -> Decision:
     model = settings.model if "model" in settings.model_fields_set else None
     plan = plan_of(url, launcher.name, launcher, model, settings.users)
-    plan = plan.model_copy(update={"aliases": settings.aliases})
-    return Decision(machine(settings), plan, fingerprint(wish_of(settings), plan, 0), able, None)
-
-
-def next_best(
-    settings: Settings,
-    shelf: Shelf,
-    launchers: Mapping[EngineName, Launcher] | None,
-    error: EngineMissing,
-) -> Decision:
-    """The decision for engines that are here, after an installation failed with `error`.
-
-    Raises `error` itself where none of those can serve.
-    """
-    try:
-        return decide(settings, shelf, launchers)
-    except EngineRoomError:
-        raise error from None
+    names: dict[str, object] = {"aliases": settings.aliases}
+    if settings.name:
+        names["model"] = plan.model.model_copy(update={"id": settings.name})
+    plan = plan.model_copy(update=names)
+    name = fingerprint(wish_of(settings), plan, 0)
+    return Decision(settings, machine(settings), plan, name, able, None)
 
 
 def machine(settings: Settings) -> HardwareProfile:
-    """This machine, with its memory bandwidth: measured once a boot, kept in the cache folder."""
-    return probe(bandwidth_cache=settings.cache)
+    """This machine, with its memory bandwidth: measured once a boot, kept in the cache folder.
+
+    Of its RAM there is as much as `max_ram_bytes` allows.
+    """
+    found = probe(bandwidth_cache=settings.cache)
+    most = settings.max_ram_bytes
+    if most is None:
+        return found
+    free = min(most, found.ram_available)
+    return found.model_copy(update={"ram_total": min(most, found.ram_total), "ram_available": free})
 
 
 def _engines(
@@ -216,7 +281,7 @@ def _planned(
         why = found.note if isinstance(found, Requirement) else ""
         notes.append(f"{plan.engine}: {why or 'built for the processor here, GPUs are not used'}")
     if (copies := plan.tuning.replicas or 1) > 1:
-        notes.append(f"one of {copies} replicas is started: this version runs one engine a model")
+        notes.append(f"the machine holds {copies} replicas: set `replicas` to start them")
     if wish.compile and plan.engine != "pytorch":
         notes.append(f"ENABLE_COMPILE: {plan.engine} compiles by itself, or not at all")
     return plan.model_copy(update={"reasons": (*plan.reasons, *notes)})

@@ -149,18 +149,39 @@ class Room:
         headers = {"authorization": f"Bearer {self.token}"}
         return self.http.request(method, self.ready["admin"] + path, headers=headers, **kwargs)
 
-    def engine(self, name: str = "demo-0") -> dict[str, Any]:
-        """The admin API's row of one engine."""
-        return dict(self.admin("GET", f"/admin/engines/{name}").json())
+    def engines(self, model: str = "demo") -> list[dict[str, Any]]:
+        """The admin API's rows of a model's engines, the oldest first."""
+        rows = self.admin("GET", "/admin/engines").json()["engines"]
+        return [row for row in rows if row["model"] == model]
 
-    def wait_state(self, state: str, name: str = "demo-0", seconds: float = 30) -> dict[str, Any]:
+    def engine(self, name: str | None = None) -> dict[str, Any]:
+        """The admin API's row of one engine; the newest of `demo` where none is named."""
+        return dict(self.admin("GET", f"/admin/engines/{name or self.engines()[-1]['id']}").json())
+
+    def wait_state(
+        self, state: str, name: str | None = None, seconds: float = 30
+    ) -> dict[str, Any]:
         """Wait until an engine is in `state`; its row."""
 
         def check() -> dict[str, Any] | None:
             row = self.engine(name)
-            return row if row["state"] == state else None
+            return row if row.get("state") == state else None
 
-        return until(check, seconds, f"{name} {state}, is {self.engine(name)}")
+        return until(check, seconds, f"{name or 'engine'} {state}, is {self.engine(name)}")
+
+    def model(self, name: str = "demo") -> dict[str, Any]:
+        """The admin API's row of one model."""
+        rows = self.admin("GET", "/admin/models").json()["models"]
+        return next(row for row in rows if row["model"] == name)
+
+    def events(self, type: str | None = None) -> list[dict[str, Any]]:
+        """What happened, the oldest first."""
+        rows = self.admin("GET", "/admin/events", params={"limit": 1000}).json()["events"]
+        return [row for row in reversed(rows) if type in (None, row["type"])]
+
+    def wait_generation(self, number: int, seconds: float = 30) -> None:
+        """Wait until the engine was launched that often."""
+        until(lambda: self.engine()["generation"] >= number, seconds, f"launch {number}")
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample of the control plane's metrics, 0 where it is absent."""
@@ -185,6 +206,10 @@ class Room:
     def processes(self) -> list[psutil.Process]:
         """Every live process that was started for this data directory."""
         return processes_of(str(self.data))
+
+    def processes_named(self, word: str) -> list[psutil.Process]:
+        """Those of them with `word` in their command line."""
+        return [each for each in self.processes() if any(word in x for x in each.cmdline())]
 
     def close(self) -> None:
         """Leave nothing behind, whatever the test did."""
@@ -226,7 +251,12 @@ def sample(text: str, name: str, labels: dict[str, str]) -> float:
 
 
 def fake_room(
-    data: Path, *knobs: str, serial: bool = True, engines: Path | None = None, **settings: Any
+    data: Path,
+    *knobs: str,
+    serial: bool = True,
+    engines: Path | None = None,
+    file: Path | None = None,
+    **settings: Any,
 ) -> Room:
     """A server over the fake engine."""
     port, admin_port = free_ports(2)
@@ -241,4 +271,6 @@ def fake_room(
         **settings,
     }
     order = {"knobs": list(knobs), "serial": serial, "settings": merged}
+    if file is not None:
+        order["file"] = str(file)
     return Room(data, [sys.executable, "-m", "tests.fakes.serve_fake", json.dumps(order)])

@@ -127,12 +127,11 @@ def doctor(
     """Start every installed engine once, and look for what is broken or left behind."""
     shelf = _shelf(data_dir, config)
     name = None if engine is None else _known(shelf, engine)
-    signs = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
     findings = []
     for finding in examine(shelf, probe(), name):
         findings.append(finding)
         if not as_json:
-            print_plain(out(), f"{signs[finding.level]} {finding.about}: {finding.text}")
+            print_plain(out(), finding.line)
     if as_json:
         print_json([each.model_dump(mode="json") for each in findings])
     if any(each.level == "wrong" for each in findings):

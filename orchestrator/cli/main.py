@@ -14,8 +14,11 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.cli import show
+from orchestrator.cli.calibration import app as calibration
 from orchestrator.cli.client import Server, ask, checked, find_server
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
+from orchestrator.cli.events import events
 from orchestrator.cli.options import (
     AdapterPath,
     Adapters,
@@ -42,14 +45,15 @@ from orchestrator.cli.options import (
     out,
     print_json,
 )
+from orchestrator.cli.orders import add_orders
 from orchestrator.cli.planning import plan, probe
 from orchestrator.cli.pull import pull_command
 from orchestrator.cli.serving import Screen
 from orchestrator.errors import ControlUnavailable, EngineMissing, EngineRoomError
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
-from orchestrator.settings import load_settings
-from orchestrator.startup import decide, next_best, shelf_of
+from orchestrator.settings import Settings, chosen_file, load_settings
+from orchestrator.startup import Planning, shelf_of
 
 app = typer.Typer(
     name="engineroom",
@@ -74,6 +78,7 @@ def root(
 app.command()(probe)
 app.command()(plan)
 app.add_typer(engines)
+app.add_typer(calibration)
 
 
 @app.command()
@@ -119,22 +124,27 @@ def serve(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start everything for one model and serve it until Ctrl-C or SIGTERM."""
-    settings = load_settings(given(locals()), file=config)
+    """Start everything and serve until Ctrl-C or SIGTERM: one model, or those of the file."""
+    flags = given(locals())
+
+    def read() -> Settings:
+        return load_settings(flags, file=config)
+
+    settings = read()
     configure(settings.log_level)
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
-    shelf = shelf_of(settings)
     offer = screen.offer if not settings.install_missing else (lambda need: True)
     # The launchers of a caller who brings their own come in the context.
-    decision = decide(settings, shelf, call.obj, offer)
-    screen.begin(decision.plan, decision.second)
+    planning = Planning(shelf_of(settings), read, call.obj, offer, chosen_file(config))
+    decisions = planning.decide(settings)
+    screen.begin(decisions)
     try:
-        asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
+        asyncio.run(serve_forever(settings, decisions, planning, screen, tied))
     except EngineMissing as error:  # it could not be installed: the next best that is here
-        decision = next_best(settings, shelf, call.obj, error)
-        screen.begin(decision.plan, f"{error.message}; {decision.second}")
-        asyncio.run(serve_forever(settings, decision, shelf, screen, tied))
+        decisions = planning.next_best(settings, error)
+        screen.begin(decisions, error.message)
+        asyncio.run(serve_forever(settings, decisions, planning, screen, tied))
 
 
 @app.command()
@@ -157,7 +167,7 @@ def logs(
 ) -> None:
     """Print an engine's output; the only engine where none is named."""
     server = find_server(data_dir)
-    name = engine or f"{server.model}-0"
+    name = engine or _only_engine(server)
     params: dict[str, Any] = {"tail": tail, "follow": follow}
     path = f"/admin/engines/{name}/logs"
     try:
@@ -178,45 +188,12 @@ def logs(
         raise ControlUnavailable("the server went away before the log ended") from error
 
 
-@app.command()
-def restart(
-    model: Annotated[str | None, typer.Argument(help="Model name.")] = None,
-    drain_s: Drain = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Drain a model's engine and start it again; requests wait meanwhile."""
-    server = find_server(data_dir)
-    _order(server, model or server.model, "restart", drain_s, as_json)
-
-
-@app.command()
-def stop(
-    model: Annotated[str | None, typer.Argument(help="Model name.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="End the whole server.")] = False,
-    drain_s: Drain = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Drain and stop a model's engine, or with --all the whole server."""
-    if (model is None) == (not everything):
-        raise typer.BadParameter("name a model, or give --all to end the server")
-    server = find_server(data_dir)
-    if model is not None:
-        _order(server, model, "stop", drain_s, as_json)
-        return
-    body = None if drain_s is None else {"drain_s": drain_s}
-    answer = ask(server, "POST", "/admin/shutdown", body)
-    print_json(answer) if as_json else sys.stdout.write("the server drains and ends\n")
-
-
-def _order(server: Server, model: str, what: str, drain_s: float | None, as_json: bool) -> None:
-    body = None if drain_s is None else {"drain_s": drain_s}
-    answer = ask(server, "POST", f"/admin/models/{model}/{what}", body)
-    if as_json:
-        print_json(answer)
-    else:
-        sys.stdout.write(f"{what} of {model} is under way; `engineroom ps` shows it\n")
+def _only_engine(server: Server) -> str:
+    rows = ask(server, "GET", "/admin/engines")["engines"]
+    names = [row["id"] for row in rows if row["kind"] == "engine"]
+    if len(names) != 1:
+        raise typer.BadParameter(f"name an engine: {', '.join(names) or 'none'}, or gateway-0")
+    return str(names[0])
 
 
 @app.command()
@@ -291,6 +268,9 @@ def _deltas(answer: httpx.Response) -> Iterator[str]:
 
 
 app.command(name="pull")(pull_command)
+add_orders(app)
+app.command()(events)
+app.command()(doctor)
 
 
 def guarded(main: Callable[[], None]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 
 import typer
 from rich.console import Console
 
-from engine_launchers.base import EnginePlan
 from orchestrator import __version__
 from orchestrator.cli.progress import InstallationLine
 from orchestrator.cli.show import gib, print_plain
 from orchestrator.engines.choosing import Requirement
 from orchestrator.serve import Addresses
+from orchestrator.startup import Decision
 
 QUESTION = "What products do you recommend?"
 
@@ -37,17 +38,22 @@ class Screen:
         question = f"{need.engine} {need.version} is not installed (up to {size} of disk). Install"
         return typer.confirm(question, default=True, err=True)
 
-    def begin(self, plan: EnginePlan, second: str = "") -> None:
-        """Before anything is started; `second` says why this is not the first choice."""
-        need = gib(sum(part.total for part in plan.estimate))
+    def begin(self, decisions: Sequence[Decision], failed: str = "") -> None:
+        """Before anything is started; `failed` says why it is begun again."""
         self._notes.print(f"[bold]Engine Room[/bold] {__version__}")
-        line = f"{plan.model.id} on {plan.engine} {plan.engine_version}, tier {plan.tier}, "
-        line += f"context {plan.tuning.max_model_len}, about {need} of memory"
+        if failed:
+            self._say(failed)
+        for each in decisions:
+            plan = each.plan
+            need = gib(sum(part.total for part in plan.estimate))
+            line = f"{plan.model.id} on {plan.engine} {plan.engine_version}, tier {plan.tier}, "
+            self._say(f"{line}context {plan.tuning.max_model_len}, about {need} of memory")
+            if each.second:
+                self._say(each.second)
+
+    def _say(self, line: str) -> None:
         print_plain(self._notes, line)
         self._step(line, 0)
-        if second:
-            print_plain(self._notes, second)
-            self._step(second, 0)
 
     def installing(self, line: str, seconds: float) -> None:
         """One line that is rewritten on a terminal, a line every ten seconds elsewhere."""

@@ -6,12 +6,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from engine_launchers.base import EngineName
 from engine_launchers.machine import HardwareProfile
-from engine_launchers.value import Value
 from orchestrator.engines.choosing import refusal, requirement
+from orchestrator.engines.findings import Finding
 from orchestrator.engines.installing import ASIDE
 from orchestrator.engines.locks import try_lock
 from orchestrator.engines.removing import GOING, size
@@ -19,14 +18,6 @@ from orchestrator.engines.shelf import Installed, Shelf
 
 _CHECK_S = 180.0
 _MIB = 2**20
-
-
-class Finding(Value):
-    """One thing that was looked at; `wrong` needs doing something, which `text` names."""
-
-    about: str
-    level: Literal["ok", "note", "wrong"]
-    text: str
 
 
 def examine(
@@ -45,7 +36,7 @@ def _environment(shelf: Shelf, row: Installed, hardware: HardwareProfile) -> Fin
     about = row.folder.name
     again = f"run `engineroom engines install {row.engine} --version {row.version}`"
     if why := shelf.objection(row, hardware):
-        return Finding(about=about, level="wrong", text=f"{why}: {again}, or remove it")
+        return Finding(about=about, level="wrong", text=why, remedy=f"{again}, or remove it")
     check, listed = row.marker.check, shelf.listed(row)
     if listed:
         need = requirement(shelf.table, row.engine, hardware, row.version, row.flavour)
@@ -56,9 +47,9 @@ def _environment(shelf: Shelf, row: Installed, hardware: HardwareProfile) -> Fin
     }
     for argv in check:
         if why := _run([names.get(word, word) for word in argv], shelf.environment):
-            return Finding(
-                about=about, level="wrong", text=f"does not start: {why}: remove it and {again}"
-            )
+            cure = f"remove it and {again}"
+            text = f"does not start: {why}"
+            return Finding(about=about, level="wrong", text=text, remedy=cure)
     text = f"{row.engine} {row.version} ({row.flavour}) {'starts' if check else 'is not checked'}"
     text += "" if listed else ", no longer in the table"
     return Finding(about=about, level="ok" if check else "note", text=text)
@@ -109,8 +100,8 @@ def _leftover(owner: EngineName, folder: Path) -> Finding:
         todo = f"install it again, or `engineroom engines remove {owner} --version {version}`"
     else:
         todo = f"the next `engineroom engines install {owner}`, or `remove`, tidies it up"
-    text = f"was left by an interrupted {what}, {size(folder) / _MIB:.0f} MiB: {todo}"
-    return Finding(about=folder.name, level="wrong", text=text)
+    text = f"was left by an interrupted {what}, {size(folder) / _MIB:.0f} MiB"
+    return Finding(about=folder.name, level="wrong", text=text, remedy=todo)
 
 
 def _busy(lock: Path) -> bool:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from engine_launchers.base import CrashCause
-from orchestrator.control import GatewayConfig
+from orchestrator.control import ON_DEMAND, GatewayConfig
 from orchestrator.errors import (
     EngineRoomError,
     GatewayBusy,
@@ -165,13 +165,13 @@ class Gateway:
     async def health(self, _: Request) -> Response:
         """GET /health: always 200 while this process lives; the truth is in the body."""
         models = [self._model(route.name) for route in self.router.routes()]
-        ready = [model for model in models if model["ready"]]
+        able = [each for each in models if each["ready"] or each["state"] in ON_DEMAND]
         if self.router.draining:
             status = "draining"
         elif not models:
             status = "starting"
         else:
-            status = "ok" if len(ready) == len(models) else "degraded"
+            status = "ok" if len(able) == len(models) else "degraded"
         supervisor = "connected" if self.link.connected else "away"
         return JSONResponse({"status": status, "supervisor": supervisor, "models": models})
 
@@ -180,8 +180,9 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     async def health_ready(self, _: Request) -> Response:
-        """GET /health/ready: 200 when a model can generate and new requests are taken."""
-        able = any(self.router.ready(route.name) for route in self.router.routes())
+        """GET /health/ready: 200 when a model can generate, now or when it is asked for."""
+        routes = self.router.routes()
+        able = any(self.router.ready(each.name) or each.state in ON_DEMAND for each in routes)
         ready = able and not self.router.draining
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 

@@ -97,9 +97,10 @@ class Caller:
 
     async def _begin(self, order: Order, lease: Lease, stack: AsyncExitStack) -> Call:
         began = time.monotonic()
-        tokens = await self._upstream.prompt_tokens(lease.route, lease.replica, order.body)
+        with lease.tally.owing():
+            tokens = await self._upstream.prompt_tokens(lease.route, lease.replica, order.body)
         most = tokens or self._upstream.most_tokens(lease.route, order.body)
-        opening = self._upstream.stream(lease.replica, order.path, order.body, most)
+        opening = self._upstream.stream(lease, order.path, order.body, most)
         return Call(lease, await stack.enter_async_context(opening), tokens, began)
 
     def _again(self, order: Order, lease: Lease, error: RequestError) -> bool:
@@ -135,6 +136,7 @@ class Caller:
         except RequestError as error:
             self.blame(lease, error, fingerprint)
             raise
+        lease.tally.answered += 1
         self._router.succeeded(lease.replica)
         self._quarantine.answered(fingerprint)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from engine_launchers.base import Quirks
+from orchestrator.gateway.keep_alive import KeepAlive
 
 Number = StrictFloat | StrictInt
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one"
@@ -28,6 +29,7 @@ class GenerateRequest(BaseModel):
     seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] | None = None
     model: StrictStr | None = None
     stream: StrictBool = False
+    keep_alive: KeepAlive | None = None
 
 
 def to_completion(request: GenerateRequest, quirks: Quirks) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Generating:
         target = self._router.find(request.model)
         route = target.route
         facts.model = route.name
+        self._router.keep(route.name, request.keep_alive)
         body = {**to_completion(request, route.quirks), **target.call}
         body = openai.asking_usage(body, route.quirks)
         async with self._caller.call(Order(route.name, _COMPLETIONS, body, sent)) as call:
@@ -112,6 +113,7 @@ class Generating:
         target = self._router.find(request.model)
         route, name = target.route, target.served.name
         facts.model = route.name
+        self._router.keep(route.name, request.keep_alive)
         if path not in route.routes:
             raise BadRequest(f"the engine of {route.name} does not offer {path}")
         quirks = route.quirks

@@ -23,6 +23,7 @@ from pydantic import (
 from engine_launchers.base import Quirks
 from orchestrator.errors import BadRequest, UnsupportedParameter
 from orchestrator.gateway.generate import MAX_SEED, Number, StopText
+from orchestrator.gateway.keep_alive import KeepAlive
 
 Limit = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
@@ -83,6 +84,7 @@ class _Common(BaseModel):
     parallel_tool_calls: StrictBool | None = None
     logprobs: Literal[False, 0] | None = None
     top_logprobs: Literal[0] | None = None
+    keep_alive: KeepAlive | None = None
 
     _nulls = model_validator(mode="before")(_without_nulls)
 
@@ -168,7 +170,9 @@ def upstream_body(
 
     Raises UnsupportedParameter naming a field.
     """
-    body = request.model_dump(exclude_unset=True, exclude_none=True, exclude={"model"})
+    body = request.model_dump(
+        exclude_unset=True, exclude_none=True, exclude={"model", "keep_alive"}
+    )
     if isinstance(request, ChatRequest):
         body["messages"] = [message.plain() for message in request.messages]
         limit = body.pop("max_completion_tokens", None)

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from engine_launchers.base import Served
 from orchestrator.control import ModelRoute, Replica
 from orchestrator.gateway.outliers import Key, Outliers
+
+
+@dataclass
+class Tally:
+    """What this gateway has had with one generation of one replica."""
+
+    owed: int = 0
+    relayed: int = 0
+    answered: int = 0
+
+    @contextmanager
+    def owing(self) -> Iterator[None]:
+        """While the engine owes a word, and nobody else does."""
+        self.owed += 1
+        try:
+            yield
+        finally:
+            self.owed -= 1
 
 
 @dataclass
@@ -18,6 +38,7 @@ class Slot:
     replica: Replica
     in_flight: int = 0
     rests_until: float = 0.0
+    tally: Tally = field(default_factory=Tally)
 
     def can_take(self, now: float) -> bool:
         return (
@@ -72,3 +93,4 @@ class Lease:
     route: ModelRoute
     replica: Replica
     waited_s: float
+    tally: Tally = field(default_factory=Tally)

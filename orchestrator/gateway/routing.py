@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from engine_launchers.base import CrashCause
-from orchestrator.control import ModelRoute, Replica, RouteTable
+from orchestrator.control import Dealings, ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 from orchestrator.gateway.outliers import Key
 from orchestrator.gateway.places import Lease, Line, Slot, Target, Waiter, key_of
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
-_VOUCHED = "ready"  # in a new table this ends the rest; while it is suspect the rest goes on
 _EWMA = 0.2
 
 
@@ -40,6 +40,8 @@ class Router:
         self.version = 0
         self.draining = False
         self.known = False
+        self.keep_alive: dict[str, float] = {}
+        self._served: Counter[str] = Counter()
 
     def apply(self, table: RouteTable) -> None:
         """Take a new table; requests in flight keep their place, waiters are served or refused."""
@@ -54,7 +56,7 @@ class Router:
                 key = (replica.id, replica.generation)
                 slot = old.pop(key, None) or Slot(replica)
                 slot.replica = replica
-                if route.state == _VOUCHED:
+                if replica.vouched:
                     slot.rests_until = 0.0
                 line.slots[key] = slot
             for key, slot in old.items():
@@ -107,6 +109,19 @@ class Router:
         """Requests per replica id."""
         return {s.replica.id: s.in_flight for x in self._lines.values() for s in x.slots.values()}
 
+    def dealings(self) -> dict[str, Dealings]:
+        """What was had with each replica, by its id."""
+        return {
+            slot.replica.id: Dealings(
+                generation=slot.replica.generation,
+                owed=slot.tally.owed,
+                relayed=slot.tally.relayed,
+                answered=slot.tally.answered,
+            )
+            for line in self._lines.values()
+            for slot in line.slots.values()
+        }
+
     def model_load(self, name: str) -> tuple[int, int]:
         """Requests in flight and waiting of one model."""
         line = self._lines[name]
@@ -115,6 +130,16 @@ class Router:
     def waiting(self) -> dict[str, int]:
         """Requests in the queue per model."""
         return {name: len(line.waiters) for name, line in self._lines.items()}
+
+    def served(self) -> dict[str, int]:
+        """Leases given so far per model."""
+        return {name: self._served[name] for name in self._lines}
+
+    def keep(self, name: str, seconds: float | None) -> None:
+        """A client said how long it wants the model kept; None says nothing."""
+        if seconds is not None and self.keep_alive.get(name) != seconds:
+            self.keep_alive[name] = seconds
+            self._on_change()
 
     def ejected(self, name: str) -> int:
         """How many replicas of the model are left out because requests failed on them."""
@@ -141,9 +166,10 @@ class Router:
         line = self._lines[self.find(name).route.name]
         slot = await self._take(line, again, key_of(avoid) if avoid else None)
         granted = self._clock()
+        self._served[line.route.name] += 1
         self._on_change()
         try:
-            yield Lease(line.route, slot.replica, granted - began)
+            yield Lease(line.route, slot.replica, granted - began, slot.tally)
         finally:
             slot.in_flight -= 1
             line.service_s += _EWMA * (self._clock() - granted - line.service_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -44,6 +44,12 @@ class Resolved:
     variants: tuple[ModelSpec, ...]
     pinned: bool
     others: tuple[ModelSpec, ...] = ()
+
+
+def renamed(found: Resolved, name: str) -> Resolved:
+    """The same artefacts, called `name` by clients."""
+    variants = tuple(each.model_copy(update={"id": name}) for each in found.variants)
+    return replace(found, name=name, variants=variants)
 
 
 def load_catalog() -> Catalog:

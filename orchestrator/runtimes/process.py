@@ -81,7 +81,7 @@ class ProcessRuntime:
     async def start(self, record: HandleRecord) -> Handle:
         """Start a shim and wait until it says that the engine runs."""
         options = self._options
-        _forget_the_dead(record.folder.parent)
+        _forget_the_dead(record)
         record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         tmp = record.socket.with_suffix(".tmp")
         order = {
@@ -289,9 +289,14 @@ def _end(record: HandleRecord) -> None:
             kill_tree(who)
 
 
-def _forget_the_dead(folder: Path) -> None:
-    """Remove what earlier generations of an instance left on disk, if nothing of them lives."""
-    for old in folder.glob("*"):
+def _forget_the_dead(record: HandleRecord) -> None:
+    """Remove what earlier generations of an instance left on disk, if nothing of them lives.
+
+    In the folder of the one to come only what a shim wrote is old.
+    """
+    for name in ("pid.json", "exit.json"):
+        (record.folder / name).unlink(missing_ok=True)
+    for old in set(record.folder.parent.glob("*")) - {record.folder}:
         child = _read_json(old / "pid.json").get("child")
         try:
             if child is None or not is_alive(Identity.model_validate(child)):

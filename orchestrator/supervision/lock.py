@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.errors import AlreadyRunning
@@ -24,7 +24,7 @@ def only_one(path: Path) -> Iterator[None]:
                 f"engineroom already runs on {path.parent} (pid {pid}): end it with "
                 "`engineroom stop --all`, or choose another --data-dir"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.supervision.event_types import TYPES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Longest prefix wins. A module imports only from lower floors, or from its own room.
 FLOORS: dict[str, int] = {
     "engine_launchers.value": -2,
     "engine_launchers.traits": -1,
+    "engine_launchers.watch": -1,
     "engine_launchers.machine": -1,
     "engine_launchers.model": -1,
     "engine_launchers.base": 0,
@@ -24,10 +27,11 @@ FLOORS: dict[str, int] = {
     "engine_launchers": 1,
     "orchestrator.config_file": 1,
     "orchestrator.setting_types": 1,
-    "orchestrator.settings": 2,
+    "orchestrator.model_settings": 2,
+    "orchestrator.settings": 3,
     "orchestrator.listening": 1,
     "orchestrator.endings": 1,
-    "orchestrator.keys": 3,
+    "orchestrator.keys": 4,
     "orchestrator.control": 1,
     "orchestrator.supervision.events": 1,
     "orchestrator.supervision.lifecycle": 2,
@@ -39,22 +43,30 @@ FLOORS: dict[str, int] = {
     "orchestrator.supervision": 3,
     "orchestrator.engines": 3,
     "orchestrator.gateway": 3,
-    "orchestrator.admin": 4,
+    "orchestrator.admin_orders": 4,
+    "orchestrator.doctor": 4,
+    "orchestrator.admin_events": 4,
+    "orchestrator.admin": 5,
     "orchestrator.tables": 3,
     "orchestrator.external": 4,
     "orchestrator.advice": 4,
     "orchestrator.startup": 5,
-    "orchestrator.serve": 6,
+    "orchestrator.rooms": 4,
+    "orchestrator.ordering": 6,
+    "orchestrator.serve": 7,
     "orchestrator.detector": 4,
     "orchestrator.child": 4,
     "orchestrator.loaded": 5,
-    "orchestrator.adaptive": 6,
-    "orchestrator.cli": 7,
-    "orchestrator.__main__": 8,
+    "orchestrator.adaptive": 7,
+    "orchestrator.cli": 8,
+    "orchestrator.__main__": 9,
 }
 PURE = {
     "engine_launchers",
+    "orchestrator.doctor.facts",
+    "orchestrator.doctor.judging",
     "orchestrator.engines.choosing",
+    "orchestrator.engines.findings",
     "orchestrator.engines.recipe",
     "orchestrator.errors",
     "orchestrator.setting_types",
@@ -70,11 +82,19 @@ PURE = {
     "orchestrator.models.quantization",
     "orchestrator.models.tensor_parts",
     "orchestrator.planning",
+    "orchestrator.supervision.event_types",
     "orchestrator.supervision.events",
+    "orchestrator.supervision.exposition",
+    "orchestrator.supervision.ledger",
     "orchestrator.supervision.lifecycle",
+    "orchestrator.supervision.loading",
+    "orchestrator.supervision.progress",
+    "orchestrator.supervision.schedule",
+    "orchestrator.supervision.silence",
     "orchestrator.gateway.sse",
     "orchestrator.gateway.stream",
     "orchestrator.gateway.generate",
+    "orchestrator.gateway.keep_alive",
     "orchestrator.gateway.openai",
     "orchestrator.gateway.body",
     "orchestrator.gateway.crowd",
@@ -179,6 +199,18 @@ def test_there_is_no_circle() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_files_stay_small(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= 350
+
+
+def test_every_event_has_a_stable_type() -> None:
+    used = {
+        call.args[0].value
+        for path in MODULES.values()
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).endswith((".add_event", "journal.add"))
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert used == set(TYPES)
 
 
 def test_every_public_thing_says_what_it_is() -> None:

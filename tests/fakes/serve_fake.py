@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,8 +20,8 @@ from orchestrator.cli.serving import Screen
 from orchestrator.engines.shelf import Shelf
 from orchestrator.observability.logs import configure
 from orchestrator.serve import serve
-from orchestrator.settings import load_settings
-from orchestrator.startup import decide
+from orchestrator.settings import Settings, load_settings
+from orchestrator.startup import Planning
 from tests.fakes.launcher import FakeLauncher
 
 
@@ -29,13 +30,18 @@ def main() -> None:
     order = json.loads(sys.argv[1])
     # The fake is a Python program: the interpreter that runs the tests is its engine.
     given = {"force_backend": "llama_cpp", "engine_path": sys.executable}
-    settings = load_settings({**given, **order["settings"]}, env={})
+    file = Path(order["file"]) if order.get("file") else None
+
+    def read() -> Settings:
+        return load_settings({**given, **order["settings"]}, env={}, file=file)
+
+    settings = read()
     configure(settings.log_level)
     launcher = FakeLauncher(order.get("knobs", ()), order.get("serial", True))
     shelf = Shelf(settings.engines, os.environ)
-    decision = decide(settings, shelf, {"llama_cpp": launcher})
+    planning = Planning(shelf, read, {"llama_cpp": launcher}, file=file)
     screen = Screen(Console(), Console(stderr=True), as_json=True)
-    asyncio.run(serve(settings, decision, shelf, screen))
+    asyncio.run(serve(settings, planning.decide(settings), planning, screen))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,6 +34,7 @@ class Lab:
     row: Row
     engine: str
     make: Callable[..., Room]
+    folder: Path
     measured: list[float] = field(default_factory=list)
 
     def took(self, seconds: float) -> None:

@@ -160,8 +160,25 @@ def test_an_engine_that_ignores_sigterm_and_forks_is_still_ended(make_room: Room
     assert room.processes() == []
 
 
-def test_a_restart_drains_and_requests_wait_meanwhile(make_room: RoomMaker) -> None:
+def test_a_restart_starts_the_new_engine_before_the_old_one_drains(make_room: RoomMaker) -> None:
     room = make_room("--tps", "20").start()
+    before = room.engine()
+    with room.stream("Hi", max_new_tokens=60) as events:
+        next(events)
+        assert room.admin("POST", "/admin/models/demo/restart").status_code == 202
+        room.wait_state("ready", "demo-1")
+        late = room.generate("late", max_new_tokens=2)  # the new engine serves it at once
+        assert late.status_code == 200
+        assert room.engine("demo-0")["state"] == "draining"
+        rest = list(events)
+    assert json.loads(rest[-2])["token_count"] == 60
+    until(lambda: len(room.engines()) == 1, 10, "the old one is gone")
+    assert not psutil.pid_exists(before["pid"])
+    assert room.metric("engineroom_engine_restarts_total", engine="demo-1") == 0
+
+
+def test_without_memory_for_two_a_restart_drains_and_requests_wait(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "20", max_ram_bytes=150 << 20).start()
     before = room.engine()
     results: list[int] = []
     with room.stream("Hi", max_new_tokens=20) as events:
@@ -366,7 +383,7 @@ def test_the_log_of_an_earlier_failure_blames_nobody(make_room: RoomMaker) -> No
     log = Path(room.engine()["log"])
     with log.open("a") as file:
         file.write("ValueError: Failed to load model from file: old\n")
-    room.admin("POST", "/admin/models/demo/restart", json={"drain_s": 0})
+    os.kill(room.engine()["pid"], signal.SIGKILL)
     until(lambda: room.engine()["generation"] == 2, 10, "restarted")
     room.wait_state("ready")
     room.generate("x", max_new_tokens=5)

@@ -20,7 +20,7 @@ from orchestrator.engines.shelf import Engine, Shelf
 from orchestrator.errors import ConfigError, EngineMissing, EngineRoomError, ModelInvalid
 from orchestrator.resources import demo_dir
 from orchestrator.settings import load_settings
-from orchestrator.startup import Decision, decide, next_best
+from orchestrator.startup import Decision, Planning, decide
 from tests.plans import box
 
 ADAPTERS = demo_dir() / "adapters"
@@ -215,10 +215,11 @@ def test_an_adapter_that_was_trained_again_is_another_wish(on: Any, tmp_path: Pa
 def test_what_could_not_be_installed_leaves_the_next_best(on: Any) -> None:
     on("RTX 4090")(Stock("llama_cpp"))
     failed = EngineMissing("engine vllm 0.32.0 could not be installed: no space")
-    made = next_best(load_settings({}, {}), Stock("llama_cpp"), None, failed)
+    settings = load_settings({}, {})
+    (made,) = Planning(Stock("llama_cpp"), lambda: settings).next_best(settings, failed)
     assert made.plan.engine == "llama_cpp"
     with pytest.raises(EngineMissing, match="no space"):
-        next_best(load_settings({}, {}), Stock(), None, failed)
+        Planning(Stock(), lambda: settings).next_best(settings, failed)
 
 
 def test_every_wish_is_in_the_fingerprint(on: Any) -> None:

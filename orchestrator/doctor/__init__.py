@@ -1,0 +1,1 @@
+"""What is wrong with this machine or installation, and what to do: looking apart from judging."""

@@ -1,0 +1,207 @@
+"""Several models over the fake engine: on demand, swaps, idle unload, replicas, reload."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.harness import Room, until
+
+RoomMaker = Callable[..., Room]
+
+
+def two(**more: Any) -> list[dict[str, Any]]:
+    return [{"model": "demo", "name": name, **more} for name in ("a", "b")]
+
+
+def test_a_model_is_loaded_by_its_first_requests_and_once(make_room: RoomMaker) -> None:
+    room = make_room("--load-s", "0.5", serial=False, models=two()).start()
+    assert [room.model(name)["phase"] for name in "ab"] == ["absent", "absent"]
+    assert room.processes_named("engine.py") == []
+    assert room.http.get(f"{room.url}/health/ready").status_code == 200
+    with ThreadPoolExecutor(20) as many:
+        answers = list(many.map(lambda n: room.generate(f"x{n}", model="a"), range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(room.events("model.load")) == 1
+    assert room.model("b")["phase"] == "absent"
+    assert room.generate("x", model="b", max_new_tokens=1).status_code == 200
+    assert room.model("a")["phase"] == "serving"  # there is memory for both
+    assert room.generate("x").json()["error"]["code"] == "invalid_request"  # which one?
+
+
+def test_models_that_do_not_fit_together_take_turns(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "50", models=two(), max_ram_bytes=150 << 20, serial=False).start()
+    stop, failures = threading.Event(), []
+
+    def client(first: str, second: str) -> None:
+        while not stop.is_set():
+            for name in (first, second):
+                answer = room.http.post(
+                    f"{room.url}/generate",
+                    json={"prompt": "x", "model": name, "max_new_tokens": 5},
+                    timeout=60,
+                )
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+
+    clients = [threading.Thread(target=client, args=pair) for pair in ("ab", "ba", "ab", "ba")]
+    for each in clients:
+        each.start()
+    try:
+        until(lambda: len(room.events("model.load")) >= 4, 60, "they swap")
+    finally:
+        stop.set()
+        for each in clients:
+            each.join(60)
+    assert failures == []
+    whys = [event["detail"]["why"] for event in room.events("model.unload")]
+    assert set(whys) <= {"a needs its place", "b needs its place"}
+    running = [row for name in "ab" for row in room.engines(name) if row["pid"]]
+    assert len(running) == 1
+    account = room.admin("GET", "/admin/memory").json()
+    assert account["devices"]["ram"]["budget"] == 150 << 20
+
+
+def test_idle_models_leave_after_their_time_and_keep_alive_beats_it(make_room: RoomMaker) -> None:
+    room = make_room(models=two(ttl_s=1)).start()
+    assert room.generate("x", model="a", max_new_tokens=1).status_code == 200
+    until(lambda: room.model("a")["phase"] == "absent", 10, "it left")
+    (event,) = room.events("model.unload")
+    assert event["detail"]["why"] == "nobody used it for 1 s"
+    assert room.generate("x", model="a", max_new_tokens=1, keep_alive="1h").status_code == 200
+    assert room.generate("x", model="b", max_new_tokens=1, keep_alive=0).status_code == 200
+    until(lambda: room.model("b")["phase"] == "absent", 10, "it left at once")
+    assert room.model("a")["phase"] == "serving"
+    bad = room.generate("x", model="a", keep_alive="soon")
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "keep_alive")
+
+
+def test_a_pinned_model_never_leaves_and_the_other_is_told_why(make_room: RoomMaker) -> None:
+    room = make_room(models=two(), max_ram_bytes=150 << 20).start()
+    assert room.generate("x", model="a", max_new_tokens=1).status_code == 200
+    assert room.admin("POST", "/admin/models/a/pin").status_code == 202
+    refused = room.generate("x", model="b", max_new_tokens=1)
+    assert refused.status_code == 503
+    assert "a pinned" in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert room.admin("POST", "/admin/models/a/unpin").status_code == 202
+    until(
+        lambda: room.generate("x", model="b", max_new_tokens=1).status_code == 200, 20, "its turn"
+    )
+
+
+def test_two_replicas_share_the_work_and_roll_without_a_gap(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "50", replicas=2).start()
+    first = {row["id"]: row["pid"] for row in room.engines()}
+    assert set(first) == {"demo-0", "demo-1"}
+    with ThreadPoolExecutor(8) as many:
+        streams = [many.submit(_whole_stream, room, 60) for _ in range(8)]
+        room.admin("POST", "/admin/models/demo/restart")
+        for each in streams:
+            assert each.result() == 60
+    until(
+        lambda: (
+            not {row["pid"] for row in room.engines()} & set(first.values())
+            and len(room.engines()) == 2
+        ),
+        30,
+        "both are new",
+    )
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+    assert room.admin("POST", "/admin/models/demo/scale", json={"replicas": 1}).status_code == 202
+    until(lambda: len(room.engines()) == 1, 10, "one is enough")
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+
+
+def _whole_stream(room: Room, tokens: int) -> int:
+    with room.stream("Hi", max_new_tokens=tokens) as events:
+        told = list(events)
+    assert told[-1] == "[DONE]", told[-1]
+    assert [json.loads(e)["token"].strip() for e in told[:-2]] == [f"w{n}" for n in range(tokens)]
+    return int(json.loads(told[-2])["token_count"])
+
+
+def test_replicas_and_unloaded_models_outlive_a_killed_supervisor(make_room: RoomMaker) -> None:
+    models = [{"model": "demo", "name": "a", "replicas": 2}, {"model": "demo", "name": "b"}]
+    room = make_room(models=models).start()
+    assert room.generate("x", model="a", max_new_tokens=1).status_code == 200
+    until(lambda: [r["state"] for r in room.engines("a")] == ["ready"] * 2, 10, "both serve")
+    before = [(row["id"], row["pid"]) for row in room.engines("a")]
+    room.kill()
+    room.start()
+    assert [(row["id"], row["pid"]) for row in room.engines("a")] == before
+    assert room.model("b")["phase"] == "absent"
+    assert room.generate("x", model="b", max_new_tokens=1).status_code == 200
+
+
+def test_a_reload_touches_only_what_changed_and_a_bad_file_nothing(
+    make_room: RoomMaker, tmp_path: Path
+) -> None:
+    file = tmp_path / "engineroom.yaml"
+
+    def write(*models: str) -> None:
+        fresh = file.with_suffix(".new")
+        fresh.write_text("models:\n" + "".join(f"  - {{model: demo, {m}}}\n" for m in models))
+        fresh.replace(file)
+
+    write("name: a, preload: true", "name: b, preload: true")
+    room = make_room(file=file).start()
+    before = {name: room.engines(name)[0]["pid"] for name in "ab"}
+    write("name: a, preload: true, ttl_s: 900", "name: b, context: 256", "name: c, preload: true")
+    until(lambda: room.events("config.reloaded"), 10, "the file is noticed")
+    (event,) = room.events("config.reloaded")
+    told = event["detail"]
+    assert (told["added"], told["changed"], told["removed"]) == (["c"], ["a", "b"], [])
+    until(lambda: room.engines("b")[0]["pid"] not in (None, before["b"]), 20, "b is replaced")
+    assert room.engines("a")[0]["pid"] == before["a"]
+    assert room.model("a")["ttl_s"] == 900
+    assert room.generate("x", model="c", max_new_tokens=1).status_code == 200
+    context = {each["name"]: each["context"] for each in _models(room)}
+    assert context["b"] == 256
+    file.write_text("models: [{model: demo, name: a, tll_s: 5}]")
+    until(lambda: room.events("config.rejected"), 10, "the bad file is told")
+    answer = room.admin("POST", "/admin/reload")
+    assert answer.status_code == 400
+    assert "did you mean ttl_s?" in answer.json()["error"]["message"]
+    assert set(context) == {each["name"] for each in _models(room)}
+    write("name: a, preload: true, ttl_s: 900")
+    assert room.process is not None
+    room.process.send_signal(signal.SIGHUP)
+    until(lambda: len(_models(room)) == 1, 20, "b and c are gone")
+    assert room.engines("a")[0]["pid"] == before["a"]
+    assert room.generate("x", model="b").status_code == 404
+
+
+def _models(room: Room) -> list[dict[str, Any]]:
+    return list(room.http.get(f"{room.url}/models").json()["models"])
+
+
+def test_a_foreign_process_in_the_way_is_named_and_never_killed(make_room: RoomMaker) -> None:
+    held = psutil.Process(os.getpid())
+    room = make_room(memory_wait_s=0.5, max_ram_bytes=40 << 20, restart_limit=0, context=64)
+    room.launch()
+    assert room.wait_end() != 0
+    assert held.is_running()
+    assert "GiB" in room.log.read_text() or "MiB" in room.log.read_text()
+
+
+def test_a_stopped_model_stays_out_until_it_is_started(make_room: RoomMaker) -> None:
+    room = make_room(models=two()).start()
+    assert room.generate("x", model="a", max_new_tokens=1).status_code == 200
+    assert room.admin("POST", "/admin/models/a/stop").status_code == 202
+    until(lambda: room.model("a")["phase"] == "off", 10, "it stopped")
+    began = time.monotonic()
+    assert room.generate("x", model="a").status_code == 503
+    assert time.monotonic() - began < 2
+    assert room.admin("POST", "/admin/models/a/unload").status_code == 202
+    assert room.admin("POST", "/admin/models/a/load").status_code == 202
+    until(lambda: room.model("a")["phase"] == "serving", 10, "it is back")
