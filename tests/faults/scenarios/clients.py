@@ -277,6 +277,7 @@ def clients_that_leave_during_the_load_are_forgotten(lab: Lab) -> None:
 
 
 END = json.loads((demo_dir() / "config.json").read_text())["eos_token_id"]
+UNENDING: dict[str, Any] = {"logit_bias": {str(END): -100}}
 # Of each engine's own metrics: what it works on, and what waits in it.
 WORK = {
     "llama_server": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
@@ -296,6 +297,9 @@ def clients_that_leave_free_a_real_engine(lab: Lab) -> None:
     until(lambda: not _gauge(room, url, "engineroom_waiting"), 2, "the queue is empty")
     room.wait_ready(400)
     own = f"{room.engine()['url']}/metrics"
+    # What an engine meets for the first time it may compile for, and then hears of nobody leaving.
+    first = {"prompt": long * 40, "max_tokens": 2, **UNENDING}
+    assert room.http.post(f"{url}/v1/completions", json=first).status_code == 200
 
     def working() -> float:
         text = httpx.get(own, trust_env=False).text
@@ -315,8 +319,7 @@ def _come_and_go(
     url: str, crowd: int, prompt: str, when: Callable[[], object], **fields: Any
 ) -> float:
     """Clients that ask for much and leave together; the clock at which they did."""
-    endless = {"max_tokens": 1000, "logit_bias": {str(END): -100}}
-    body = request_bytes(prompt, "/v1/completions", **endless, **fields)
+    body = request_bytes(prompt, "/v1/completions", max_tokens=1000, **UNENDING, **fields)
     with ExitStack() as stack:
         for _ in range(crowd):
             leaver = socket.create_connection(("127.0.0.1", port_of(url)))
