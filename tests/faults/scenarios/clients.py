@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -103,9 +104,13 @@ def overload_is_refused_at_once_and_costs_no_throughput(lab: Lab) -> None:
         answers = asyncio.run(_open_loop(port_of(stage.url), rate, seconds))
         codes = Counter(each.status for each in answers)
         assert set(codes) == {200, 429}, codes
-        refused = [each for each in answers if each.status == 429]
-        assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
-        lab.took(percentile([each.seconds for each in refused], 0.99))
+        worst: list[float] = []
+        for second in range(seconds):  # one burst of another program's work spoils one of them
+            asked = answers[second * rate : (second + 1) * rate]
+            refused = [each for each in asked if each.status == 429]
+            assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
+            worst.append(percentile([each.seconds for each in refused], 0.99))
+        lab.took(median(worst))
         # While requests come all places are taken, then those that wait are served.
         assert codes[200] >= 0.9 * places * seconds / 0.5, codes
         began = time.monotonic()
@@ -161,9 +166,9 @@ def without_file_descriptors_it_says_so_and_recovers(lab: Lab) -> None:
 
 @scenario("F32", "fake")
 def readers_that_stop_cost_no_memory_and_nobody_else(lab: Lab) -> None:
-    """Ten that read nothing, ten that read a byte now and then; the write timeout is 2 s."""
-    readers = 10
-    with staged([], places=64, write_timeout_s=2) as stage, ExitStack() as stack:
+    """Six that read nothing, six that read a byte now and then; the write timeout is 2 s."""
+    readers = 6
+    with staged(["--tps", "200"], places=64, write_timeout_s=2) as stage, ExitStack() as stack:
         gateway = psutil.Process(stage.process.pid)
         assert stage.ask().status_code == 200
         before = gateway.memory_info().rss
@@ -272,6 +277,7 @@ def clients_that_leave_during_the_load_are_forgotten(lab: Lab) -> None:
 
 
 END = json.loads((demo_dir() / "config.json").read_text())["eos_token_id"]
+UNENDING: dict[str, Any] = {"logit_bias": {str(END): -100}}
 # Of each engine's own metrics: what it works on, and what waits in it.
 WORK = {
     "llama_server": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
@@ -291,6 +297,9 @@ def clients_that_leave_free_a_real_engine(lab: Lab) -> None:
     until(lambda: not _gauge(room, url, "engineroom_waiting"), 2, "the queue is empty")
     room.wait_ready(400)
     own = f"{room.engine()['url']}/metrics"
+    # What an engine meets for the first time it may compile for, and then hears of nobody leaving.
+    first = {"prompt": long * 40, "max_tokens": 2, **UNENDING}
+    assert room.http.post(f"{url}/v1/completions", json=first).status_code == 200
 
     def working() -> float:
         text = httpx.get(own, trust_env=False).text
@@ -310,8 +319,7 @@ def _come_and_go(
     url: str, crowd: int, prompt: str, when: Callable[[], object], **fields: Any
 ) -> float:
     """Clients that ask for much and leave together; the clock at which they did."""
-    endless = {"max_tokens": 1000, "logit_bias": {str(END): -100}}
-    body = request_bytes(prompt, "/v1/completions", **endless, **fields)
+    body = request_bytes(prompt, "/v1/completions", max_tokens=1000, **UNENDING, **fields)
     with ExitStack() as stack:
         for _ in range(crowd):
             leaver = socket.create_connection(("127.0.0.1", port_of(url)))
