@@ -18,6 +18,7 @@ from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.traits import SpeedTraits
 from engine_launchers.value import Value
+from engine_launchers.watch import WatchTraits
 
 EngineName = Literal["vllm", "llama_server", "llama_cpp", "pytorch"]
 
@@ -312,6 +313,7 @@ class Launcher(Protocol):
     formats: frozenset[ModelFormat]
     quirks: Quirks
     speed: SpeedTraits
+    watch: WatchTraits
 
     def fit(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine_launchers import llama_fit, llama_rungs, llama_traits, naming
+from engine_launchers import llama_fit, llama_rungs, llama_traits, llama_watch, naming
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -81,6 +81,7 @@ class LlamaCppLauncher:
     )
 
     speed = llama_traits.SPEED
+    watch = llama_watch.PYTHON
 
     def fit(
         self,

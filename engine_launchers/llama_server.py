@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from engine_launchers import llama_fit, llama_rungs, llama_traits, naming
+from engine_launchers import llama_fit, llama_rungs, llama_traits, llama_watch, naming
 from engine_launchers.base import (
     CrashCause,
     EngineName,
@@ -88,6 +88,7 @@ class LlamaServerLauncher:
         chat_fields=_COMMON_FIELDS | {"messages", "tools", "tool_choice", "response_format"},
     )
 
+    watch = llama_watch.NATIVE
     # Requests share the weights that are read: on a CPU
     # with two cores a 7B model in Q4_K_M came to 8.45 tokens/s for one stream and 12.4 for four.
     speed = llama_traits.SPEED.model_copy(update={"batching": True})

@@ -31,6 +31,7 @@ from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 from engine_launchers.traits import SpeedTraits
+from engine_launchers.watch import PhaseRule, WatchTraits
 
 VERSION = "5.23.0"
 SERVER = str(PurePath(__file__).parent / "servers" / "pytorch_server.py")
@@ -85,6 +86,22 @@ class PyTorchLauncher:
         seconds_per_token=2.0e-3,
         compute_share=0.35,
         batching=True,
+    )
+
+    watch = WatchTraits(
+        metrics_path="/metrics",
+        counters=(
+            "pytorch_engine_iterations_total",
+            "pytorch_engine_generation_tokens_total",
+            "pytorch_engine_prompt_tokens_total",
+        ),
+        phases=(
+            PhaseRule(pattern=r"INFO: importing", name="importing the libraries", percent=2),
+            PhaseRule(pattern=r"INFO: loading weights", name="loading weights", percent=30),
+            PhaseRule(pattern=r"INFO: loading adapters", name="loading adapters", percent=80),
+            PhaseRule(pattern=r"INFO: making the cache", name="making the cache", percent=85),
+            PhaseRule(pattern=r"INFO: loaded in", name="making a first token", percent=98),
+        ),
     )
 
     def fit(

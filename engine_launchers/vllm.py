@@ -31,6 +31,7 @@ from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import Adapter, ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
 from engine_launchers.traits import SpeedTraits
+from engine_launchers.vllm_watch import WATCH
 
 VERSION = "0.32.0"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -96,6 +97,7 @@ class VllmLauncher:
         completion_fields=_FIELDS | {"prompt"},
         chat_fields=_FIELDS | {"messages", "tools", "tool_choice", "parallel_tool_calls"},
     )
+    watch = WATCH
     # An L4 reached 90 % of its bandwidth with 16-bit weights, 84 % with FP8, 68 % with 4 bit.
     speed = SpeedTraits(
         bandwidth_share={"16bit": 0.90, "8bit": 0.84, "4bit": 0.68},

@@ -43,7 +43,7 @@ class AdaptiveInferenceEngine:
     `auto_detect=False` leaves the choice of the engine to you: `load_model` wants a `backend` then.
     (What fits into memory is computed all the same.) `data_dir` and `engines_dir` are the settings
     of those names; a private folder under `data_dir` holds the state. `settings` are other settings
-    by name, such as `start_timeout_s=900`. `command` is what starts the command line, by default
+    by name, such as `start_stall_s=900`. `command` is what starts the command line, by default
     this interpreter's own.
 
     A context manager, also an asynchronous one. May be used from several threads; two of them in

@@ -102,11 +102,25 @@ class Hello(Message):
     pid: int
 
 
+class Dealings(Message):
+    """What one gateway has had with one generation of a replica.
+
+    `owed`: requests that wait for the engine's next word. `relayed` events and `answered` requests
+    only grow.
+    """
+
+    generation: int
+    owed: int
+    relayed: int
+    answered: int
+
+
 class Report(Message):
     """What one gateway sees, as of table `version`.
 
     Requests in flight per replica id; per model the requests that wait, the leases it gave since it
     started, and the last `keep_alive` that a client asked for, in seconds (-1: for ever).
+    `dealings` are by replica id. While anything is in flight a report comes every half second.
     """
 
     type: Literal["report"] = "report"
@@ -115,6 +129,7 @@ class Report(Message):
     waiting: dict[str, int]
     served: dict[str, int] = Field(default_factory=dict)
     keep_alive: dict[str, float] = Field(default_factory=dict)
+    dealings: dict[str, Dealings] = Field(default_factory=dict)
 
 
 class Failed(Message):

@@ -16,9 +16,9 @@ from orchestrator.model_settings import ModelSettings
 from orchestrator.rooms import Rooms
 from orchestrator.settings import Settings, sentence
 from orchestrator.startup import Decision, Planning
-from orchestrator.supervision.instance import ProbeTimes
 from orchestrator.supervision.lifecycle import Policy
 from orchestrator.supervision.orders import ModelOrder, Orders, Reloaded
+from orchestrator.supervision.probing import ProbeTimes
 from orchestrator.supervision.schedule import Keeping
 
 Install = Callable[[Requirement], Awaitable[str | None]]
@@ -86,11 +86,16 @@ class Orderer:
                 restart_limit=settings.restart_limit,
                 restart_window_s=settings.restart_window_s,
                 backoff_max_s=settings.backoff_max_s,
-                start_timeout_s=settings.start_timeout_s,
                 stop_grace_s=settings.stop_grace_s,
+                request_limit=settings.request_limit,
                 half_open_s=settings.half_open_s,
             ),
-            probes=ProbeTimes(settings.probe_interval_s, settings.probe_timeout_s),
+            probes=ProbeTimes(
+                settings.probe_interval_s,
+                settings.probe_timeout_s,
+                settings.start_stall_s,
+                settings.hang_timeout_s,
+            ),
             drain_s=settings.drain_s,
             control_socket=run / "control.sock",
             rooms=Rooms(),

@@ -111,8 +111,13 @@ class Settings(ModelSettings, BaseSettings):
     stop_grace_s: PositiveSeconds = Field(
         10.0, description="Time between TERM and KILL for an engine, seconds."
     )
-    start_timeout_s: PositiveSeconds = Field(
-        600.0, description="Longest start of an engine, seconds."
+    start_stall_s: PositiveSeconds = Field(
+        300.0,
+        ge=0.5,
+        description="A start in which nothing grows for so long is given up, seconds.",
+    )
+    hang_timeout_s: PositiveSeconds = Field(
+        45.0, ge=0.5, description="An engine that hangs under work is found within this, seconds."
     )
     lease_s: PositiveSeconds = Field(
         120.0, description="How long engines outlive a vanished supervisor, seconds."
@@ -124,6 +129,9 @@ class Settings(ModelSettings, BaseSettings):
     )
     restart_window_s: PositiveSeconds = Field(600.0, description="That window, seconds.")
     backoff_max_s: Seconds = Field(60.0, description="Longest pause before a restart, seconds.")
+    request_limit: int = Field(
+        5, ge=1, le=1000, description="Requests broken in a row, then a canary judges the engine."
+    )
     half_open_s: PositiveSeconds = Field(
         300.0, description="A FAILED engine is tried again after this, seconds."
     )

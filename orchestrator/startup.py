@@ -202,6 +202,9 @@ def decide(
         plan = _without(second, resolved, hardware, able, wish, choice.ready())
         engine = choice.found[plan.engine]
     plan = plan.model_copy(update={"aliases": settings.aliases, "engine_version": engine.version})
+    if settings.sleep_level and able[plan.engine].watch.sleep:
+        tuning = plan.tuning.model_copy(update={"sleep": True})
+        plan = plan.model_copy(update={"tuning": tuning})
     known = remembered(settings.data).get(key_of(plan, hardware).name)
     plan = experienced(plan, known)
     files = (plan.model.source, *(each.path for each in plan.model.adapters))

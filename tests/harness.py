@@ -174,6 +174,10 @@ class Room:
         rows = self.admin("GET", "/admin/events", params={"limit": 1000}).json()["events"]
         return [row for row in reversed(rows) if type in (None, row["type"])]
 
+    def wait_generation(self, number: int, seconds: float = 30) -> None:
+        """Wait until the engine was launched that often."""
+        until(lambda: self.engine()["generation"] >= number, seconds, f"launch {number}")
+
     def metric(self, name: str, **labels: str) -> float:
         """One sample of the control plane's metrics, 0 where it is absent."""
         return sample(self.admin("GET", "/metrics").text, name, labels)

@@ -72,6 +72,8 @@ def load(options: Options) -> Loaded:
     names = {each.name: f"a{at}" for at, each in enumerate(options.adapters)}
     if options.quantization:
         _let_go(model)
+    if options.adapters:
+        log.info("loading adapters")
     for adapter in options.adapters:
         _add_adapter(model, adapter, names[adapter.name])
     if names:

@@ -38,13 +38,16 @@ def main(argv: list[str]) -> NoReturn:
     listener = bound(options)
     if (lacking := absent(options)) is not None:
         _end(1, lacking)
+    log.info("importing torch and transformers")
     _quiet(options)
     began = time.monotonic()
     # Not at the top: the port is checked before seconds go into importing torch.
     from pytorch_model import LoadFailed, first_line, load
 
     try:
+        log.info("loading weights")
         loaded = load(options)
+        log.info("making the cache")
         from pytorch_loop import Loop
 
         loop = Loop(loaded, options.max_num_seqs)

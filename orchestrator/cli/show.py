@@ -88,6 +88,10 @@ def engines(console: Console, rows: list[dict[str, Any]]) -> None:
     ]
     columns(console, [_COLUMNS, *cells], lambda row: _COLOURS.get(row[1], "yellow"))
     for row in rows:
+        if load := row["loading"]:
+            done = "" if load["percent"] is None else f", {load['percent']:.0f} %"
+            told = f"{load['phase'] or 'starting'}{done}, {duration(load['seconds'])}"
+            print_plain(console, f"{row['id']}: {told}")
         if row["state"] not in {"ready", "starting"}:
             print_plain(console, f"{row['id']}: {row['why']}")
 

@@ -166,9 +166,12 @@ class Generating:
                 stack.enter_context(self._blaming(lease))
                 began = time.monotonic()
                 try:
-                    tokens = await self._upstream.prompt_tokens(lease.route, lease.replica, body)
+                    with lease.tally.owing():
+                        tokens = await self._upstream.prompt_tokens(
+                            lease.route, lease.replica, body
+                        )
                     most = tokens or self._upstream.most_tokens(lease.route, body)
-                    opening = self._upstream.stream(lease.replica, path, body, most)
+                    opening = self._upstream.stream(lease, path, body, most)
                     stream = await stack.enter_async_context(opening)
                 except NotReached as error:
                     if attempt == _TRIES:
@@ -176,6 +179,7 @@ class Generating:
                     self._blame(lease, error)
                     continue
                 yield Call(lease, stream, tokens, began)
+                lease.tally.answered += 1
                 return
 
     @contextmanager

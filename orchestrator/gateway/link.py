@@ -26,6 +26,7 @@ from orchestrator.gateway.routing import Lease, Router
 
 _REDIAL_S = 0.2
 _COALESCE_S = 0.05
+_BEAT_S = 0.5  # between reports while anything is in flight: the supervisor judges progress by them
 
 _log = logging.getLogger("engineroom.gateway")
 
@@ -37,6 +38,7 @@ class SupervisorLink:
         self._config, self._router = config, router
         self._writer: asyncio.StreamWriter | None = None
         self._pending: asyncio.TimerHandle | None = None
+        self._soon = False
 
     @property
     def connected(self) -> bool:
@@ -67,33 +69,48 @@ class SupervisorLink:
             _log.warning("supervisor is away; serving on with the last routes")
         finally:
             self._writer = None
+            self._cancel()
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
     def changed(self) -> None:
         """Counts changed: report soon, many changes at once."""
-        if self._pending is None and self._writer is not None:
-            loop = asyncio.get_running_loop()
-            self._pending = loop.call_later(_COALESCE_S, self._send_report)
+        if not self._soon and self._writer is not None:
+            self._soon = True
+            self._report_in(_COALESCE_S)
 
     def failed(self, lease: Lease, why: str) -> None:
-        """An engine broke under a request."""
+        """An engine broke under a request. What it answered before is told before."""
         replica = lease.replica
         if self._writer is not None:
+            self._send_report()
             failed = Failed(replica=replica.id, generation=replica.generation, why=why)
             self._writer.write(encode(failed))
 
-    def _send_report(self) -> None:
+    def _report_in(self, seconds: float) -> None:
+        self._cancel()
+        self._pending = asyncio.get_running_loop().call_later(seconds, self._send_report)
+
+    def _cancel(self) -> None:
         if self._pending is not None:
             self._pending.cancel()
             self._pending = None
-        if self._writer is not None:
-            report = Report(
-                version=self._router.version,
-                in_flight=self._router.in_flight(),
-                waiting=self._router.waiting(),
-                served=self._router.served(),
-                keep_alive=self._router.keep_alive,
-            )
-            self._writer.write(encode(report))
+
+    def _send_report(self) -> None:
+        self._cancel()
+        self._soon = False
+        if self._writer is None:
+            return
+        in_flight = self._router.in_flight()
+        report = Report(
+            version=self._router.version,
+            in_flight=in_flight,
+            waiting=self._router.waiting(),
+            served=self._router.served(),
+            keep_alive=self._router.keep_alive,
+            dealings=self._router.dealings(),
+        )
+        self._writer.write(encode(report))
+        if any(in_flight.values()):
+            self._report_in(_BEAT_S)

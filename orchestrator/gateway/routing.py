@@ -9,17 +9,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from engine_launchers.base import Served
-from orchestrator.control import ModelRoute, Replica, RouteTable
+from orchestrator.control import Dealings, ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
 _VOUCHED = "ready"  # in a new table this ends the rest; while it is suspect the rest goes on
 _EWMA = 0.2
+
+
+@dataclass
+class Tally:
+    """What this gateway has had with one generation of one replica."""
+
+    owed: int = 0
+    relayed: int = 0
+    answered: int = 0
+
+    @contextmanager
+    def owing(self) -> Iterator[None]:
+        """While the engine owes a word, and nobody else does."""
+        self.owed += 1
+        try:
+            yield
+        finally:
+            self.owed -= 1
 
 
 @dataclass
@@ -29,6 +47,7 @@ class _Slot:
     replica: Replica
     in_flight: int = 0
     rests_until: float = 0.0
+    tally: Tally = field(default_factory=Tally)
 
     def can_take(self, now: float) -> bool:
         return (
@@ -69,6 +88,7 @@ class Lease:
     route: ModelRoute
     replica: Replica
     waited_s: float
+    tally: Tally
 
 
 class Router:
@@ -153,6 +173,19 @@ class Router:
         """Requests per replica id."""
         return {s.replica.id: s.in_flight for x in self._lines.values() for s in x.slots.values()}
 
+    def dealings(self) -> dict[str, Dealings]:
+        """What was had with each replica, by its id."""
+        return {
+            slot.replica.id: Dealings(
+                generation=slot.replica.generation,
+                owed=slot.tally.owed,
+                relayed=slot.tally.relayed,
+                answered=slot.tally.answered,
+            )
+            for line in self._lines.values()
+            for slot in line.slots.values()
+        }
+
     def model_load(self, name: str) -> tuple[int, int]:
         """Requests in flight and waiting of one model."""
         line = self._lines[name]
@@ -189,7 +222,7 @@ class Router:
         self._served[line.route.name] += 1
         self._on_change()
         try:
-            yield Lease(line.route, slot.replica, granted - began)
+            yield Lease(line.route, slot.replica, granted - began, slot.tally)
         finally:
             slot.in_flight -= 1
             line.service_s += _EWMA * (self._clock() - granted - line.service_s)

@@ -24,6 +24,7 @@ from orchestrator.errors import (
     UpstreamInvalid,
     UpstreamTimeout,
 )
+from orchestrator.gateway.routing import Lease, Tally
 from orchestrator.gateway.sse import SseReader
 from orchestrator.gateway.stream import Chunk, StreamGuard
 
@@ -45,8 +46,10 @@ class NotReached(UpstreamBroken):
 class EngineStream:
     """The chunks of one running call. Iterate `chunks()` to its end; then `guard` has the facts."""
 
-    def __init__(self, response: httpx.Response, first_s: float, next_s: float) -> None:
-        self._response = response
+    def __init__(
+        self, response: httpx.Response, first_s: float, next_s: float, tally: Tally
+    ) -> None:
+        self._response, self._tally = response, tally
         self._first_s, self._next_s = first_s, next_s
         self.guard = StreamGuard()
 
@@ -60,8 +63,10 @@ class EngineStream:
         async with aclosing(self._payloads()) as payloads:
             while not self.guard.done:
                 try:
-                    async with asyncio.timeout(limit):
-                        payload = await anext(payloads, None)
+                    with self._tally.owing():
+                        async with asyncio.timeout(limit):
+                            payload = await anext(payloads, None)
+                    self._tally.relayed += 1
                     chunk = None if payload is None else self.guard.feed(payload)
                 except (TimeoutError, UpstreamBroken, UpstreamInvalid) as error:
                     if self.guard.finish_reason is not None:
@@ -110,17 +115,18 @@ class Upstream:
 
     @asynccontextmanager
     async def stream(
-        self, replica: Replica, path: str, body: dict[str, Any], prompt_tokens: int
+        self, lease: Lease, path: str, body: dict[str, Any], prompt_tokens: int
     ) -> AsyncIterator[EngineStream]:
         """Call the engine; leaving the context closes the connection, which frees the engine.
 
         Raises NotReached before anything was sent, and the engine's refusal as an error of ours.
         """
         first_s = self._stall_s + prompt_tokens * _PREFILL_S_PER_TOKEN
-        request = self._client.build_request("POST", replica.base_url + path, json=body)
+        request = self._client.build_request("POST", lease.replica.base_url + path, json=body)
         try:
-            async with asyncio.timeout(first_s):
-                response = await self._client.send(request, stream=True)
+            with lease.tally.owing():
+                async with asyncio.timeout(first_s):
+                    response = await self._client.send(request, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise NotReached("the engine does not take connections") from error
         except TimeoutError:
@@ -134,7 +140,7 @@ class Upstream:
             kind = response.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
                 raise UpstreamInvalid(f"the engine answered {kind or 'no content type'}")
-            yield EngineStream(response, first_s, self._stall_s)
+            yield EngineStream(response, first_s, self._stall_s, lease.tally)
         finally:
             await response.aclose()
 

@@ -16,6 +16,7 @@ from orchestrator import __version__
 
 _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LONG = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+STALLS = ("start", "wake", "probes", "requests", "work")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -45,6 +46,13 @@ class ControlMetrics:
             ["engine", "cause"],
             registry=reg,
         )
+        self._stalls = Counter(
+            "engineroom_engine_stalls_total",
+            "Times that it was found to hang: start (does not get ready), wake, probes (does not "
+            "answer), requests (breaks every one), work (does not get on with it).",
+            ["engine", "kind"],
+            registry=reg,
+        )
         self._start = Histogram(
             "engineroom_engine_start_seconds",
             "From launch to ready.",
@@ -69,6 +77,8 @@ class ControlMetrics:
 
     def add_engine(self, engine: str, states: Iterable[str]) -> None:
         """Create the series of a new engine."""
+        for kind in STALLS:
+            self._stalls.labels(engine, kind)
         for state in states:
             self._state.labels(engine, state).set(state == "stopped")
         for cause in CrashCause:
@@ -76,8 +86,10 @@ class ControlMetrics:
         self._start.labels(engine)
         self._rung.labels(engine).set(0)
 
-    def moved(self, engine: str, old: str, new: str) -> None:
-        """Count one transition."""
+    def moved(self, engine: str, old: str, new: str, stall: str | None = None) -> None:
+        """Count one transition, and the hang that it ends, by its kind."""
+        if stall is not None and new == "stopping":
+            self._stalls.labels(engine, stall).inc()
         self._state.labels(engine, old).set(0)
         self._state.labels(engine, new).set(1)
         self._transitions.labels(engine, old, new).inc()

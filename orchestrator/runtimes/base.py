@@ -30,6 +30,7 @@ class HandleRecord(BaseModel):
     `shim` and `child` are None until the process is known to run. `folder` holds the shim's
     `pid.json` and `exit.json`; `log` the output of the process, which begins at byte `log_start`
     of that file. `leaf` holds the folders of its control groups; none where none could be made.
+    `asleep` is the level of sleep that it was last told to go to, None when awake.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class HandleRecord(BaseModel):
     leaf: tuple[Path, ...] = ()
     shim: Identity | None = None
     child: Identity | None = None
+    asleep: int | None = None
 
 
 class Availability(BaseModel):

@@ -12,9 +12,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.control import LINE_LIMIT, Failed, Hello, Report, RouteTable, encode, receive
+from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.demand import Demand
+from orchestrator.supervision.instance import Instance
+from orchestrator.supervision.progress import Work
 
 _log = logging.getLogger("engineroom.control")
+STALE_S = 5.0
 
 
 class GatewayLink:
@@ -23,14 +27,16 @@ class GatewayLink:
     def __init__(
         self,
         path: Path,
-        on_failed: Callable[[Failed], None],
+        post: Callable[[str, lc.Event], None],
         on_change: Callable[[], None],
     ) -> None:
+        """`post` takes the events of a replica, by its id."""
         self._path = path
-        self._on_failed, self._on_change = on_failed, on_change
+        self._post, self._on_change = post, on_change
         self._table = RouteTable(version=0)
         self._server: asyncio.Server | None = None
         self._reports: dict[asyncio.StreamWriter, Report | None] = {}
+        self._heard: dict[asyncio.StreamWriter, float] = {}
 
     async def start(self) -> None:
         """Listen; a socket left by a dead supervisor is replaced."""
@@ -64,6 +70,18 @@ class GatewayLink:
         """Requests that the gateways last reported on one replica."""
         reports = [report for report in self._reports.values() if report]
         return sum(report.in_flight.get(replica, 0) for report in reports)
+
+    def work(self, instance: Instance) -> Work:
+        """What the gateways have with the running generation of a replica.
+
+        A gateway that says nothing for seconds stands still itself, and cannot tell.
+        """
+        replica, generation = instance.name, instance.lifecycle.generation
+        now = asyncio.get_running_loop().time()
+        fresh = [r for w, r in self._reports.items() if r and now - self._heard[w] < STALE_S]
+        dealings = [d for r in fresh if (d := r.dealings.get(replica))]
+        mine = [d for d in dealings if d.generation == generation]
+        return Work(sum(d.owed for d in mine), sum(d.relayed for d in mine))
 
     def waiting(self) -> Counter[str]:
         """Requests that wait, by model."""
@@ -105,15 +123,27 @@ class GatewayLink:
             self._on_change()
             while (message := await receive(reader)) is not None:
                 if isinstance(message, Report):
-                    self._reports[writer] = message
+                    self._take(writer, message)
                     self._on_change()
                 elif isinstance(message, Failed):
-                    self._on_failed(message)
+                    broke = lc.RequestFailed(message.generation, message.why)
+                    self._post(message.replica, broke)
         except ValidationError as error:
             _log.error("a gateway sent a message that is not of this version: %s", error)
         finally:
             self._reports.pop(writer, None)
+            self._heard.pop(writer, None)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
             self._on_change()
+
+    def _take(self, writer: asyncio.StreamWriter, report: Report) -> None:
+        old = self._reports.get(writer)
+        self._reports[writer] = report
+        self._heard[writer] = asyncio.get_running_loop().time()
+        for replica, now in report.dealings.items():
+            before = old.dealings.get(replica) if old else None
+            known = before.answered if before and before.generation == now.generation else 0
+            if now.answered > known:
+                self._post(replica, lc.Answered(now.generation))

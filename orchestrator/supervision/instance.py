@@ -13,18 +13,22 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine_launchers.base import CrashCause, ExitResult, Listen
-from orchestrator.errors import EngineRoomError, InsufficientMemory, LaunchFailed
+from orchestrator.errors import InsufficientMemory, LaunchFailed
 from orchestrator.observability.logs import pairs
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
+from orchestrator.supervision.loading import Load
+from orchestrator.supervision.probing import FAILURES, Prober, ProbeTimes
+from orchestrator.supervision.progress import Work
 from orchestrator.supervision.tails import read_tail
+from orchestrator.supervision.watching import Watch
 from orchestrator.supervision.workload import Workload
 
 _log = logging.getLogger("engineroom.instance")
-_START_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,12 @@ class Hooks:
 
     changed: Callable[[Instance, Change], None]
     saved: Callable[[Instance, HandleRecord], None]
+    held_anew: Callable[[Instance, HandleRecord], None]
+    """Its shim was lost while it lived; the record names the one that took over."""
+
     gone: Callable[[Instance], None]
-
-
-@dataclass(frozen=True)
-class ProbeTimes:
-    """Seconds between probes, and the limit of one."""
-
-    interval_s: float
-    timeout_s: float
+    work: Callable[[Instance], Work] = lambda instance: Work()
+    """What the gateways have with it now."""
 
 
 def free_port() -> int:
@@ -93,7 +94,8 @@ class Instance:
         self._entered = clock()
         self._launching: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
-        self._probe_now = asyncio.Event()
+        self._prober: Prober | None = None
+        self._watch: Watch | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[lc.Timer, asyncio.TimerHandle] = {}
 
@@ -117,6 +119,12 @@ class Instance:
         return self._clock() - now.up_since
 
     @property
+    def loading(self) -> Load | None:
+        """How far its start is, None while it is not starting."""
+        starting = self.lifecycle.state is lc.State.STARTING
+        return self._watch.load if self._watch and starting else None
+
+    @property
     def running(self) -> Handle | None:
         """The handle of a process that lives; None before its launch and after its end."""
         handle, now = self.handle, self.lifecycle
@@ -134,7 +142,7 @@ class Instance:
         if handle is None:
             return False
         self._take(handle)
-        self.post(lc.Adopted(record.generation))
+        self.post(lc.Adopted(record.generation, record.asleep))
         return True
 
     async def wait_for(self, states: frozenset[lc.State]) -> lc.State:
@@ -181,7 +189,15 @@ class Instance:
             case lc.Arm():
                 self._arm(action)
             case lc.Probe():
-                self._probe_now.set()
+                if self._prober is not None:
+                    self._prober.probe_now()
+            case lc.Canary():
+                if self._watch is not None:
+                    self._spawn(self._watch.canary())
+            case lc.PutToSleep():
+                self._spawn(self._sleep(action))
+            case lc.WakeUp():
+                self._spawn(self._wake(action))
             case lc.Replan():
                 self._spawn(self._replan(action))
             case lc.Announce():
@@ -262,13 +278,56 @@ class Instance:
 
     def _take(self, handle: Handle) -> None:
         self.handle, self.log = handle, handle.record.log
-        handle.watch_record(lambda record: self._hooks.saved(self, record))
-        self._spawn(self._watch(handle))
-        self._spawn(self._probe(handle))
+        handle.watch_record(self._held_anew)
+        self._spawn(self._attend(handle))
 
-    async def _watch(self, handle: Handle) -> None:
-        exit = await handle.wait()
-        self.post(self._exit_event(handle.record.generation, exit, handle.record))
+    async def _attend(self, handle: Handle) -> None:
+        """Probe and watch a process until it has ended."""
+        record, now = handle.record, lambda: self.lifecycle
+        self._prober = prober = Prober(
+            record, self.workload, self._probes, now, self.post, handle.owns
+        )
+        work, answers = partial(self._hooks.work, self), lambda: prober.answers
+        watch = Watch(record, self.workload, self._probes, now, work, self.post, answers)
+        self._watch = watch
+        around = (self._spawn(prober.run()), self._spawn(watch.run()))
+        try:
+            exit = await handle.wait()
+        finally:
+            for task in around:
+                task.cancel()
+        self.post(self._exit_event(record.generation, exit, record))
+
+    def _note(self, level: int | None) -> None:
+        """Write down how deep it sleeps: a later supervisor has to know before it asks."""
+        if (running := self.running) is not None:
+            self._hooks.saved(self, running.record.model_copy(update={"asleep": level}))
+
+    def _held_anew(self, record: HandleRecord) -> None:
+        now = self.lifecycle
+        level = now.level if now.state is lc.State.SLEEPING or now.asking else None
+        self._hooks.held_anew(self, record.model_copy(update={"asleep": level}))
+
+    async def _sleep(self, action: lc.PutToSleep) -> None:
+        self._note(action.level)
+        try:
+            async with asyncio.timeout(self._probes.start_stall_s):
+                await self.workload.sleep(self.base_url or "", action.level)
+        except FAILURES as error:
+            why = str(error) or f"not asleep after {self._probes.start_stall_s:g} s"
+            self.post(lc.SleepFailed(action.generation, why))
+            return
+        self.post(lc.Slept(action.generation))
+
+    async def _wake(self, action: lc.WakeUp) -> None:
+        try:  # how long it may take is watched, as for every start
+            await self._room()
+            await self.workload.wake(self.base_url or "", action.level)
+        except FAILURES as error:
+            self.post(lc.WakeFailed(action.generation, str(error)))
+            return
+        self._note(None)
+        self.post(lc.Woken(action.generation))
 
     def _exit_event(self, generation: int, exit: ExitResult, record: HandleRecord) -> lc.Exited:
         cause = self.workload.diagnose(exit, read_tail(record.log, 400, since=record.log_start))
@@ -286,48 +345,3 @@ class Instance:
         handle = self.handle
         if handle is not None and handle.record.generation == action.generation:
             await handle.stop(action.grace_s)
-
-    async def _probe(self, handle: Handle) -> None:
-        """Poll for readiness, then for life, until the process has ended."""
-        generation, listen = handle.record.generation, handle.record.spec.listen
-        if listen is None:
-            return
-        ended = asyncio.ensure_future(handle.wait())
-        try:
-            while not ended.done():
-                starting = self.lifecycle.state is lc.State.STARTING
-                self._probe_now.clear()
-                await self._probe_once(generation, listen.base_url, starting)
-                pause = _START_POLL_S if starting else self._probes.interval_s
-                asked = asyncio.ensure_future(self._probe_now.wait())
-                await asyncio.wait(
-                    {ended, asked}, timeout=pause, return_when=asyncio.FIRST_COMPLETED
-                )
-                asked.cancel()
-        finally:
-            ended.cancel()
-
-    async def _probe_once(self, generation: int, base_url: str, starting: bool) -> None:
-        work = self.workload
-        probe = work.ready if starting else work.alive
-        limit = self._policy.start_timeout_s if starting else self._probes.timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                await probe(base_url)
-        except (EngineRoomError, TimeoutError, OSError, ValueError) as error:
-            if not starting:
-                why = str(error) or f"no answer within {limit:g} s"
-                self.post(lc.ProbeFailed(generation, why))
-            return
-        if not starting or await self._is_ours(generation):
-            self.post(lc.ProbeOk(generation))
-
-    async def _is_ours(self, generation: int) -> bool:
-        """Whether what answers is what was started: anybody may have taken the port meanwhile."""
-        handle = self.running
-        listen = handle.record.spec.listen if handle else None
-        if handle is None or listen is None or await handle.owns(listen.host, listen.port):
-            return True
-        why = f"another process answers on {listen.host}:{listen.port}"
-        self.post(lc.PortTaken(generation, why))
-        return False

@@ -176,6 +176,15 @@ class Keeper:
             self.ledger.ended(instance.name)
         self.poke()
 
+    def slept(self, instance: Instance, level: int) -> None:
+        """It gave its memory back, but for its weights in RAM at level 1."""
+        workload = instance.workload
+        if isinstance(workload, EngineWorkload):
+            kept = workload.plan.model.weight_bytes if level == 1 else 0
+            self.ledger.claim(instance.name, {"ram": kept})
+            self.ledger.ended(instance.name)
+        self.poke()
+
     def adopted(self, instance: Instance) -> None:
         """An engine that runs already has its claim."""
         if isinstance(instance.workload, EngineWorkload):

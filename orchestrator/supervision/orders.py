@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
-from orchestrator.supervision.instance import ProbeTimes
 from orchestrator.supervision.ledger import Room
 from orchestrator.supervision.lifecycle import Policy
+from orchestrator.supervision.probing import ProbeTimes
 from orchestrator.supervision.schedule import Keeping
 
 

@@ -95,6 +95,8 @@ class Pool:
             return Phase.LOADING
         if states & {S.STOPPING, S.DRAINING}:
             return Phase.LEAVING
+        if S.SLEEPING in states:
+            return Phase.ASLEEP
         if S.FAILED in states:
             return Phase.FAILED
         return Phase.OFF if self.off else Phase.ABSENT
@@ -153,9 +155,9 @@ class Pool:
             each.post(lc.Stop(drain_s, "stay", why))
 
     def sleep(self, level: int, drain_s: float, why: str) -> None:
-        """Put all engines to sleep."""
+        """Put all engines to sleep; what cannot sleep is stopped."""
         for each in self.instances:
-            each.post(lc.Stop(drain_s, "stay", why))
+            each.post(lc.Sleep(drain_s, level, why))
 
     def spawn(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run one of the slow orders below."""

@@ -14,7 +14,7 @@ _STATES = {Phase.ABSENT: "unloaded", Phase.ASLEEP: "sleeping", Phase.OFF: "stopp
 _WORTH_WAITING = frozenset({Phase.ABSENT, Phase.ASLEEP, Phase.LOADING, Phase.SERVING})
 _BEST_FIRST = (
     lc.State.READY, lc.State.SUSPECT, lc.State.DRAINING, lc.State.STARTING, lc.State.BACKOFF,
-    lc.State.STOPPING, lc.State.FAILED, lc.State.STOPPED,
+    lc.State.SLEEPING, lc.State.STOPPING, lc.State.FAILED, lc.State.STOPPED,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from engine_launchers.base import EnginePlan
-from orchestrator.control import Failed, RouteTable
+from orchestrator.control import RouteTable
 from orchestrator.errors import LaunchFailed, NotFound
 from orchestrator.observability.metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime
@@ -60,13 +60,15 @@ class Supervisor:
     ) -> None:
         self.orders, self.store, self.metrics = orders, store, ControlMetrics()
         self._runtimes, self._client = runtimes, client
-        self.link = GatewayLink(orders.control_socket, self._on_failed, self._on_gateway)
+        self.link = GatewayLink(orders.control_socket, self._post, self._on_gateway)
         self._version = 0
         self.draining = False
         self.shutdown_drain_s: float | None = None
         self.ended = False
         self._publishing = False
-        self._hooks = Hooks(self._admit, self._on_change, self._save, self._forget)
+        self._hooks = Hooks(
+            self._admit, self._on_change, self._save, self._held_anew, self._forget, self.link.work
+        )
         self._crew = Crew()
         self._pools: dict[str, Pool] = {}
         self.ledger = Ledger(orders.budget)
@@ -171,7 +173,7 @@ class Supervisor:
                 adopted.add(name)
                 self.keeper.adopted(instance)
                 self.store.add_event("engine.adopted", name, generation=row.record.generation)
-                await instance.wait_for(lc.SERVING | {S.BACKOFF, S.STARTING, S.FAILED})
+                await instance.wait_for(lc.RUNNING | {S.BACKOFF, S.FAILED})
                 continue
             runtime = self._runtimes[row.record.runtime]
             if not wanted and (stale := await runtime.recover(row.record)) is not None:
@@ -230,7 +232,7 @@ class Supervisor:
 
     def _on_change(self, instance: Instance, change: Change) -> None:
         name = instance.name
-        self.metrics.moved(name, change.old, change.new)
+        self.metrics.moved(name, change.old, change.new, change.lifecycle.stall)
         self.store.add_event(
             "engine.state",
             name,
@@ -250,6 +252,8 @@ class Supervisor:
             self.metrics.relaxed(name, workload.plan.rung)
             if change.new in {S.BACKOFF, S.STOPPED, S.FAILED}:
                 self.keeper.ended(instance)
+            elif change.new is S.SLEEPING:
+                self.keeper.slept(instance, change.lifecycle.level or 1)
         self.keeper.poke()
         self.publish()
         self._check_idle()
@@ -262,6 +266,11 @@ class Supervisor:
         plan = workload.plan if isinstance(workload, EngineWorkload) else None
         self.store.save(workload.fingerprint, record, plan, instance.lifecycle.why)
 
+    def _held_anew(self, instance: Instance, record: HandleRecord) -> None:
+        self._save(instance, record)
+        pid = record.shim.pid if record.shim else None
+        self.store.add_event("engine.shim_lost", instance.name, another=pid)
+
     def _forget(self, instance: Instance) -> None:
         self.lessons.forget(instance.name)
         self.store.forget(instance.name)
@@ -271,10 +280,10 @@ class Supervisor:
         self.keeper.poke()
         self._check_idle()
 
-    def _on_failed(self, failed: Failed) -> None:
-        instance = self._crew.get(failed.replica)
+    def _post(self, replica: str, event: lc.Event) -> None:
+        instance = self._crew.get(replica)
         if instance is not None:
-            instance.post(lc.RequestFailed(failed.generation, failed.why))
+            instance.post(event)
 
     def _check_idle(self) -> None:
         """Tell draining engines that their last request is over."""

@@ -34,6 +34,7 @@ def describe(instance: Instance, link: GatewayLink, claim: Claim | None) -> dict
         "uptime_s": round(instance.uptime_s, 3) if instance.uptime_s is not None else None,
         "memory_planned": dict(claim.planned) if claim else {},
         "memory_measured": dict(claim.measured) if claim else {},
+        "loading": _loading(instance),
         "in_flight": link.in_flight(instance.name),
         "waiting": link.waiting()[plan.model.id] if plan else 0,
         "log": str(instance.log) if instance.log else None,
@@ -58,4 +59,17 @@ def describe_model(pool: Pool, link: GatewayLink) -> dict[str, Any]:
         "in_flight": demand.in_flight,
         "waiting": demand.waiting,
         "served": demand.served,
+    }
+
+
+def _loading(instance: Instance) -> dict[str, Any] | None:
+    """How far a start is; phase and percent are None while its log has told none."""
+    load = instance.loading
+    if load is None:
+        return None
+    return {
+        "phase": load.phase.name if load.phase else None,
+        "percent": load.phase.percent if load.phase else None,
+        "seconds": round(load.seconds, 1),
+        "quiet_s": round(load.silence.quiet_s, 1),
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from engine_launchers.base import CrashCause, ExitResult, LaunchSpec, Listen
+from engine_launchers.watch import WatchTraits
 from orchestrator.errors import EngineRoomError
 
 
@@ -14,7 +15,7 @@ class ProbeError(EngineRoomError):
 
 
 class Workload(Protocol):
-    """What an instance runs: pure knowledge plus its two probes."""
+    """What an instance runs: pure knowledge, and the questions and orders that it understands."""
 
     name: str
 
@@ -32,11 +33,28 @@ class Workload(Protocol):
     def listen(self) -> Listen | None:
         """A fixed address, or None for any free loopback port."""
 
-    async def ready(self, base_url: str) -> None:
-        """Return when it can do its work; raise ProbeError otherwise."""
-
     async def alive(self, base_url: str) -> None:
         """Return when it answers; raise ProbeError otherwise."""
+
+    @property
+    def watch(self) -> WatchTraits:
+        """How its progress shows."""
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds that it may compute on one prompt without a sign of progress."""
+
+    async def counters(self, base_url: str) -> tuple[float, ...] | None:
+        """The values that move while it works; None where it has none. Raises ProbeError."""
+
+    async def canary(self, base_url: str) -> None:
+        """Return when one token was made; raise ProbeError where none will be."""
+
+    async def sleep(self, base_url: str, level: int) -> None:
+        """Return when it has given back its memory; raise ProbeError where it does not."""
+
+    async def wake(self, base_url: str, level: int) -> None:
+        """Return when what `sleep` took away is back; raise ProbeError where it does not."""
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """Why it ended."""

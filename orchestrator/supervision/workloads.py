@@ -17,11 +17,14 @@ from engine_launchers.base import (
     LaunchSpec,
     Listen,
 )
+from engine_launchers.watch import Call, WatchTraits
 from orchestrator.errors import EngineRoomError
+from orchestrator.supervision.exposition import values
 from orchestrator.supervision.orders import ModelOrder, NextEngine
 from orchestrator.supervision.workload import ProbeError
 
 _log = logging.getLogger("engineroom.workload")
+_PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 
 
 class EngineWorkload:
@@ -58,10 +61,22 @@ class EngineWorkload:
 
     @property
     def noise(self) -> tuple[str, ...]:
-        """Access log lines of liveness probes and token counts."""
-        quirks = self.launcher.quirks
+        """Access log lines of liveness probes, of looks at counters, and of token counts."""
+        quirks, metrics = self.launcher.quirks, self.launcher.watch.metrics_path
         counted = (f'"POST {quirks.tokenize_path} ',) if quirks.tokenize_path else ()
-        return (f'"GET {quirks.liveness_path} ', *counted)
+        watched = (f'"GET {metrics} ',) if metrics else ()
+        return (f'"GET {quirks.liveness_path} ', *watched, *counted)
+
+    @property
+    def watch(self) -> WatchTraits:
+        """The launcher's."""
+        return self.launcher.watch
+
+    @property
+    def prefill_s(self) -> float:
+        """The longest prompt's time on the slowest machine."""
+        context = self.plan.tuning.max_model_len or self.plan.model.context_max
+        return context * _PREFILL_S_PER_TOKEN
 
     def command(self, listen: Listen) -> LaunchSpec:
         """The launcher's command, with the program of the engine's installation."""
@@ -77,9 +92,8 @@ class EngineWorkload:
         """One GET of a path that does not touch the generation lock."""
         await _get(self._client, base_url + self.launcher.quirks.liveness_path)
 
-    async def ready(self, base_url: str) -> None:
-        """Alive, and one token can be generated: what is loaded may still crash at first use."""
-        await self.alive(base_url)
+    async def canary(self, base_url: str) -> None:
+        """A completion of one token; the caller's patience is the limit."""
         own = self.launcher.served(self.plan)[0]
         body = {"prompt": "Hi", "max_tokens": 1, "temperature": 0, "model": own.model, **own.fields}
         try:
@@ -89,6 +103,39 @@ class EngineWorkload:
             raise ProbeError(f"first token: {type(error).__name__}") from error
         if answer.status_code != 200:
             raise ProbeError(f"first token: HTTP {answer.status_code}")
+
+    async def counters(self, base_url: str) -> tuple[float, ...] | None:
+        """The launcher's series, in its order."""
+        watch = self.launcher.watch
+        if watch.metrics_path is None:
+            return None
+        return values(
+            (await _get(self._client, base_url + watch.metrics_path)).text, watch.counters
+        )
+
+    async def sleep(self, base_url: str, level: int) -> None:
+        """The launcher's calls, one after the other."""
+        traits = self.launcher.watch.sleep
+        calls = traits.down.get(level) if traits else None
+        await self._ask(base_url, calls, f"sleep at level {level}")
+
+    async def wake(self, base_url: str, level: int) -> None:
+        """The launcher's calls, one after the other."""
+        traits = self.launcher.watch.sleep
+        calls = traits.up.get(level) if traits else None
+        await self._ask(base_url, calls, f"wake from level {level}")
+
+    async def _ask(self, base_url: str, calls: tuple[Call, ...] | None, what: str) -> None:
+        if calls is None:
+            raise ProbeError(f"{self.launcher.name} cannot {what}")
+        for call in calls:
+            try:
+                url = base_url + call.path
+                answer = await self._client.post(url, json=call.body, timeout=None)
+            except httpx.HTTPError as error:
+                raise ProbeError(f"{call.path}: {type(error).__name__}") from error
+            if answer.status_code != 200:
+                raise ProbeError(f"{call.path}: HTTP {answer.status_code}")
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """The launcher's knowledge."""
@@ -116,6 +163,8 @@ class GatewayWorkload:
 
     name = "gateway-0"
     noise: tuple[str, ...] = ()
+    watch = WatchTraits()
+    prefill_s = 0.0
 
     def __init__(
         self, python: str, config: Path, listen: Listen, client: httpx.AsyncClient
@@ -144,9 +193,21 @@ class GatewayWorkload:
             url = url.copy_with(host="127.0.0.1" if url.host == "0.0.0.0" else "::1")  # noqa: S104
         await _get(self._client, str(url.join("/health/live")))
 
-    async def ready(self, base_url: str) -> None:
-        """The same: a gateway is ready when it answers."""
+    async def counters(self, base_url: str) -> tuple[float, ...] | None:
+        """It owes no work of its own."""
+        return None
+
+    async def canary(self, base_url: str) -> None:
+        """It makes no tokens: an answer has to do."""
         await self.alive(base_url)
+
+    async def sleep(self, base_url: str, level: int) -> None:
+        """It holds no memory that would be worth it."""
+        raise ProbeError("a gateway does not sleep")
+
+    async def wake(self, base_url: str, level: int) -> None:
+        """It does not sleep."""
+        raise ProbeError("a gateway does not sleep")
 
     def diagnose(self, exit: ExitResult, tail: Sequence[str]) -> CrashCause:
         """A taken port is told apart; everything else is a crash."""
@@ -159,10 +220,11 @@ class GatewayWorkload:
         return None
 
 
-async def _get(client: httpx.AsyncClient, url: str) -> None:
+async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response:
     try:
         answer = await client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ProbeError(f"{type(error).__name__}") from error
     if answer.status_code != 200:
         raise ProbeError(f"HTTP {answer.status_code}")
+    return answer

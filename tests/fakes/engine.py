@@ -6,13 +6,17 @@ token i is " wi"; `max_tokens` (default 16) of them end with finish_reason "leng
 N counts the tokens already made: a fault at 0 strikes before the first event, -1 is off, and a
 fault beyond the end of the generation never fires.
 
-GET /health, /docs, /v1/models, /stats; POST /v1/completions, /v1/chat/completions,
+GET /health, /docs, /v1/models, /metrics, /stats; POST /v1/completions, /v1/chat/completions,
 /extras/tokenize/count. Once all is quiet, requests = finished + failed + aborted in /stats.
+
+SIGUSR1: no HTTP request is answered any more. SIGUSR2: every generation stands still, everything
+else goes on (a stopped core behind a living server); the next one lets them go on.
 
 Process knobs
   --host, --port, --model       where to listen (port 0: any free one) and what name to show
   --load-s S                    time before ready; a progress line each 0.2 s
   --silent-load                 no progress lines
+  --load-burns                  the load computes all the time
   --bind-late | --bind-early    listen after loading (default), or before it and answer 503
   --fail-on-start CODE          exit halfway through the load (CODE -9: die of that signal)
   --fail-text TEXT|@FILE        what that failure prints on stderr
@@ -34,6 +38,8 @@ Process knobs
                                 prints `grandchild PID`
   --vital-child TITLE           a child with that command line, which lives as long as its parent;
                                 prints `vital PID`. Nothing here notices its end
+  --can-sleep                   POST /sleep?level=N and /wake_up; asleep, generations get 503
+  --sleep-status, --wake-status CODE   what those answer instead, doing nothing
   --print-env                   print `environment: [...]`, the sorted names, as JSON
   --log-flood BYTES_PER_S       write that much to stdout once ready
   --log-line BYTES              write one line of that length once ready
@@ -43,6 +49,8 @@ Generation knobs; one request can set its own by a header `X-Fake: {"tps": 10}` 
 `fake={"tps": 10}` inside the prompt (the names with underscores; the prompt wins)
   --tps R                       tokens per second; 0 is as fast as possible
   --prefill-s S                 wait before the first token
+  --prefill-burns               that wait is spent computing
+  --prefill-counts              a counter of /metrics moves meanwhile
   --header-delay-s S            wait before the status line
   --keepalive-s S               an SSE comment every S seconds, whatever else happens
   --status CODE                 refuse with this status and an OpenAI error
@@ -68,6 +76,7 @@ Exit codes: 2 bad arguments, 3 port in use, -15 SIGTERM, 0 SIGINT.
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -86,28 +95,24 @@ from typing import Any, NamedTuple
 OFF = -1
 SWITCHES = (
     "silent_load bind_early serial lock_all interrupt no_health hang_health ignore_sigterm "
-    "graceful_exit_0 term_waits term_waits_for_all fork_grandchild print_env log_binary"
+    "graceful_exit_0 term_waits term_waits_for_all fork_grandchild print_env log_binary load_burns "
+    "can_sleep"
 )
 PROCESS_KNOBS: dict[str, Any] = (
     {"host": "127.0.0.1", "port": 8000, "model": "fake", "load_s": 0.0}
     | {"fail_on_start": OFF, "fail_text": "RuntimeError: engine failed", "fail_while": ""}
-    | {
-        "oom_after": OFF,
-        "oom_text": "vllm",
-        "vital_child": "",
-        "log_flood": 0,
-        "log_line": 0,
-        "swallow_terms": 0,
-    }
+    | {"sleep_status": 200, "wake_status": 200, "swallow_terms": 0}
+    | {"oom_after": OFF, "oom_text": "vllm", "vital_child": "", "log_flood": 0, "log_line": 0}
     | dict.fromkeys(SWITCHES.split(), False)
 )
 COUNTS = "hang_after_tokens exit_after_tokens eat_after_tokens error_after_tokens cut_after_tokens"
 ENDINGS = "done_after_error no_done no_finish usage_in_stream no_cancel"
+PREFILL = "prefill_burns prefill_counts"
 GENERATION_KNOBS: dict[str, Any] = (
     {"tps": 0.0, "prefill_s": 0.0, "header_delay_s": 0.0, "keepalive_s": 0.0, "status": 0}
     | {"exit_code_after_tokens": "", "cut_how": "fin"}
     | dict.fromkeys(COUNTS.split(), OFF)
-    | dict.fromkeys(ENDINGS.split(), False)
+    | dict.fromkeys(f"{ENDINGS} {PREFILL}".split(), False)
 )
 HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>\n"
 CUDA_OOM = (
@@ -172,6 +177,16 @@ def die(code: int) -> None:
     os._exit(code & 0xFF)
 
 
+async def pass_time(seconds: float, burn: bool) -> None:
+    """Wait, or compute for as long."""
+    if not burn:
+        await asyncio.sleep(seconds)
+        return
+    ends, block = time.monotonic() + seconds, bytes(1 << 22)
+    while time.monotonic() < ends:
+        await asyncio.to_thread(hashlib.sha256, block)
+
+
 def this_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
     assert task is not None
@@ -218,6 +233,7 @@ class Request(NamedTuple):
     route: str
     headers: dict[str, str]
     body: bytes
+    query: str = ""
 
 
 class Connection:
@@ -240,7 +256,8 @@ class Connection:
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, ValueError):
             return None
         self.over = headers.get("connection", "").lower() == "close" or version == "HTTP/1.0"
-        return Request(f"{method} {target.partition('?')[0]}", headers, body)
+        path, _, query = target.partition("?")
+        return Request(f"{method} {path}", headers, body, query)
 
     async def chunked(self) -> bytes:
         body = b""
@@ -374,7 +391,13 @@ class Engine:
         self.plain_work: set[asyncio.Task[Any]] = set()
         self.order: deque[str] = deque(maxlen=10_000)
         self.requests = self.waiting = self.running = self.max_running = self.started = 0
-        self.finished = self.failed = self.aborted = self.tokens = self.swallowed = 0
+        self.finished = self.failed = self.aborted = self.tokens = self.iterations = (
+            self.swallowed
+        ) = 0
+        self.mute = False
+        self.asleep = 0
+        self.going = asyncio.Event()
+        self.going.set()
 
     async def live(self) -> int:
         """Load, serve, stop at the first signal; returns the exit code."""
@@ -394,12 +417,21 @@ class Engine:
             on_signal(code)
 
         loop.add_signal_handler(signal.SIGINT, on_signal, 0)
+        loop.add_signal_handler(signal.SIGUSR1, setattr, self, "mute", True)
+        loop.add_signal_handler(signal.SIGUSR2, self.stand_still)
         if not self.settings.ignore_sigterm:
             code = 0 if self.settings.graceful_exit_0 else -int(signal.SIGTERM)
             loop.add_signal_handler(signal.SIGTERM, on_term, code)
         with contextlib.suppress(asyncio.CancelledError):
             await self.serve()
         return codes[0]
+
+    def stand_still(self) -> None:
+        """Or go on."""
+        if self.going.is_set():
+            self.going.clear()
+        else:
+            self.going.set()
 
     async def serve(self) -> None:
         server = await self.listen() if self.settings.bind_early else None
@@ -431,7 +463,7 @@ class Engine:
         while (spent := time.monotonic() - start) < until:
             if not settings.silent_load:
                 say(f"Loading weights: {100 * spent / settings.load_s:3.0f}% after {spent:.1f} s\n")
-            await asyncio.sleep(min(0.2, until - spent))
+            await pass_time(min(0.2, until - spent), settings.load_burns)
         if fails:
             text = settings.fail_text
             say((Path(text[1:]).read_text() if text.startswith("@") else text) + "\n", fd=2)
@@ -478,6 +510,9 @@ class Engine:
 
     async def answer(self, connection: Connection, request: Request) -> None:
         settings, route = self.settings, request.route
+        if self.mute:
+            with self.until_gone(connection):
+                await asyncio.Event().wait()
         if route in ("GET /health", "GET /docs") and settings.hang_health:
             with self.until_gone(connection):
                 await asyncio.Event().wait()
@@ -485,11 +520,20 @@ class Engine:
             status = "ok" if self.ready else "loading"
             await connection.reply(200 if self.ready else 503, {"status": status})
         elif route == "GET /stats":
-            names = "requests waiting running max_running finished failed aborted tokens order"
+            names = "requests waiting running max_running finished failed aborted tokens asleep"
             stats = {name: getattr(self, name) for name in names.split()}
             await connection.reply(200, stats | {"order": list(self.order)})
         elif not self.ready:
             await connection.reply(503, openai_error("The model is still loading", 503))
+        elif route == "GET /metrics":
+            told = f"fake_tokens_total {self.tokens}\nfake_iterations_total {self.iterations}\n"
+            await connection.reply(200, told.encode(), "text/plain")
+        elif route in ("POST /sleep", "POST /wake_up") and settings.can_sleep:
+            down = route == "POST /sleep"
+            status = settings.sleep_status if down else settings.wake_status
+            if status == 200:
+                self.asleep = int(request.query.removeprefix("level=")) if down else 0
+            await connection.reply(status, {"asleep": self.asleep})
         elif route == "GET /docs":
             await connection.reply(200, b"<html><title>fake engine</title></html>", "text/html")
         elif route == "GET /v1/models":
@@ -578,7 +622,7 @@ class Engine:
     async def make_tokens(self, job: Job, emit: Callable[[str], Awaitable[None]]) -> None:
         knobs = job.knobs
         word = re.search(r"echo=(\w+)", job.prompt)
-        await asyncio.sleep(knobs.prefill_s)
+        await self.prefill(knobs)
         start = time.monotonic()
         for i in range(job.length + 1):
             await self.misbehave(job, i)
@@ -586,8 +630,16 @@ class Engine:
                 return
             due = start + i / knobs.tps if knobs.tps > 0 else 0.0
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self.going.wait()
             self.tokens += 1
+            self.iterations += 1
             await emit(f" {word[1]}" if word else f" w{i}" if i else "w0")
+
+    async def prefill(self, knobs: Namespace) -> None:
+        ends = time.monotonic() + knobs.prefill_s
+        while (left := ends - time.monotonic()) > 0:
+            await pass_time(min(0.1, left), knobs.prefill_burns)
+            self.iterations += knobs.prefill_counts
 
     async def misbehave(self, job: Job, made: int) -> None:
         """What is due after `made` tokens."""
@@ -614,7 +666,8 @@ class Engine:
     async def refuse(self, connection: Connection, job: Job) -> bool:
         """The answers that are wrong from their first byte on; False if there is none."""
         await asyncio.sleep(job.knobs.header_delay_s)
-        if status := job.knobs.status:
+        if status := 503 if self.asleep else job.knobs.status:
+            say(f"told to answer {status}\n", fd=2)
             await connection.reply(status, openai_error(f"Told to answer {status}", status))
         elif (job.knobs.cut_after_tokens, job.knobs.cut_how) == (0, "html"):
             await connection.reply(200, HTML, "text/html")

@@ -18,8 +18,20 @@ from engine_launchers.base import (
 from engine_launchers.llama_cpp import LlamaCppLauncher
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
+from engine_launchers.watch import Call, PhaseRule, SleepTraits, WatchTraits
 
 ENGINE = Path(__file__).with_name("engine.py")
+WATCH = WatchTraits(
+    metrics_path="/metrics",
+    counters=("fake_tokens_total", "fake_iterations_total"),
+    phases=(
+        PhaseRule(
+            pattern=r"Loading weights:\s+(?P<percent>\d+)%", name="loading", percent=0, until=90
+        ),
+        PhaseRule(pattern="listening on", name="first token", percent=95),
+    ),
+)
+SLEEP = SleepTraits(down={1: (Call(path="/sleep?level=1"),)}, up={1: (Call(path="/wake_up"),)})
 
 
 def _own(knobs: tuple[str, ...], name: str) -> tuple[int | None, tuple[str, ...]]:
@@ -33,9 +45,9 @@ def _own(knobs: tuple[str, ...], name: str) -> tuple[int | None, tuple[str, ...]
 class FakeLauncher(LlamaCppLauncher):
     """Plans, diagnoses and relaxes like llama.cpp; runs `tests/fakes/engine.py`.
 
-    Three knobs are its own: `--claims BYTES` of RAM are planned, whatever the model; `--slots N`
+    Four knobs are its own: `--claims BYTES` of RAM are planned, whatever the model; `--slots N`
     requests at once instead of 16 where it is not serial; `--memory-max BYTES` for its control
-    group.
+    group; `--no-metrics`: it does not know of the fake's counters.
     """
 
     name: EngineName = "llama_cpp"
@@ -51,6 +63,13 @@ class FakeLauncher(LlamaCppLauncher):
         asked = {"tokenize_path": None, "usage_on_request": True}  # as vLLM and llama-server do
         changed = asked if "--usage-in-stream" in self.knobs else {}
         self.quirks: Quirks = real.model_copy(update=changed)
+        self.watch = WATCH.model_copy(
+            update={
+                "metrics_path": None if "--no-metrics" in self.knobs else WATCH.metrics_path,
+                "serial": serial,
+                "sleep": SLEEP if "--can-sleep" in self.knobs else None,
+            }
+        )
 
     def fit(
         self,
@@ -74,7 +93,7 @@ class FakeLauncher(LlamaCppLauncher):
     def command(self, plan: EnginePlan, listen: Listen) -> LaunchSpec:
         argv = (
             *("{engine}", str(ENGINE), "--host", listen.host, "--port", str(listen.port)),
-            *("--model", plan.model.id, *self.knobs),
+            *("--model", plan.model.id, *(k for k in self.knobs if k != "--no-metrics")),
             *(("--serial",) if self.serial else ()),
         )
         # The fake has no context: the plan's stands in its environment, to tell plans apart.

@@ -1,0 +1,191 @@
+"""Faults of health: hangs behind a living server, honest slowness, starts that stall."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.faults.lab import Lab, scenario
+from tests.harness import Room, until
+
+STALLS = "engineroom_engine_stalls_total"
+
+
+@contextmanager
+def streaming(room: Room, words: int = 2000) -> Iterator[Iterator[str]]:
+    """A stream that has begun."""
+    with room.stream("Tell me a long story about the shop.", max_new_tokens=words) as events:
+        assert "error" not in json.loads(next(events))
+        yield events
+
+
+def assert_broke(room: Room, rest: list[str], before: dict[str, Any]) -> None:
+    """One error and no `[DONE]`; then another engine, which answers."""
+    assert "[DONE]" not in rest
+    assert json.loads(rest[-1])["error"]["code"] in {"engine_died", "engine_stalled"}
+    room.wait_generation(before["generation"] + 1)
+    room.wait_state("ready", seconds=240)
+    assert room.generate("again", max_new_tokens=2).status_code == 200
+    assert room.engine()["pid"] != before["pid"]
+    if psutil.pid_exists(before["pid"]):
+        assert psutil.Process(before["pid"]).status() == psutil.STATUS_ZOMBIE
+
+
+@scenario("F4", "fake")
+def generations_stand_still(lab: Lab) -> None:
+    """Behind a server that answers: the canary of the doubt is not answered either."""
+    room = lab.make("--tps", "50", serial=False, hang_timeout_s=1.5).start()
+    before = room.engine()
+    with streaming(room) as events:
+        os.kill(before["pid"], signal.SIGUSR2)
+        began = time.monotonic()
+        assert httpx.get(before["url"] + "/docs", trust_env=False).status_code == 200
+        rest = list(events)
+        lab.took(time.monotonic() - began)
+        assert_broke(room, rest, before)
+    assert room.metric(STALLS, engine="demo-0", kind="work") == 1
+
+
+@scenario("F4", "llama_server", "vllm")
+def a_part_of_it_is_stopped(lab: Lab) -> None:
+    """vLLM's server answers on behind its stopped core, with health 200 and all metrics."""
+    room = lab.make(hang_timeout_s=12).start(300)
+    before = room.engine()
+    leader = psutil.Process(before["pid"])
+    parts = [each for each in leader.children() if each.cmdline()[0].startswith("VLLM::EngineCore")]
+    assert len(parts) == (lab.engine == "vllm")
+    with streaming(room) as events:
+        os.kill((*parts, leader)[0].pid, signal.SIGSTOP)
+        began = time.monotonic()
+        if parts:
+            for path in ("/health", "/metrics"):
+                assert httpx.get(before["url"] + path, trust_env=False).status_code == 200
+        rest = list(events)
+        lab.took(time.monotonic() - began)
+        assert_broke(room, rest, before)
+    kinds = [room.metric(STALLS, engine="demo-0", kind=kind) for kind in ("work", "probes")]
+    assert sum(kinds) == 1
+    assert kinds[0] == 1 or lab.engine != "vllm"  # its probes are answered
+    assert not any(each.is_running() for each in (leader, *parts))
+
+
+@scenario("F5", "fake")
+def honest_prefills_are_left_alone(lab: Lab) -> None:
+    """One that counts, one that only computes, and one that shows nothing but sings in doubt."""
+    room = lab.make("--no-cancel", serial=False, hang_timeout_s=0.9).start()
+    before = room.engine()
+    for knobs in ({"prefill_counts": True}, {"prefill_burns": True}, {}):
+        began = time.monotonic()
+        prompt = "Hi fake=" + json.dumps({"prefill_s": 2.0, **knobs})
+        assert room.generate(prompt, max_new_tokens=2).status_code == 200, knobs
+        lab.took(time.monotonic() - began)
+    after = room.engine()
+    assert (after["pid"], after["state"], after["restarts"]) == (before["pid"], "ready", 0)
+    assert room.metric(STALLS, kind="work") == 0
+
+
+@scenario("F5", "fake")
+def a_serial_engine_is_judged_by_its_processor_time(lab: Lab) -> None:
+    room = lab.make("--no-metrics", serial=True, hang_timeout_s=0.9).start()
+    before = room.engine()
+    prompt = "Hi fake=" + json.dumps({"prefill_s": 2.0, "prefill_burns": True})
+    began = time.monotonic()
+    assert room.generate(prompt, max_new_tokens=2).status_code == 200
+    lab.took(time.monotonic() - began)
+    assert room.engine()["restarts"] == 0
+    prompt = "Hi fake=" + json.dumps({"prefill_s": 60.0})
+    assert room.generate(prompt, max_new_tokens=2).status_code == 502
+    room.wait_generation(before["generation"] + 1)
+
+
+@scenario("F6", "fake")
+def it_takes_connections_and_never_answers(lab: Lab) -> None:
+    room = lab.make(probe_interval_s=0.2, probe_timeout_s=0.4).start()
+    before = room.engine()
+    os.kill(before["pid"], signal.SIGUSR1)
+    began = time.monotonic()
+    room.wait_generation(2)
+    lab.took(time.monotonic() - began)
+    room.wait_state("ready")
+    assert room.generate("x", max_new_tokens=1).status_code == 200
+    assert room.metric(STALLS, engine="demo-0", kind="probes") == 1
+
+
+@scenario("F7", "fake")
+def it_exits_with_0_unasked(lab: Lab) -> None:
+    room = lab.make("--tps", "50", "--graceful-exit-0").start()
+    before = room.engine()
+    with streaming(room) as events:
+        os.kill(before["pid"], signal.SIGTERM)
+        began = time.monotonic()
+        room.wait_generation(2)
+        lab.took(time.monotonic() - began)
+        assert_broke(room, list(events), before)
+    assert room.metric("engineroom_engine_restarts_total", cause="exit_unrequested") == 1
+
+
+@scenario("F7", "vllm")
+def its_core_dies_and_it_exits_with_0(lab: Lab) -> None:
+    """Left alone it notices its core's end after five seconds, and exits with 0 as well."""
+    room = lab.make().start(300)
+    for number, why in ((signal.SIGKILL, "killed"), (signal.SIGTERM, "exit_unrequested")):
+        before = room.engine()
+        leader = psutil.Process(before["pid"])
+        core = next(x for x in leader.children() if x.cmdline()[0].startswith("VLLM::EngineCore"))
+        (core if number == signal.SIGKILL else leader).send_signal(number)
+        leader.wait(20)
+        began = time.monotonic()
+        room.wait_generation(before["generation"] + 1)
+        lab.took(time.monotonic() - began)
+        room.wait_state("ready", seconds=240)
+        assert room.generate("again", max_new_tokens=2).status_code == 200
+        assert room.metric("engineroom_engine_restarts_total", cause=why) == 1
+
+
+@scenario("F26", "fake")
+def a_slow_start_that_gets_on_is_waited_for(lab: Lab) -> None:
+    room = lab.make("--load-s", "3", start_stall_s=1)
+    room.launch()
+    row = until(partial(loading, room), 20, "it says how far it is")
+    assert (row["state"], row["loading"]["phase"]) == ("starting", "loading")
+    assert 20 <= row["loading"]["percent"] <= 90
+    row = room.wait_state("ready")
+    assert (row["restarts"], row["loading"]) == (0, None)
+
+
+def loading(room: Room) -> dict[str, Any] | None:
+    """The row of an engine whose start is watched."""
+    if not (room.data / "endpoints.json").exists():
+        return None
+    room.ready = json.loads((room.data / "endpoints.json").read_text())
+    row = room.engine()
+    return row if row["loading"] and row["loading"]["seconds"] > 1 else None
+
+
+@scenario("F26", "fake")
+def a_start_that_shows_nothing_is_given_up(lab: Lab) -> None:
+    room = lab.make("--load-s", "60", "--silent-load", start_stall_s=1.5, restart_limit=0)
+    room.launch()
+    assert room.wait_end(30) == 70
+    log = room.log.read_text()
+    assert "start_stalled" in log
+    assert "nothing logged, read or loaded for" in log
+    started, ended = (at(log, "demo-0", f"new={state}") for state in ("starting", "stopping"))
+    lab.took(ended - started)
+    assert room.processes() == []
+
+
+def at(log: str, *words: str) -> float:
+    """Seconds of the day of the first line with all these words."""
+    line = next(x for x in log.splitlines() if all(word in x for word in words))
+    hours, minutes, seconds = line.split()[0].split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
