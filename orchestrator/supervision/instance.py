@@ -52,12 +52,12 @@ class Hooks:
 
     changed: Callable[[Instance, Change], None]
     saved: Callable[[Instance, HandleRecord], None]
-    held_anew: Callable[[Instance, HandleRecord], None]
-    """Its shim was lost while it lived; the record names the one that took over."""
-
     gone: Callable[[Instance], None]
     work: Callable[[Instance], Work] = lambda instance: Work()
     """What the gateways have with it now."""
+
+    held_anew: Callable[[Instance, HandleRecord], None] = lambda instance, record: None
+    """Its shim was lost while it lived; the record names the one that took over."""
 
 
 def free_port() -> int:

@@ -67,7 +67,7 @@ class Supervisor:
         self.ended = False
         self._publishing = False
         self._hooks = Hooks(
-            self._admit, self._on_change, self._save, self._held_anew, self._forget, self.link.work
+            self._admit, self._on_change, self._save, self._forget, self.link.work, self._held_anew
         )
         self._crew = Crew()
         self._pools: dict[str, Pool] = {}
