@@ -36,15 +36,19 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+class Late(AssertionError):
+    """Something did not happen in time, which a busy machine may be the reason of."""
+
+
 def until(check: Callable[[], T | None], seconds: float, what: str) -> T:
-    """Poll another process until `check` gives something true; AssertionError at the deadline."""
+    """Poll another process until `check` gives something true; Late at the deadline."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while time.monotonic() < deadline:
         if found := check():
             return found
         pause.wait(0.02)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise Late(f"not within {seconds} s: {what}")
 
 
 async def eventually(check: Callable[[], object], seconds: float, what: str) -> None:

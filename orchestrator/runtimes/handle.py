@@ -19,6 +19,7 @@ from orchestrator.runtimes.base import HandleRecord
 _log = logging.getLogger("engineroom.process")
 _CONNECT_S = 10.0  # a shim answers in milliseconds; a machine that swaps gets its time
 _STOP_MARGIN_S = 5.0
+_TRIES, _AGAIN_S = 5, 1.0  # to give a living engine another shim
 LOST = "its shim was lost, and it with it"
 
 
@@ -151,12 +152,17 @@ class ProcessHandle:
     async def _regained(self) -> bool:
         """Have a shim again, with the engine as it is; False where nothing of it is left."""
         self._link.writer.close()
-        try:
-            self._link = await self._reach(self.record)
-        except LaunchFailed as error:
-            _log.warning("engine=%s lost its shim: %s", self.record.name, error)
-            await asyncio.to_thread(remains.clear, self.record)
-            return False
+        for left in reversed(range(_TRIES)):
+            try:
+                self._link = await self._reach(self.record)
+                break
+            except (LaunchFailed, OSError) as error:  # a machine out of memory cannot even fork
+                _log.warning("engine=%s lost its shim: %s", self.record.name, error)
+                if left and self.record.child and remains.is_alive(self.record.child):
+                    await asyncio.sleep(_AGAIN_S)
+                    continue
+                await asyncio.to_thread(remains.clear, self.record)
+                return False
         _log.warning("engine=%s lost its shim; another one took over", self.record.name)
         if self._tell is not None:
             self._tell(self.record)

@@ -111,7 +111,7 @@ class ProcessRuntime:
         found = record.model_copy(update=pids)
         try:
             link = await self._reach(found)
-        except LaunchFailed:
+        except (LaunchFailed, OSError):
             await asyncio.to_thread(remains.clear, found)
             return None
         return ProcessHandle(link, self._reach, self._options.lease_s)

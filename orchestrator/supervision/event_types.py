@@ -10,6 +10,7 @@ from collections.abc import Mapping
 TYPES: Mapping[str, str] = {
     "engine.state": "An engine or gateway went from state `old` to `new`, and `why`.",
     "engine.adopted": "A process of an earlier supervisor was found alive and taken over.",
+    "engine.shim_lost": "A shim was lost while its engine lived; `another` one, a pid, took over.",
     "engine.unwanted": "A process of an earlier supervisor is not wanted any more and is stopped.",
     "plan.run": "A launch was begun with a `plan` at a `rung`; `GET /admin/plans` has all of it.",
     "engine.drain": "An operator had one engine drained and stopped.",

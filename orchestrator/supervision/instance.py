@@ -56,6 +56,9 @@ class Hooks:
     work: Callable[[Instance], Work] = lambda instance: Work()
     """What the gateways have with it now."""
 
+    held_anew: Callable[[Instance, HandleRecord], None] = lambda instance, record: None
+    """Its shim was lost while it lived; the record names the one that took over."""
+
 
 def free_port() -> int:
     """A loopback port that nobody uses now."""
@@ -275,16 +278,26 @@ class Instance:
 
     def _take(self, handle: Handle) -> None:
         self.handle, self.log = handle, handle.record.log
+<<<<<<< HEAD
         handle.watch_record(lambda record: self._hooks.saved(self, record))
+=======
+        handle.watch_record(self._held_anew)
+>>>>>>> wt-shim
         self._spawn(self._attend(handle))
 
     async def _attend(self, handle: Handle) -> None:
         """Probe and watch a process until it has ended."""
         record, now = handle.record, lambda: self.lifecycle
+<<<<<<< HEAD
         listen = record.spec.listen
         owns = partial(handle.owns, listen.host, listen.port) if listen else None
         prober = Prober(record, self.workload, self._probes, now, self.post, owns)
         self._prober = prober
+=======
+        self._prober = prober = Prober(
+            record, self.workload, self._probes, now, self.post, handle.owns
+        )
+>>>>>>> wt-shim
         work, answers = partial(self._hooks.work, self), lambda: prober.answers
         watch = Watch(record, self.workload, self._probes, now, work, self.post, answers)
         self._watch = watch
@@ -300,6 +313,11 @@ class Instance:
         """Write down how deep it sleeps: a later supervisor has to know before it asks."""
         if (running := self.running) is not None:
             self._hooks.saved(self, running.record.model_copy(update={"asleep": level}))
+
+    def _held_anew(self, record: HandleRecord) -> None:
+        now = self.lifecycle
+        level = now.level if now.state is lc.State.SLEEPING or now.asking else None
+        self._hooks.held_anew(self, record.model_copy(update={"asleep": level}))
 
     async def _sleep(self, action: lc.PutToSleep) -> None:
         self._note(action.level)

@@ -39,8 +39,13 @@ class Prober:
         times: ProbeTimes,
         now: Callable[[], lc.Lifecycle],
         post: Callable[[lc.Event], None],
+<<<<<<< HEAD
         owns: Callable[[], Awaitable[bool]] | None = None,
+=======
+        owns: Callable[[str, int], Awaitable[bool]],
+>>>>>>> wt-shim
     ) -> None:
+        self._owns, self._listen = owns, record.spec.listen
         self._generation = record.generation
         self._url = record.spec.listen.base_url if record.spec.listen else None
         self._workload, self._times = workload, times
@@ -87,6 +92,8 @@ class Prober:
         """It answers, and makes a token: what is loaded may still crash at first use."""
         try:
             await self._workload.alive(url)
+            if await self._is_a_stranger():
+                return
             self.answers = True
             await self._workload.canary(url)
         except FAILURES:
@@ -96,6 +103,15 @@ class Prober:
             self._tell(lc.PortTaken(self._generation, why), starting=True)
             return
         self._tell(lc.ProbeOk(self._generation), starting=True)
+
+    async def _is_a_stranger(self) -> bool:
+        """Whether somebody else answers: the port was free when it was chosen, and not kept."""
+        listen = self._listen
+        if listen is None or await self._owns(listen.host, listen.port):
+            return False
+        why = f"another process answers on {listen.host}:{listen.port}"
+        self._tell(lc.PortTaken(self._generation, why), starting=True)
+        return True
 
     async def _probe_life(self, url: str) -> None:
         try:

@@ -66,7 +66,9 @@ class Supervisor:
         self.shutdown_drain_s: float | None = None
         self.ended = False
         self._publishing = False
-        self._hooks = Hooks(self._admit, self._on_change, self._save, self._forget, self.link.work)
+        self._hooks = Hooks(
+            self._admit, self._on_change, self._save, self._forget, self.link.work, self._held_anew
+        )
         self._crew = Crew()
         self._pools: dict[str, Pool] = {}
         self.ledger = Ledger(orders.budget)
@@ -263,6 +265,11 @@ class Supervisor:
         workload = instance.workload
         plan = workload.plan if isinstance(workload, EngineWorkload) else None
         self.store.save(workload.fingerprint, record, plan, instance.lifecycle.why)
+
+    def _held_anew(self, instance: Instance, record: HandleRecord) -> None:
+        self._save(instance, record)
+        pid = record.shim.pid if record.shim else None
+        self.store.add_event("engine.shim_lost", instance.name, another=pid)
 
     def _forget(self, instance: Instance) -> None:
         self.lessons.forget(instance.name)

@@ -27,7 +27,8 @@ now, so it is not started again until it is. Probes and requests have streaks of
 that fail end it, requests that break have a canary sent, whose failure does. The transition that
 must not exist: FAILED to anything by itself, but for the half-open retry that the policy names,
 which has one try. Attempts are forgotten after `stable_s` in service; starts that a person asks for
-are never charged. What cannot be put to sleep is stopped: that frees its memory too.
+are never charged, nor are a few in a row in which a stranger took the port. What cannot be put to
+sleep is stopped: that frees its memory too.
 """
 
 from __future__ import annotations

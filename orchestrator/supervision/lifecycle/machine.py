@@ -85,6 +85,8 @@ def step(now: Lifecycle, event: Event, policy: Policy, clock: float) -> Result:
             return _probe_ok(now, clock)
         case ProbeFailed():
             return _probe_failed(now, event, policy)
+        case PortTaken():
+            return _port_taken(now, event, policy)
         case RequestFailed():
             return _request_failed(now, event, policy)
         case Answered():
@@ -223,6 +225,12 @@ def _probe_failed(now: Lifecycle, event: ProbeFailed, policy: Policy) -> Result:
     return worse, ()
 
 
+def _port_taken(now: Lifecycle, event: PortTaken, policy: Policy) -> Result:
+    if now.state is not S.STARTING:
+        return now, ()
+    return kill(replace(now, cause=CrashCause.PORT_TAKEN), event.why, policy, "retry")
+
+
 def _request_failed(now: Lifecycle, event: RequestFailed, policy: Policy) -> Result:
     """Never the end by itself: requests may be at fault, and a canary tells."""
     if now.state not in SERVING:
@@ -306,9 +314,14 @@ def _crashed(now: Lifecycle, event: Exited, policy: Policy, clock: float) -> Res
     cause = now.cause if now.after == "retry" and now.cause else event.cause
     if cause is CrashCause.PORT_TAKEN and now.ports_taken < policy.port_limit:
         # Somebody was faster between the choice of a port and its use: no fault of the engine.
+<<<<<<< HEAD
         taken = now.ports_taken + 1
         lost = replace(now, cause=None)
         backoff, announce = rest(lost, S.BACKOFF, f"{cause.value}: {event.exit}")
+=======
+        backoff, announce = rest(now, S.BACKOFF, f"{cause.value}: {event.exit}", cause=None)
+        taken = now.ports_taken + 1
+>>>>>>> wt-shim
         launched, actions = launch(backoff, "again, on another port", ports_taken=taken)
         return launched, (*announce, *actions)
     stable = now.up_since is not None and clock - now.up_since >= policy.stable_s

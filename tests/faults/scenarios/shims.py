@@ -223,6 +223,8 @@ def shim_killed(lab: Lab) -> None:
     assert rest[-1] == "[DONE]"
     assert json.loads(rest[-2])["token_count"] == 30
     second = shim_of(room)
+    events = room.admin("GET", "/admin/events").json()["events"]
+    assert [each["subject"] for each in events if each["type"] == "engine.shim_lost"] == ["demo-0"]
     room.kill()
     os.kill(second.pid, signal.SIGKILL)
     began = time.monotonic()

@@ -80,7 +80,7 @@ def disk_full_while_it_serves(lab: Lab) -> None:
                 number += 1
             lab.took(time.monotonic() - began)
             assert list(events)[-1] == "[DONE]"
-        assert len(_events(room, "model.start")) == min(number, 100)
+        assert len(_events(room, "model.load")) == min(number, 100)
         assert len(_events(room, "storage.degraded")) == 1
         room.kill()
         room.start()  # on the full disk
