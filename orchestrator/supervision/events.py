@@ -271,12 +271,8 @@ Action = Launch | Kill | Arm | Probe | Canary | PutToSleep | WakeUp | Replan | A
 class Policy:
     """The numbers that steer `step`; seconds, counts. `half_open_s` None: FAILED is for ever.
 
-        `stuck_grace_s` is the grace of what has nothing to finish: it does not serve yet, or hangs.
-    <<<<<<< HEAD
-        A port that a stranger took is forgiven `port_limit` times in a row.
-    =======
-        `port_limit` times in a row a port that a stranger took is nobody's fault.
-    >>>>>>> wt-shim
+    `stuck_grace_s` is the grace of what has nothing to finish: it does not serve yet, or hangs.
+    `port_limit` times in a row a port that a stranger took is nobody's fault.
     """
 
     restart_limit: int = 5

@@ -278,26 +278,15 @@ class Instance:
 
     def _take(self, handle: Handle) -> None:
         self.handle, self.log = handle, handle.record.log
-<<<<<<< HEAD
-        handle.watch_record(lambda record: self._hooks.saved(self, record))
-=======
         handle.watch_record(self._held_anew)
->>>>>>> wt-shim
         self._spawn(self._attend(handle))
 
     async def _attend(self, handle: Handle) -> None:
         """Probe and watch a process until it has ended."""
         record, now = handle.record, lambda: self.lifecycle
-<<<<<<< HEAD
-        listen = record.spec.listen
-        owns = partial(handle.owns, listen.host, listen.port) if listen else None
-        prober = Prober(record, self.workload, self._probes, now, self.post, owns)
-        self._prober = prober
-=======
         self._prober = prober = Prober(
             record, self.workload, self._probes, now, self.post, handle.owns
         )
->>>>>>> wt-shim
         work, answers = partial(self._hooks.work, self), lambda: prober.answers
         watch = Watch(record, self.workload, self._probes, now, work, self.post, answers)
         self._watch = watch

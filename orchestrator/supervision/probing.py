@@ -39,17 +39,13 @@ class Prober:
         times: ProbeTimes,
         now: Callable[[], lc.Lifecycle],
         post: Callable[[lc.Event], None],
-<<<<<<< HEAD
-        owns: Callable[[], Awaitable[bool]] | None = None,
-=======
         owns: Callable[[str, int], Awaitable[bool]],
->>>>>>> wt-shim
     ) -> None:
         self._owns, self._listen = owns, record.spec.listen
         self._generation = record.generation
         self._url = record.spec.listen.base_url if record.spec.listen else None
         self._workload, self._times = workload, times
-        self._now, self._post, self._owns = now, post, owns
+        self._now, self._post = now, post
         self._asked = asyncio.Event()
         self.answers = False
         """Whether it has answered at all: from then on our own canaries show in its log."""
@@ -97,10 +93,6 @@ class Prober:
             self.answers = True
             await self._workload.canary(url)
         except FAILURES:
-            return
-        if self._owns is not None and not await self._owns():
-            why = f"another process answers on {url}"
-            self._tell(lc.PortTaken(self._generation, why), starting=True)
             return
         self._tell(lc.ProbeOk(self._generation), starting=True)
 

@@ -107,7 +107,6 @@ SWITCHES = (
 )
 PROCESS_KNOBS: dict[str, Any] = (
     {"host": "127.0.0.1", "port": 8000, "model": "fake", "load_s": 0.0}
-<<<<<<< HEAD
     | {
         "load_until": "",
         "fail_on_start": OFF,
@@ -124,11 +123,6 @@ PROCESS_KNOBS: dict[str, Any] = (
         "log_line": 0,
         "swallow_terms": 0,
     }
-=======
-    | {"fail_on_start": OFF, "fail_text": "RuntimeError: engine failed", "fail_while": ""}
-    | {"sleep_status": 200, "wake_status": 200, "swallow_terms": 0}
-    | {"oom_after": OFF, "oom_text": "vllm", "vital_child": "", "log_flood": 0, "log_line": 0}
->>>>>>> wt-shim
     | dict.fromkeys(SWITCHES.split(), False)
 )
 COUNTS = "hang_after_tokens exit_after_tokens eat_after_tokens error_after_tokens cut_after_tokens"
@@ -434,14 +428,8 @@ class Engine:
         self.plain_work: set[asyncio.Task[Any]] = set()
         self.order: deque[str] = deque(maxlen=10_000)
         self.requests = self.waiting = self.running = self.max_running = self.started = 0
-<<<<<<< HEAD
         self.finished = self.failed = self.aborted = self.tokens = self.iterations = 0
         self.swallowed = 0
-=======
-        self.finished = self.failed = self.aborted = self.tokens = self.iterations = (
-            self.swallowed
-        ) = 0
->>>>>>> wt-shim
         self.mute = False
         self.asleep = 0
         self.going = asyncio.Event()

@@ -93,8 +93,6 @@ def step(now: Lifecycle, event: Event, policy: Policy, clock: float) -> Result:
             return replace(now, request_fails=0), ()
         case Stalled():
             return _stalled(now, event, policy)
-        case PortTaken():
-            return _port_taken(now, event, policy)
         case Idle():
             if now.state is S.DRAINING:
                 return _drained(now, "drained", policy)
@@ -254,13 +252,6 @@ def _stalled(now: Lifecycle, event: Stalled, policy: Policy) -> Result:
     return now, ()
 
 
-def _port_taken(now: Lifecycle, event: PortTaken, policy: Policy) -> Result:
-    if now.state is not S.STARTING:
-        return now, ()
-    lost = replace(now, cause=CrashCause.PORT_TAKEN)
-    return kill(lost, event.why, policy, "retry", stuck=True)
-
-
 def _deadline(now: Lifecycle, event: Deadline, policy: Policy) -> Result:
     match event.timer, now.state:
         case "drain", S.DRAINING:
@@ -314,14 +305,8 @@ def _crashed(now: Lifecycle, event: Exited, policy: Policy, clock: float) -> Res
     cause = now.cause if now.after == "retry" and now.cause else event.cause
     if cause is CrashCause.PORT_TAKEN and now.ports_taken < policy.port_limit:
         # Somebody was faster between the choice of a port and its use: no fault of the engine.
-<<<<<<< HEAD
-        taken = now.ports_taken + 1
-        lost = replace(now, cause=None)
-        backoff, announce = rest(lost, S.BACKOFF, f"{cause.value}: {event.exit}")
-=======
         backoff, announce = rest(now, S.BACKOFF, f"{cause.value}: {event.exit}", cause=None)
         taken = now.ports_taken + 1
->>>>>>> wt-shim
         launched, actions = launch(backoff, "again, on another port", ports_taken=taken)
         return launched, (*announce, *actions)
     stable = now.up_since is not None and clock - now.up_since >= policy.stable_s
