@@ -163,6 +163,10 @@ class Room:
         """The admin API's row of one engine; the newest of `demo` where none is named."""
         return dict(self.admin("GET", f"/admin/engines/{name or self.engines()[-1]['id']}").json())
 
+    def engine_of(self, model: str) -> dict[str, Any]:
+        """The newest engine of a model."""
+        return self.engines(model)[-1]
+
     def wait_state(
         self, state: str, name: str | None = None, seconds: float = 30
     ) -> dict[str, Any]:

@@ -76,11 +76,11 @@ def disk_full_while_it_serves(lab: Lab) -> None:
         with room.stream("Hi", max_new_tokens=40) as events:
             number = 0
             while not room.metric("engineroom_storage_degraded"):
-                assert room.admin("POST", "/admin/models/demo/start").status_code == 202
+                assert room.admin("POST", "/admin/models/demo/pin").status_code == 202
                 number += 1
             lab.took(time.monotonic() - began)
             assert list(events)[-1] == "[DONE]"
-        assert len(_events(room, "model.load")) == min(number, 100)
+        assert len(_events(room, "model.pin")) == min(number, 100)
         assert len(_events(room, "storage.degraded")) == 1
         room.kill()
         room.start()  # on the full disk
