@@ -24,7 +24,7 @@ check: ## style, types, floors
 
 orphans: ## kill N processes of a running server one after another; nothing may be left behind
 	@sh tools/setup.sh test
-	@ORPHAN_KILLS=$(N) .venv/bin/python -m pytest -q -rP --timeout 7200 tests/integration/test_orphans.py
+	@ORPHAN_KILLS=$(N) .venv/bin/python -m pytest -q -rP tests/integration/test_orphans.py
 
 bench: ## start-up and first-token times of the served demo model
 	@sh tools/setup.sh serve
