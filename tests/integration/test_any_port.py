@@ -31,6 +31,7 @@ def test_a_reserved_port_is_given_to_nobody_but_who_asks_for_it() -> None:
         assert port_of(any_port) > 0
 
 
+@pytest.mark.slow
 def test_two_servers_on_any_port_keep_theirs(make_room: RoomMaker) -> None:
     one = make_room(name="one", port=0, admin_port=0).start()
     two = make_room(name="two", port=0, admin_port=0).start()

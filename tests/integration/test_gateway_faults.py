@@ -85,6 +85,7 @@ def test_streams_do_not_mix(room: Room) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_requests_during_a_long_load_wait_and_are_served(make_room: RoomMaker) -> None:
     room = make_room("--load-s", "2")
     room.launch()
@@ -163,6 +164,7 @@ def test_bodies_that_are_too_large_or_of_the_wrong_kind(make_room: RoomMaker) ->
     assert room.generate("x", max_new_tokens=1).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_queue_deadline_is_a_503_with_a_time_to_come_back(make_room: RoomMaker) -> None:
     room = make_room("--tps", "5", queue_timeout_s=0.5).start()
     blocker = threading.Thread(target=lambda: room.generate("blocker", max_new_tokens=15))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.harness import Room, free_ports, until
 
@@ -260,6 +261,7 @@ def test_a_changed_setting_replaces_the_gateway_and_keeps_the_engine(make_room: 
     assert again.generate("x", max_new_tokens=1).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_wanted_any_more_is_stopped(make_room: RoomMaker) -> None:
     room = make_room().start()
     before = room.engine()
@@ -302,6 +304,7 @@ def test_an_engine_that_takes_most_of_the_memory_is_adopted_all_the_same(
     assert room.admin("GET", "/admin/models/demo/plan").json()["rung"] == 1
 
 
+@pytest.mark.slow
 def test_orders_during_a_shutdown_are_refused(make_room: RoomMaker) -> None:
     room = make_room("--tps", "10", drain_s=3).start()
     assert room.process is not None
@@ -347,6 +350,7 @@ def test_ipv6_loopback(make_room: RoomMaker) -> None:
     assert room.generate("x", max_new_tokens=1).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_stopped_engine_is_found_by_its_probe_and_replaced(make_room: RoomMaker) -> None:
     room = make_room(probe_timeout_s=0.4, probe_interval_s=0.2).start()
     before = room.engine()
@@ -357,6 +361,7 @@ def test_a_stopped_engine_is_found_by_its_probe_and_replaced(make_room: RoomMake
     assert room.metric("engineroom_engine_restarts_total", cause="unresponsive") == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_shim_does_not_hold_up_the_end(make_room: RoomMaker) -> None:
     room = make_room(stop_grace_s=0.5).start()
     shim = psutil.Process(room.engine()["pid"]).parent()
@@ -366,6 +371,7 @@ def test_a_stopped_shim_does_not_hold_up_the_end(make_room: RoomMaker) -> None:
     assert room.processes() == []
 
 
+@pytest.mark.slow
 def test_a_changed_command_replaces_an_engine_once_and_is_adopted_ever_after(
     make_room: RoomMaker,
 ) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.harness import Room, until
 
+pytestmark = pytest.mark.slow
 RoomMaker = Callable[..., Room]
 
 
