@@ -210,6 +210,7 @@ def test_files_stay_small(module: str) -> None:
 
 
 _TELLING = (".add_event", "journal.add", "self._note", "self._event", "self._tell")
+_WORDS = {"seconds", "version", "step"}  # keys of what `_tell` says to a program
 
 
 def test_every_event_has_a_stable_type() -> None:
@@ -221,7 +222,7 @@ def test_every_event_has_a_stable_type() -> None:
         for word in ast.walk(call.args[0])
         if isinstance(word, ast.Constant) and re.fullmatch(r"[a-z]+(\.[a-z_]+)?", str(word.value))
     }
-    assert used == set(TYPES)
+    assert used - _WORDS == set(TYPES)
 
 
 def test_every_public_thing_says_what_it_is() -> None:
