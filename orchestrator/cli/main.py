@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -148,13 +149,27 @@ def serve(
 
 
 @app.command()
-def ps(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """List engines and gateways of the running server."""
-    rows = ask(find_server(data_dir), "GET", "/admin/engines")["engines"]
+def ps(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, once a second.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List engines and gateways of the running server: state, memory, speed, restarts and why."""
+    server = find_server(data_dir)
+
+    def rows() -> list[dict[str, Any]]:
+        return list(ask(server, "GET", "/admin/engines")["engines"])
+
     if as_json:
-        print_json(rows)
-    else:
-        show.engines(out(), rows)
+        print_json(rows())
+        return
+    console = out()
+    show.engines(console, rows())
+    while watch:
+        time.sleep(1)
+        latest = rows()
+        console.clear()
+        show.engines(console, latest)
 
 
 @app.command()

@@ -65,35 +65,51 @@ def _gpu_facts(gpu: Gpu) -> str:
     return ", ".join(told)
 
 
-_COLUMNS = ("ID", "STATE", "PID", "UP", "RESTARTS", "RUN", "WAIT", "MODEL", "ENGINE", "URL")
-_COLOURS = {"ready": "green", "failed": "red", "stopped": "dim"}
+_COLUMNS = (
+    *("ID", "STATE", "MODEL", "ENGINE", "RUNG", "PLANNED", "HELD", "TOK/S", "RUN", "WAIT"),
+    *("UP", "RESTARTS", "PID"),
+)
+_COLOURS = {"ready": "green", "failed": "red", "stopped": "dim", "sleeping": "dim"}
 
 
 def engines(console: Console, rows: list[dict[str, Any]]) -> None:
     """One line per engine and gateway, never cut: a terminal may wrap, a pipe gets it whole."""
-    cells = [
-        (
-            row["id"],
-            row["state"],
-            str(row["pid"] or "-"),
-            "-" if row["uptime_s"] is None else duration(row["uptime_s"]),
-            str(row["restarts"]),
-            str(row["in_flight"]),
-            str(row["waiting"]),
-            row["model"] or "-",
-            row["engine"] or "-",
-            row["url"] or "-",
-        )
-        for row in rows
-    ]
-    columns(console, [_COLUMNS, *cells], lambda row: _COLOURS.get(row[1], "yellow"))
+    columns(
+        console,
+        [_COLUMNS, *(_engine(row) for row in rows)],
+        lambda row: _COLOURS.get(row[1], "yellow"),
+    )
     for row in rows:
         if load := row["loading"]:
             done = "" if load["percent"] is None else f", {load['percent']:.0f} %"
             told = f"{load['phase'] or 'starting'}{done}, {duration(load['seconds'])}"
             print_plain(console, f"{row['id']}: {told}")
-        if row["state"] not in {"ready", "starting"}:
-            print_plain(console, f"{row['id']}: {row['why']}")
+        elif row["state"] not in {"ready", "starting"} or row["restarts"]:
+            why = row["why"] if row["state"] != "ready" else f"last restart after {row['cause']}"
+            print_plain(console, f"{row['id']}: {why}")
+
+
+def _engine(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["id"],
+        row["state"],
+        row["model"] or "-",
+        row["engine"] or "-",
+        "-" if row["rung"] is None else str(row["rung"]),
+        _memory(row["memory_planned"]),
+        _memory(row["memory_measured"]),
+        f"{row['tokens_per_second']:.0f}" if row["tokens_per_second"] else "-",
+        str(row["in_flight"]),
+        str(row["waiting"]),
+        "-" if row["uptime_s"] is None else duration(row["uptime_s"]),
+        str(row["restarts"]),
+        str(row["pid"] or "-"),
+    )
+
+
+def _memory(devices: dict[str, int]) -> str:
+    """All devices together; "-" where nothing is known."""
+    return gib(sum(devices.values())) if any(devices.values()) else "-"
 
 
 def columns(

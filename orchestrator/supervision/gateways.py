@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +20,15 @@ from orchestrator.supervision.progress import Work
 
 _log = logging.getLogger("engineroom.control")
 STALE_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """What a gateway had relayed from a replica at that time, and per second before it."""
+
+    at: float
+    relayed: int
+    rate: float
 
 
 class GatewayLink:
@@ -35,6 +45,7 @@ class GatewayLink:
         self._post, self._on_change = post, on_change
         self._table = RouteTable(version=0)
         self._server: asyncio.Server | None = None
+        self._paces: dict[tuple[int, str, int], _Pace] = {}
         self._reports: dict[asyncio.StreamWriter, Report | None] = {}
         self._heard: dict[asyncio.StreamWriter, float] = {}
 
@@ -83,6 +94,30 @@ class GatewayLink:
         mine = [d for d in dealings if d.generation == generation]
         return Work(sum(d.owed for d in mine), sum(d.relayed for d in mine))
 
+    def tokens_per_second(self, instance: Instance) -> float:
+        """Events of answers that all gateways relay from it now; engines send one for each token.
+
+        vLLM may put several tokens into one.
+        """
+        now, generation = asyncio.get_running_loop().time(), instance.lifecycle.generation
+        return sum(
+            pace.rate
+            for (_, replica, of), pace in self._paces.items()
+            if (replica, of) == (instance.name, generation) and now - pace.at < STALE_S
+        )
+
+    def _keep_pace(self, writer: asyncio.StreamWriter, report: Report) -> None:
+        """What was relayed since the report before, by replica."""
+        now = asyncio.get_running_loop().time()
+        fresh: dict[tuple[int, str, int], _Pace] = {}
+        for replica, dealing in report.dealings.items():
+            key = (id(writer), replica, dealing.generation)
+            old = self._paces.get(key)
+            rate = (dealing.relayed - old.relayed) / (now - old.at) if old and now > old.at else 0.0
+            fresh[key] = _Pace(now, dealing.relayed, rate)
+        others = {key: pace for key, pace in self._paces.items() if key[0] != id(writer)}
+        self._paces = {**others, **fresh}
+
     def waiting(self) -> Counter[str]:
         """Requests that wait, by model."""
         total: Counter[str] = Counter()
@@ -123,6 +158,7 @@ class GatewayLink:
             self._on_change()
             while (message := await receive(reader)) is not None:
                 if isinstance(message, Report):
+                    self._keep_pace(writer, message)
                     self._take(writer, message)
                     self._on_change()
                 elif isinstance(message, Failed):
@@ -133,6 +169,7 @@ class GatewayLink:
         finally:
             self._reports.pop(writer, None)
             self._heard.pop(writer, None)
+            self._paces = {key: pace for key, pace in self._paces.items() if key[0] != id(writer)}
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()

@@ -35,6 +35,7 @@ def describe(instance: Instance, link: GatewayLink, claim: Claim | None) -> dict
         "memory_planned": dict(claim.planned) if claim else {},
         "memory_measured": dict(claim.measured) if claim else {},
         "loading": _loading(instance),
+        "tokens_per_second": round(link.tokens_per_second(instance), 1),
         "in_flight": link.in_flight(instance.name),
         "waiting": link.waiting()[plan.model.id] if plan else 0,
         "log": str(instance.log) if instance.log else None,

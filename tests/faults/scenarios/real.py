@@ -18,7 +18,7 @@ from tests.harness import ROOT, Room, until
 
 LONG = "Tell me a long story about the shop."
 DEMO = ROOT / "orchestrator" / "models" / "demo" / "demo.F16.gguf"
-TOKENS = 200
+TOKENS = 150
 
 
 def story(room: Room) -> list[str]:
@@ -44,7 +44,7 @@ def text(payloads: list[str]) -> str:
 def _running(room: Room, many: ThreadPoolExecutor, count: int) -> list[Future[list[str]]]:
     """So many stories, all of them under way."""
     streams = [many.submit(story, room) for _ in range(count)]
-    until(lambda: room.model()["in_flight"] >= min(count, 1), 60, "they run")
+    until(lambda: room.model()["in_flight"] == count, 60, "they run")
     return streams
 
 
