@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check orphans bench bench-engines bench-planner faults docs clean
+.PHONY: serve test test-fast check orphans bench bench-engines bench-planner faults soak docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -44,6 +44,10 @@ faults: ## the fault matrix RUNS times, and its table: RUNS=3 PYTEST_ARGS="-k fa
 	@for run in $$(seq $(or $(RUNS),1)); do \
 	  FAULTS_OUT=docs/reference/faults.jsonl .venv/bin/python -m pytest -q tests/faults $(PYTEST_ARGS) || exit 1; done
 	@.venv/bin/python -m tools.fault_table
+
+soak: ## long runs: WHAT="supervisor --runs 200 --streams 50", "drains --runs 100 --streams 200", "turns --minutes 5"
+	@sh tools/setup.sh test
+	@.venv/bin/python -m tests.faults.soak $(WHAT)
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve
