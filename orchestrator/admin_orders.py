@@ -61,7 +61,7 @@ def add_orders(
 
 
 def _accepted(pool: Pool) -> Accepted:
-    engine = pool.instances[0].name
+    engine = pool.instances[0].name if pool.instances else f"{pool.name}-0"
     return Accepted(model=pool.name, engine=engine, follow=f"/admin/engines/{engine}")
 
 
@@ -143,7 +143,7 @@ def _add_machine_orders(
 
     @app.post("/admin/plan", dependencies=guard, tags=["machine"])
     async def what_if(wish: dict[str, JsonValue]) -> EnginePlan:
-        """What would run with these keys of a model, beside all that runs now. Starts nothing."""
+        """What would run with these keys of a model, if our engines made room. Starts nothing."""
         return await supervisor.orders.what_if(wish)
 
     @app.post("/admin/reload", dependencies=guard, tags=["machine"])

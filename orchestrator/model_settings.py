@@ -11,9 +11,9 @@ from orchestrator.setting_types import (
     Arguments,
     Backend,
     Goal,
-    Name,
     NamedPaths,
     Names,
+    PlainName,
     Quantization,
     Seconds,
 )
@@ -29,7 +29,9 @@ class ModelSettings(BaseModel):
         min_length=1,
         description="A catalog name, `demo`, a GGUF file, a folder, or owner/name of a hub.",
     )
-    name: Name | None = Field(None, description="How clients call it; unset: the model's own name.")
+    name: PlainName | None = Field(
+        None, description="How clients call it; unset: the model's own name."
+    )
     aliases: Names = Field((), description="Further names of the model for clients.")
     adapter_path: str | None = Field(
         None, description="LoRA adapter to apply: the model's name means the model with it."
@@ -85,7 +87,7 @@ class ModelSettings(BaseModel):
     )
 
     preload: bool | None = Field(
-        None, description="Load it at the start; unset: a single model is, of several none."
+        None, description="Load it at the start; unset: `model` is, those of a list are not."
     )
     ttl_s: Seconds | None = Field(
         None, description="Unload it when nobody used it for so long, seconds; unset: never."
@@ -97,7 +99,9 @@ class ModelSettings(BaseModel):
     priority: int = Field(
         0, ge=-100, le=100, description="Models of a higher priority are loaded first."
     )
-    group: Name | None = Field(None, description="Models of one group are never loaded together.")
+    group: PlainName | None = Field(
+        None, description="Models of one group are never loaded together."
+    )
     exclusive: bool = Field(False, description="Loaded alone: all other models leave.")
     replicas: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Engines that serve it at the same time; unset: one."

@@ -33,8 +33,8 @@ async def program_of(decision: Decision, install: Install) -> str | None:
     return need.program if need else ""
 
 
-def model_order(decision: Decision, program: str, alone: bool) -> ModelOrder:
-    """One model's order. `alone`: no other is served, so it is loaded at the start."""
+def model_order(decision: Decision, program: str) -> ModelOrder:
+    """One model's order; the only one of the settings is loaded at the start."""
     settings = decision.settings
     return ModelOrder(
         plan=decision.plan,
@@ -48,7 +48,7 @@ def model_order(decision: Decision, program: str, alone: bool) -> ModelOrder:
             exclusive=settings.exclusive,
             sleep_level=settings.sleep_level,
         ),
-        preload=alone if settings.preload is None else settings.preload,
+        preload=not settings.listed if settings.preload is None else settings.preload,
         replicas=settings.replicas or 1,
         max_concurrency=settings.max_concurrency,
     )
@@ -68,7 +68,7 @@ class Orderer:
             program = await program_of(decision, self._install)
             if program is None:
                 return None
-            made.append(model_order(decision, program, len(decisions) == 1))
+            made.append(model_order(decision, program))
         self._models = {each.plan.model.id: each.settings for each in decisions}
         return tuple(made)
 
@@ -113,7 +113,7 @@ class Orderer:
         program = await program_of(decision, self._install)
         if program is None:
             raise EngineMissing("the server is being stopped")
-        return model_order(decision, program, order.preload)
+        return model_order(decision, program)
 
     async def reload(self) -> Reloaded:
         """The orders of the settings as they are now. Raises EngineRoomError, changing nothing."""

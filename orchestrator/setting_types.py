@@ -32,6 +32,12 @@ def _name(value: str) -> str:
     return value
 
 
+def _plain(value: str) -> str:
+    if not _PLAIN.fullmatch(value):
+        raise ValueError(f"{value!r}: a name is letters, digits and ._-, at most 64 of them")
+    return value
+
+
 def _named_path(value: str) -> str:
     name, equals, path = value.partition("=")
     if not equals or not path:
@@ -41,6 +47,8 @@ def _named_path(value: str) -> str:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PlainName = Annotated[str, AfterValidator(_plain)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
 NamedPaths = Annotated[

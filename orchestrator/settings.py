@@ -161,8 +161,13 @@ class Settings(ModelSettings, BaseSettings):
     def each(self) -> tuple[Settings, ...]:
         """The settings of every model: an entry's own keys beat those for all."""
         return tuple(
-            self.model_copy(update={**entry.own(), "models": ()}) for entry in self.models
+            self.model_copy(update={**entry.own(), "models": (entry,)}) for entry in self.models
         ) or (self,)
+
+    @property
+    def listed(self) -> bool:
+        """Whether this is the entry of a list of models."""
+        return bool(self.models)
 
     @property
     def data(self) -> Path:

@@ -25,10 +25,10 @@ from orchestrator.external import plan_of
 from orchestrator.hardware import probe
 from orchestrator.models.chosen import chosen
 from orchestrator.models.resolve import Resolved, renamed
+from orchestrator.ours import with_ours
 from orchestrator.planning.experience import experienced, key_of
 from orchestrator.planning.planner import Wish, fingerprint, make_plan
 from orchestrator.resources import demo_dir
-from orchestrator.runtimes.process import resident_bytes
 from orchestrator.settings import Settings
 from orchestrator.supervision.calibration import remembered
 from orchestrator.tables import load_gpus, load_tiers
@@ -157,7 +157,9 @@ class Planning:
 
 
 def _refuse_twins(made: tuple[Decision, ...]) -> None:
-    """A name that clients give stands for one thing."""
+    """A name that clients give stands for one thing, and none is the gateway's."""
+    if any(each.plan.model.id == "gateway" for each in made):
+        raise ConfigError("models: the name gateway is taken: give that model another `name`")
     owner: dict[str, str] = {}
     for each in made:
         for served in each.launchers[each.plan.engine].served(each.plan):
@@ -190,7 +192,7 @@ def decide(
     )
     if settings.name:
         resolved = renamed(resolved, settings.name)
-    hardware = _with_ours(machine(settings), settings)
+    hardware = with_ours(machine(settings), settings.data / "instances")
     if settings.force_cpu:
         hardware = without_gpus(hardware, "force_cpu")
     wish = wish_of(settings)
@@ -330,10 +332,3 @@ def _changed(source: Path) -> int:
     """When a model's files were last written, nanoseconds since the epoch."""
     files = [source, *source.iterdir()] if source.is_dir() else [source]
     return max(each.stat().st_mtime_ns for each in files)
-
-
-def _with_ours(hardware: HardwareProfile, settings: Settings) -> HardwareProfile:
-    """Count what our own running engines hold as available: they are adopted, or make room."""
-    ours = resident_bytes(settings.data / "instances")
-    available = min(hardware.ram_total, hardware.ram_available + ours)
-    return hardware.model_copy(update={"ram_available": available})

@@ -84,7 +84,9 @@ def wake(model: OneModel = None, data_dir: DataDir = None, as_json: Json = False
 
 
 def scale(
-    replicas: Annotated[int, typer.Argument(min=1, max=64, help="Engines it shall have.")],
+    replicas: Annotated[
+        int, typer.Option("--replicas", "-n", min=1, max=64, help="Engines it shall have.")
+    ],
     model: OneModel = None,
     data_dir: DataDir = None,
     as_json: Json = False,

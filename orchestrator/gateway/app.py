@@ -182,7 +182,10 @@ class Gateway:
     async def health_ready(self, _: Request) -> Response:
         """GET /health/ready: 200 when a model can generate, now or when it is asked for."""
         routes = self.router.routes()
-        able = any(self.router.ready(each.name) or each.state in ON_DEMAND for each in routes)
+        able = any(
+            self.router.ready(each.name) or (each.state in ON_DEMAND and each.expected)
+            for each in routes
+        )
         ready = able and not self.router.draining
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from engine_launchers.base import CrashCause
-from orchestrator.control import Dealings, ModelRoute, Replica, RouteTable
+from orchestrator.control import ON_DEMAND, Dealings, ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
 from orchestrator.gateway.outliers import Key
 from orchestrator.gateway.places import Lease, Line, Slot, Target, Waiter, key_of
@@ -63,6 +63,8 @@ class Router:
                 if slot.replica.accepting:  # else it was drained first
                     self._on_lost(key, route.lost.get(key[0]))
             line.outliers.keep(line.slots)
+            if route.state in ON_DEMAND:
+                self.keep_alive.pop(route.name, None)  # the wish was for the load that is over
             lines[route.name] = line
         gone, self._lines = self._lines, lines
         self._names = {

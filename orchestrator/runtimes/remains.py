@@ -149,16 +149,22 @@ def resident_bytes(folder: Path) -> int:
     Shared pages are counted once per process, so this is an upper bound for forking engines.
     """
     total = 0
+    for pid in running_pids(folder):
+        with contextlib.suppress(psutil.Error):  # it ended while we looked
+            total += psutil.Process(pid).memory_info().rss
+    return total
+
+
+def running_pids(folder: Path) -> frozenset[int]:
+    """All processes of engines that were started from `folder` and live."""
+    found: set[int] = set()
     for file in folder.glob("*/*/pid.json"):
         child = _identity(file.parent, "child")
-        try:
+        with contextlib.suppress(psutil.Error):  # it ended while we looked
             if child is not None and is_alive(child):
                 leader = psutil.Process(child.pid)
-                tree = [leader, *leader.children(recursive=True)]
-                total += sum(process.memory_info().rss for process in tree)
-        except psutil.Error:  # it ended while we looked
-            continue
-    return total
+                found |= {leader.pid, *(each.pid for each in leader.children(recursive=True))}
+    return frozenset(found)
 
 
 def exit_result(told: Mapping[str, Any]) -> ExitResult:

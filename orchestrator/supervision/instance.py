@@ -243,7 +243,7 @@ class Instance:
 
     async def _replan(self, action: lc.Replan) -> None:
         changed = await self.workload.replan(action.cause)
-        why = changed or f"no smaller plan is left after {action.cause.value}"
+        why = changed or f"no smaller plan is left after {self.lifecycle.why}"
         self.post(lc.Replanned(action.generation, changed is not None, why))
 
     async def _launch(self, generation: int) -> None:

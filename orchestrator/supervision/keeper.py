@@ -37,6 +37,7 @@ _log = logging.getLogger("engineroom.keeper")
 _TICK_S = 1.0
 _POLL_S = 0.1
 _MEASURE_S = 5.0
+_EVICT_DRAIN_S = 600.0  # whoever makes room for others finishes what it has begun
 _SETTLED_S = 3.0  # memory that has not grown for so long is not coming back
 _GROWS = 8 << 20
 _REFUSAL_S = 5.0  # a refused model is looked at again after this
@@ -90,7 +91,11 @@ class Keeper:
         """Look after every poke and every second, until cancelled."""
         while True:
             self._poke.clear()
-            pause = await self.look()
+            try:
+                pause = await self.look()
+            except Exception:  # noqa: BLE001 - whatever it is, models must go on being kept
+                _log.exception("the models could not be looked at; again soon")
+                pause = _TICK_S
             try:
                 async with asyncio.timeout(min(_TICK_S, pause)):
                     await self._poke.wait()
@@ -112,6 +117,10 @@ class Keeper:
         }
         return {"devices": devices, "claims": claims}
 
+    def lacks(self, need: Bytes) -> str | None:
+        """Why `need` does not fit beside all that run now, by the latest reading."""
+        return self.ledger.shortage("", need, self._latest)
+
     def has_room(self, need: Bytes) -> bool:
         """Whether one more engine fits beside all that run now, by the latest reading."""
         spare = self.ledger.spare(self._latest)
@@ -119,7 +128,7 @@ class Keeper:
 
     async def look(self) -> float:
         """Read, decide, carry out. Returns after how many seconds it is worth to look again."""
-        self._latest = await self._rooms()
+        await self._read()
         await self._measure()
         views = [self._view(pool) for pool in self._pools.values()]
         orders = schedule(views, self.ledger.spare(self._latest))
@@ -129,6 +138,10 @@ class Keeper:
         for name in self._pools.keys() - {order.name for order in waited}:
             self._say(name, "")
         return min((order.seconds or _TICK_S for order in waited), default=_TICK_S)
+
+    async def _read(self, explain: bool = False) -> None:
+        """A device whose driver does not answer is as it was last."""
+        self._latest = {**self._latest, **await self._rooms(explain)}
 
     # --- admission --------------------------------------------------------------------------------
 
@@ -142,6 +155,8 @@ class Keeper:
             return
         need = planned(workload.plan.estimate)
         async with self._gate:
+            if instance.running is None:  # else it wakes up, and has a part of it
+                self.ledger.ended(instance.name)
             try:
                 await self._wait_for_room(instance.name, need)
             except BaseException:
@@ -150,11 +165,10 @@ class Keeper:
 
     async def _wait_for_room(self, name: str, need: Bytes) -> None:
         self.ledger.claim(name, need)
-        self.ledger.ended(name)
         began = grew = self._clock()
         best: dict[str, int] = {}
         while True:
-            self._latest = await self._rooms(True)
+            await self._read(True)
             short = self.ledger.shortage(name, need, self._latest)
             if short is None:
                 return
@@ -182,7 +196,6 @@ class Keeper:
         if isinstance(workload, EngineWorkload):
             kept = workload.plan.model.weight_bytes if level == 1 else 0
             self.ledger.claim(instance.name, {"ram": kept})
-            self.ledger.ended(instance.name)
         self.poke()
 
     def adopted(self, instance: Instance) -> None:
@@ -228,7 +241,8 @@ class Keeper:
             wanted=pool.wanted and phase in {Phase.ABSENT, Phase.ASLEEP},
             waiting=demand.waiting,
             waited_s=now - seen.waiting_since if seen.waiting_since is not None else 0.0,
-            in_flight=demand.in_flight,
+            in_flight=demand.in_flight + pool.changing,
+            asleep=pool.plan.model.weight_bytes * pool.order.replicas,
             idle_s=now - seen.used_at,
             served_s=now - seen.serving_since if seen.serving_since is not None else 0.0,
             load_s=seen.load_s,
@@ -244,10 +258,11 @@ class Keeper:
                 seen.serving_since = seen.used_at = now
                 if seen.load_began is not None:
                     seen.load_s = max(0.1, now - seen.load_began)
-            seen.load_began = None
             pool.wanted = False
         if phase is not Phase.SERVING:
             seen.serving_since = None
+        if phase is not Phase.LOADING:
+            seen.load_began = None
 
     def _carry_out(self, order: Order) -> None:
         pool = self._pools[order.name]
@@ -257,7 +272,7 @@ class Keeper:
                 pool.load(order.why)
             case Unload():
                 self._event("model.unload", order.name, why=order.why)
-                pool.unload(self._drain_s, order.why)
+                pool.unload(max(self._drain_s, _EVICT_DRAIN_S), order.why)
             case Sleep():
                 self._event("model.sleep", order.name, why=order.why, level=order.level)
                 pool.sleep(order.level, self._drain_s, order.why)

@@ -105,13 +105,14 @@ class Ledger:
 
     def shortage(self, name: str, need: Bytes, rooms: Mapping[str, Room]) -> str | None:
         """Why `need` does not fit for engine `name`, with the numbers; None where it does."""
-        spare = self.spare(rooms, {name})
+        spare, mine = self.spare(rooms, {name}), self.claims.get(name)
+        own = mine.measured if mine else {}  # what sleeps has a part of it already
         for device, size in need.items():
             room = rooms.get(device)
             if room is None:
                 return f"{device} is not there any more"
             slack = 0 if device in self.budget else room.slack
-            if size > spare[device] + slack:
+            if size > spare[device] + slack + own.get(device, 0):
                 return self._told(name, device, size, spare[device], room)
         return None
 

@@ -11,10 +11,12 @@ from typing import Any
 from engine_launchers.base import EnginePlan
 from orchestrator.errors import Conflict, Draining, EngineRoomError, UnknownModel
 from orchestrator.supervision import lifecycle as lc
+from orchestrator.supervision.ledger import planned
 from orchestrator.supervision.orders import ModelOrder
 from orchestrator.supervision.pool import Pool
 from orchestrator.supervision.schedule import Phase
 from orchestrator.supervision.supervisor import Supervisor
+from orchestrator.supervision.workloads import EngineWorkload
 
 _log = logging.getLogger("engineroom.operator")
 
@@ -25,7 +27,8 @@ class Operator:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._reloading = asyncio.Lock()
-        self._again: asyncio.Task[None] | None = None
+        self._background: asyncio.Task[None] | None = None
+        self._again = False
 
     # --- one model --------------------------------------------------------------------------------
 
@@ -34,6 +37,7 @@ class Operator:
         pool = self._pool(model)
         drain = self._drain(drain_s)
         self._note("model.restart", model, drain_s=drain)
+        pool.off, pool.why, pool.refused_until = False, "", 0.0
         if pool.phase in {Phase.OFF, Phase.ABSENT, Phase.FAILED}:
             self._load(pool, "restart requested")
         else:
@@ -68,16 +72,19 @@ class Operator:
 
     def _load(self, pool: Pool, why: str) -> None:
         pool.off, pool.why, pool.refused_until = False, "", 0.0
-        if pool.phase is Phase.FAILED:
-            pool.load(why)
+        if pool.phase in {Phase.ABSENT, Phase.OFF, Phase.ASLEEP}:
+            pool.wanted = True  # others may have to make room
         else:
-            pool.wanted = True
+            pool.load(why)
         self._supervisor.keeper.poke()
         self._supervisor.publish()
 
     def sleep(self, model: str, level: int) -> Pool:
         """Put its engines to sleep, where they can."""
         pool = self._pool(model)
+        sleepers = [w for e in pool.instances if isinstance(w := e.workload, EngineWorkload)]
+        if not all(each.launcher.watch.sleep for each in sleepers):
+            raise Conflict(f"the engine of {model} cannot sleep; unload it instead")
         self._note("model.sleep", model, level=level, why="sleep requested")
         pool.sleep(level, self._drain(None), "sleep requested")
         return pool
@@ -85,6 +92,12 @@ class Operator:
     def scale(self, model: str, replicas: int) -> Pool:
         """Have so many engines of it."""
         pool = self._pool(model)
+        more = replicas - len(pool.instances)
+        if more > 0 and pool.phase is Phase.SERVING:
+            lack = self._supervisor.keeper.lacks(planned(pool.plan.estimate, more))
+            if lack is not None:
+                raise Conflict(f"no room for {more} more engines of {model}: {lack}")
+        pool.refused_until = 0.0
         self._note("model.scale", model, replicas=replicas)
         pool.spawn(lambda: pool.scale(replicas, self._drain(None)))
         return pool
@@ -102,6 +115,8 @@ class Operator:
         """Let one engine finish its requests and stop it; other replicas go on."""
         self._refuse_at_end()
         instance = self._supervisor.instance(engine)
+        if not isinstance(instance.workload, EngineWorkload):
+            raise Conflict(f"{engine} is no engine: without a gateway nobody is served")
         drain = self._drain(drain_s)
         self._note("engine.drain", engine, drain_s=drain)
         instance.post(lc.Stop(drain, "stay", "drained by an operator"))
@@ -122,41 +137,58 @@ class Operator:
         self._refuse_at_end()
         if self._reloading.locked():
             raise Conflict("a reload is under way; ask again when it has ended")
+        return await self._reload("admin")
+
+    def reload_soon(self) -> None:
+        """Reload in the background: a signal, or a file that changed. A bad file is logged.
+
+        Asked again while one works, it is done once more: the last save counts.
+        """
+        self._again = True
+        if self._background is None or self._background.done():
+            loop = asyncio.get_running_loop()
+            self._background = loop.create_task(self._reload_quietly())
+
+    async def _reload_quietly(self) -> None:
+        while self._again:
+            self._again = False
+            try:
+                _log.info("settings reloaded: %s", await self._reload("settings"))
+            except Exception as error:  # noqa: BLE001 - the last line: told, and the old ones stay
+                _log.error("settings not reloaded, the old ones stay: %s", error)
+
+    async def _reload(self, actor: str) -> dict[str, Any]:
         async with self._reloading:
             try:
                 wanted = await self._supervisor.orders.reload()
             except (EngineRoomError, OSError) as error:
-                self._note("config.rejected", "settings", why=str(error))
+                self._note("config.rejected", "settings", actor, why=str(error))
                 raise
+            self._refuse_at_end()  # the end may have come meanwhile
             told = self._apply({order.name: order for order in wanted.models})
             result = {**told, "needs_restart": list(wanted.fixed)}
-            self._note("config.reloaded", "settings", **result)
+            self._note("config.reloaded", "settings", actor, **result)
             return result
-
-    def reload_soon(self) -> None:
-        """Reload in the background: a signal, or a file that changed. A bad file is logged."""
-        if self._again is None or self._again.done():
-            self._again = asyncio.get_running_loop().create_task(self._reload_quietly())
-
-    async def _reload_quietly(self) -> None:
-        try:
-            _log.info("settings reloaded: %s", await self.reload())
-        except (EngineRoomError, OSError) as error:
-            _log.error("settings not reloaded, the old ones stay: %s", error)
 
     def _apply(self, wanted: dict[str, ModelOrder]) -> dict[str, list[str]]:
         supervisor, drain = self._supervisor, self._drain(None)
         told: dict[str, list[str]] = {"added": [], "removed": [], "changed": [], "kept": []}
         for name, pool in tuple(supervisor.pools.items()):
-            if name not in wanted:
+            if name not in wanted and not pool.leaving:
                 told["removed"].append(name)
+                pool.leaving = True
                 pool.spawn(partial(self._remove, name, pool, drain))
+            elif name not in wanted:
+                pool.heir = None
         for name, order in wanted.items():
             found = supervisor.pools.get(name)
             if found is None:
                 told["added"].append(name)
                 supervisor.add(order)
-            elif _same(found.order, order):
+            elif found.leaving:
+                told["added"].append(name)
+                found.heir = order
+            elif _same(found.asked, order):
                 told["kept"].append(name)
             else:
                 told["changed"].append(name)
@@ -166,19 +198,26 @@ class Operator:
         return told
 
     def _change(self, pool: Pool, order: ModelOrder, drain_s: float) -> None:
-        """Touch engines only where their own wish changed."""
-        old = pool.order
-        if order.fingerprint != old.fingerprint:
-            pool.spawn(lambda: pool.roll(order, drain_s, "its settings changed"))
-            return
-        kept = replace(order, plan=old.plan, replicas=old.replicas)
-        pool.order = kept
-        if order.replicas != old.replicas:
-            pool.spawn(lambda: pool.scale(order.replicas, drain_s))
+        """Touch only what the settings changed; what an operator ordered since stays."""
+        asked, now = pool.asked, pool.order
+        pool.asked = order
+        keeping = order.keeping if order.keeping != asked.keeping else now.keeping
+        replicas = order.replicas if order.replicas != asked.replicas else now.replicas
+        if order.preload and not asked.preload:
+            pool.wanted = True
+        wanted = replace(order, keeping=keeping, replicas=replicas)
+        pool.order = replace(
+            now, keeping=keeping, preload=order.preload, max_concurrency=order.max_concurrency
+        )
+        pool.spawn(partial(pool.change, wanted, drain_s, "its settings changed"))
 
     async def _remove(self, name: str, pool: Pool, drain_s: float) -> None:
         await pool.leave(drain_s, "removed from the settings")
         self._supervisor.drop(name)
+        if pool.heir is not None and not self._supervisor.draining:
+            self._supervisor.add(pool.heir)
+            self._supervisor.publish()
+            self._supervisor.keeper.poke()
 
     # --- common -----------------------------------------------------------------------------------
 
@@ -198,8 +237,8 @@ class Operator:
     def _drain(self, asked: float | None) -> float:
         return self._supervisor.orders.drain_s if asked is None else asked
 
-    def _note(self, type: str, subject: str, **detail: Any) -> None:
-        self._supervisor.store.add_event(type, subject, actor="admin", **detail)
+    def _note(self, type: str, subject: str, actor: str = "admin", **detail: Any) -> None:
+        self._supervisor.store.add_event(type, subject, actor=actor, **detail)
 
 
 def _same(old: ModelOrder, new: ModelOrder) -> bool:

@@ -8,6 +8,7 @@ in the gateways' queues until the new one is ready.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from orchestrator.supervision.orders import ModelOrder
 from orchestrator.supervision.schedule import Phase
 from orchestrator.supervision.workloads import EngineWorkload
 
+_log = logging.getLogger("engineroom.pool")
 S = lc.State
 AT_REST = frozenset({S.STOPPED, S.FAILED})
 _UNDER_WAY = frozenset({S.STARTING, S.BACKOFF})
@@ -46,6 +48,12 @@ class Pool:
         self.why = ""
         self.refused_until = 0.0
         self._refused = asyncio.Event()
+        self._closed = False
+        self.asked = order
+        """What the settings asked for last; an operator's orders change `order` only."""
+        self.leaving = False
+        self.heir: ModelOrder | None = None
+        """Taken over when the pool has left: the model came back meanwhile."""
         self.created = int(time.time())
         self._make, self._crew, self._has_room, self._tell = make, crew, has_room, tell
         self._members: list[str] = []
@@ -160,34 +168,63 @@ class Pool:
             each.post(lc.Sleep(drain_s, level, why))
 
     def spawn(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Run one of the slow orders below."""
+        """Run one of the slow orders below; after `close` nothing is begun any more."""
+        if self._closed:
+            return
         task = asyncio.get_running_loop().create_task(work())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("model=%s an order failed", self.name, exc_info=error)
 
     async def close(self) -> None:
         """Give up whatever is under way; engines are left as they are."""
-        for task in tuple(self._tasks):
+        self._closed = True
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- slow orders, one at a time ---------------------------------------------------------------
 
+    async def change(self, order: ModelOrder, drain_s: float, why: str) -> None:
+        """Do what another order for the same model asks for, and touch nothing else."""
+        if order.fingerprint != self.order.fingerprint:
+            await self.roll(replace(order, replicas=self.order.replicas), drain_s, why)
+        if order.replicas != self.order.replicas:
+            await self.scale(order.replicas, drain_s)
+
     async def roll(self, order: ModelOrder, drain_s: float, why: str) -> None:
-        """Replace every engine by one of `order`, without a gap where that is possible."""
+        """Replace every engine by one of `order`, without a gap where that is possible.
+
+        It ends early where a new engine does not come up, or where somebody stops the model.
+        """
         async with self._rolling:
             same = order.fingerprint == self.order.fingerprint
-            self.order = order
-            for old in self.instances:
-                await self._replace(old, drain_s, why, same)
+            before, self.order = self.order, order
+            for number, old in enumerate(self.instances):
+                if not await self._replace(old, drain_s, why, same):
+                    if number == 0:  # the old one serves on: so does its order
+                        self.order = replace(
+                            order,
+                            plan=before.plan,
+                            program=before.program,
+                            fingerprint=before.fingerprint,
+                        )
+                    self.asked = before  # the next reload tries it again
+                    break
         self._tell()
 
     async def scale(self, replicas: int, drain_s: float) -> None:
-        """Have so many engines from now on."""
+        """Have so many engines from now on; those that do not run are the first to go."""
         async with self._rolling:
-            running = self.phase in {Phase.SERVING, Phase.LOADING}
+            at_work = lc.SERVING | _UNDER_WAY
+            running = any(each.lifecycle.state in at_work for each in self.instances)
             self.order = replace(self.order, replicas=replicas)
-            for extra in self.instances[replicas:]:
+            for extra in self._working_first()[replicas:]:
                 await self._dismiss(extra, drain_s, f"scaled to {replicas}")
             before = len(self._members)
             self.fill()
@@ -204,32 +241,50 @@ class Pool:
             for each in self.instances:
                 await self._dismiss(each, drain_s, why)
 
-    async def _replace(self, old: Instance, drain_s: float, why: str, same: bool) -> None:
-        serving = old.lifecycle.state in lc.SERVING
-        if serving and self._has_room(self.order.plan):
-            new = self._fresh()
-            new.post(lc.Start(why))
-            if await new.wait_for(frozenset({S.READY, S.FAILED})) is S.FAILED:
-                self._tell("model.roll_failed", why=new.lifecycle.why, engine=new.name)
-                await self._dismiss(new, 0, why)
-                return
-            self._tell()
-            await self._dismiss(old, drain_s, why)
-            return
-        before, running = old.lifecycle.generation, old.lifecycle.state not in AT_REST
+    def _working_first(self) -> list[Instance]:
+        return sorted(self.instances, key=lambda each: each.lifecycle.state in AT_REST)
+
+    async def _replace(self, old: Instance, drain_s: float, why: str, same: bool) -> bool:
+        """Put a new engine in the place of `old`; False where it did not come up."""
+        state = old.lifecycle.state
+        if state in lc.SERVING and self._has_room(self.order.plan):
+            return await self._replace_first(old, drain_s, why)
+        before, running = old.lifecycle.generation, state not in AT_REST | {S.SLEEPING}
         if same:
-            old.post(lc.Stop(drain_s, "restart", why))
+            old.post(lc.Stop(drain_s, "restart" if running else "stay", why))
             new = old
         else:
-            await self._dismiss(old, drain_s, why)
+            await self._dismiss(old, drain_s, why, tell=False)
             new = self.hire(old.name, self._generations[old.name])
+            self._tell()
             if running:
                 new.post(lc.Start(why))
         others = [each for each in self.instances if each is not new]
         if running and any(each.lifecycle.state in lc.SERVING for each in others):
-            await new.wait_until(
-                lambda now: now.generation > before and now.state in AT_REST | {S.READY}
+            ended = await new.wait_until(
+                lambda now: (
+                    now.state in AT_REST or (now.generation > before and now.state is S.READY)
+                )
             )
+            return ended is S.READY
+        return True
+
+    async def _replace_first(self, old: Instance, drain_s: float, why: str) -> bool:
+        """The new engine is ready before the old one drains."""
+        new = self._fresh()
+        before = new.lifecycle.generation
+        new.post(lc.Start(why))
+        ended = await new.wait_until(
+            lambda now: now.generation > before and now.state in AT_REST | {S.READY}
+        )
+        if ended is S.READY:
+            self._tell()
+            await self._dismiss(old, drain_s, why)
+            return True
+        if ended is S.FAILED:
+            self._tell("model.roll_failed", self.name, why=new.lifecycle.why, engine=new.name)
+        await self._dismiss(new, 0, why)
+        return False
 
     def _fresh(self) -> Instance:
         taken = set(self._members)
@@ -237,10 +292,13 @@ class Pool:
         name = f"{self.name}-{at}"
         return self.hire(name, self._generations.get(name, 0))
 
-    async def _dismiss(self, instance: Instance, drain_s: float, why: str) -> None:
+    async def _dismiss(
+        self, instance: Instance, drain_s: float, why: str, tell: bool = True
+    ) -> None:
         instance.post(lc.Stop(drain_s, "stay", why))
         await instance.wait_for(AT_REST)
         self._generations[instance.name] = instance.lifecycle.generation
         self._members.remove(instance.name)
         await self._crew.remove(instance.name)
-        self._tell()
+        if tell:
+            self._tell()

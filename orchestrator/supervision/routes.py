@@ -21,13 +21,14 @@ _BEST_FIRST = (
 def route(pool: Pool, launcher: Launcher, now: float) -> ModelRoute:
     """The row of the route table. `launcher` is that of the plan in use, `now` is monotonic."""
     plan, phase = pool.plan, pool.phase
-    best = min(pool.instances, key=lambda each: _BEST_FIRST.index(each.lifecycle.state))
+    found = [each.lifecycle for each in pool.instances] or [lc.Lifecycle(lc.State.STARTING)]
+    best = min(found, key=lambda each: _BEST_FIRST.index(each.state))
     refused = now < pool.refused_until
     leaving_for_others = phase is Phase.LEAVING and not pool.off
     return ModelRoute(
         name=pool.name,
-        state=_STATES.get(phase, best.lifecycle.state.value),
-        why=pool.why or best.lifecycle.why,
+        state=_STATES.get(phase, best.state.value),
+        why=pool.why or best.why,
         expected=(phase in _WORTH_WAITING or leaving_for_others) and not refused,
         engine=plan.engine,
         context=plan.tuning.max_model_len or plan.model.context_max,
@@ -38,7 +39,7 @@ def route(pool: Pool, launcher: Launcher, now: float) -> ModelRoute:
         chat_template=plan.model.chat_template,
         bos_token=plan.model.bos_token,
         eos_token=plan.model.eos_token,
-        replicas=tuple(found for each in pool.instances if (found := _replica(pool, each))),
+        replicas=tuple(one for each in pool.instances if (one := _replica(pool, each))),
         lost={each.name: cause for each in pool.instances if (cause := _crash(each)) is not None},
     )
 

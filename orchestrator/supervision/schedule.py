@@ -54,7 +54,7 @@ class View:
     """One model as it is now. Times in seconds, memory in bytes by device.
 
     `wanted` asks for it without a request: a preload, or an operator's order. `need` is what
-    loading it takes, `held` what its end gives back.
+    loading it takes, `held` what its end gives back, `asleep` its RAM in a sleep of level 1.
     """
 
     name: str
@@ -69,6 +69,15 @@ class View:
     idle_s: float = 0.0
     served_s: float = 0.0
     load_s: float = 1.0
+    asleep: int = 0
+
+    @property
+    def more(self) -> dict[str, int]:
+        """What loading it takes beyond what it holds already, asleep."""
+        if self.phase is not Phase.ASLEEP:
+            return dict(self.need)
+        rest = {device: size - self.held.get(device, 0) for device, size in self.need.items()}
+        return {device: size for device, size in rest.items() if size > 0}
 
     @property
     def busy(self) -> bool:
@@ -127,7 +136,7 @@ Order = Load | Unload | Sleep | Wait | Refuse
 
 def schedule(views: Sequence[View], spare: Mapping[str, int]) -> tuple[Order, ...]:
     """What to do now. `spare` is what a new engine may count on, per device."""
-    orders: list[Order] = [order for view in views if (order := _expired(view)) is not None]
+    orders: list[Order] = [order for view in views if (order := _expired(view, spare)) is not None]
     going = {order.name for order in orders}
     staying = [view for view in views if view.name not in going]
     left = dict(spare)
@@ -140,7 +149,7 @@ def schedule(views: Sequence[View], spare: Mapping[str, int]) -> tuple[Order, ..
             found = (Wait(each.name, "another model is being given room first", 1.0),)
         for order in found:
             if isinstance(order, Load):
-                left = {k: v - each.need.get(k, 0) for k, v in left.items()}
+                left = {k: v - each.more.get(k, 0) for k, v in left.items()}
                 now[each.name] = replace(each, phase=Phase.LOADING, held=each.need)
             elif isinstance(order, Unload):
                 made_way = True
@@ -149,14 +158,15 @@ def schedule(views: Sequence[View], spare: Mapping[str, int]) -> tuple[Order, ..
     return tuple(orders)
 
 
-def _expired(view: View) -> Order | None:
+def _expired(view: View, spare: Mapping[str, int]) -> Order | None:
     keeping = view.keeping
     if keeping.ttl_s is None or keeping.pin or view.wanted or view.busy:
         return None
     if view.phase is not Phase.SERVING or view.idle_s < keeping.ttl_s:
         return None
     why = f"nobody used it for {keeping.ttl_s:g} s"
-    if keeping.sleep_level:
+    fits = keeping.sleep_level != 1 or view.asleep <= spare.get("ram", 0)
+    if keeping.sleep_level and fits:
         return Sleep(view.name, keeping.sleep_level, why)
     return Unload(view.name, why)
 
@@ -178,7 +188,7 @@ def _place(
     rivals = [view for view in in_memory if _exclude(each, view)]
     if pinned := next((view for view in rivals if view.keeping.pin), None):
         return (Refuse(each.name, f"{pinned.name} is pinned, and the two exclude each other"),)
-    short = {k: size - spare.get(k, 0) for k, size in each.need.items() if size > spare.get(k, 0)}
+    short = {k: size - spare.get(k, 0) for k, size in each.more.items() if size > spare.get(k, 0)}
     if not rivals and not short:
         return (Load(each.name, _reason(each)),)
     coming = [view for view in in_memory if view.phase is Phase.LEAVING or view.name in going]
@@ -192,7 +202,8 @@ def _place(
     if not leaving:
         names = ", ".join(view.name for view in coming)
         return (Wait(each.name, f"{names} is leaving; its memory is not back yet", 0.25),)
-    held_up = [view for view in (*leaving, *settling) if not _may_go(view, each)]
+    ways = dict.fromkeys(view.name for view in (*leaving, *settling))
+    held_up = [view for view in in_memory if view.name in ways and not _may_go(view, each)]
     if held_up:
         return (_behind(each, held_up),)
     return tuple(Unload(view.name, f"{each.name} needs its place") for view in leaving)
@@ -217,6 +228,7 @@ def _after(short: Mapping[str, int], leaving: Iterable[View]) -> dict[str, int]:
 def _victims(missing: Mapping[str, int], candidates: Sequence[View]) -> list[View] | None:
     """The cheapest models whose end makes up for `missing`; None where no choice does."""
     chosen: list[View] = []
+    wanted = missing
     evictable = [view for view in candidates if not view.keeping.pin]
     for view in sorted(evictable, key=lambda v: (v.busy, v.price, v.name)):
         if not missing:
@@ -224,7 +236,16 @@ def _victims(missing: Mapping[str, int], candidates: Sequence[View]) -> list[Vie
         if any(view.held.get(device, 0) for device in missing):
             chosen.append(view)
             missing = _after(missing, [view])
-    return None if missing else chosen
+    return None if missing else _needed(wanted, chosen)
+
+
+def _needed(missing: Mapping[str, int], chosen: list[View]) -> list[View]:
+    """Without those that turn out to be needless, the dearest first."""
+    for view in reversed(list(chosen)):
+        rest = [other for other in chosen if other is not view]
+        if not _after(missing, rest):
+            chosen = rest
+    return chosen
 
 
 def _may_go(view: View, for_whom: View) -> bool:

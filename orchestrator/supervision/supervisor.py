@@ -189,7 +189,7 @@ class Supervisor:
         self.store.add_event("shutdown", "supervisor")
         if self._keeping is not None:
             self._keeping.cancel()
-        for pool in self._pools.values():
+        for pool in tuple(self._pools.values()):
             await pool.close()
         self.publish()
         engines = [each for each in self._crew if each is not self._gateway]
@@ -250,7 +250,8 @@ class Supervisor:
         workload = instance.workload
         if isinstance(workload, EngineWorkload):
             self.metrics.relaxed(name, workload.plan.rung)
-            if change.new in {S.BACKOFF, S.STOPPED, S.FAILED}:
+            relaunched = change.new is S.STARTING and change.old is not S.SLEEPING
+            if relaunched or change.new in {S.BACKOFF, S.STOPPED, S.FAILED}:
                 self.keeper.ended(instance)
             elif change.new is S.SLEEPING:
                 self.keeper.slept(instance, change.lifecycle.level or 1)
@@ -307,11 +308,8 @@ class Supervisor:
             return
         self._version += 1
         now, launchers = time.monotonic(), self.orders.launchers
-        routes = tuple(
-            route(pool, launchers[pool.plan.engine], now)
-            for pool in self._pools.values()
-            if pool.instances
-        )
+        pools = self._pools.values()
+        routes = tuple(route(pool, launchers[pool.plan.engine], now) for pool in pools)
         self.link.publish(RouteTable(version=self._version, draining=self.draining, models=routes))
 
     # --- looking ----------------------------------------------------------------------------------

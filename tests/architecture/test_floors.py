@@ -53,6 +53,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.advice": 4,
     "orchestrator.startup": 5,
     "orchestrator.rooms": 4,
+    "orchestrator.ours": 4,
     "orchestrator.ordering": 6,
     "orchestrator.serve": 7,
     "orchestrator.detector": 4,

@@ -207,3 +207,91 @@ def test_a_stopped_model_stays_out_until_it_is_started(make_room: RoomMaker) -> 
     assert room.admin("POST", "/admin/models/a/unload").status_code == 202
     assert room.admin("POST", "/admin/models/a/load").status_code == 202
     until(lambda: room.model("a")["phase"] == "serving", 10, "it is back")
+
+
+def test_a_roll_that_is_stopped_leaves_nothing_locked(make_room: RoomMaker) -> None:
+    room = make_room("--load-s", "1").start()
+    for order in ("unload", "stop"):
+        room.admin("POST", "/admin/models/demo/restart")
+        until(lambda: len(room.engines()) == 2, 10, "the new engine begins")
+        room.admin("POST", f"/admin/models/demo/{order}", json={"drain_s": 1})
+        until(lambda: room.model()["phase"] in {"absent", "off"}, 10, "all engines end")
+        room.admin("POST", "/admin/models/demo/load")
+        assert room.generate("x", max_new_tokens=1).status_code == 200
+        until(lambda: len(room.engines()) == 1, 10, "one place, one engine")
+
+
+def test_a_changed_setting_without_room_for_two_lets_requests_wait(
+    make_room: RoomMaker, tmp_path: Path
+) -> None:
+    file = tmp_path / "engineroom.yaml"
+    file.write_text("models: [{model: demo, preload: true, context: 512}]")
+    room = make_room("--tps", "20", file=file, max_ram_bytes=120 << 20).start()
+    with ThreadPoolExecutor(4) as many:
+        answers = [many.submit(room.generate, "x", max_new_tokens=20) for _ in range(4)]
+        until(lambda: room.model()["waiting"] == 3, 10, "one runs, three wait")
+        file.write_text("models: [{model: demo, preload: true, context: 256}]")
+        told = room.admin("POST", "/admin/reload").json()
+        assert told["changed"] == ["demo"]
+        assert [each.result().status_code for each in answers] == [200] * 4
+    until(lambda: _models(room)[0]["context"] == 256, 10, "the new plan serves")
+
+
+def test_a_model_that_is_put_back_while_it_leaves_is_served_again(
+    make_room: RoomMaker, tmp_path: Path
+) -> None:
+    file = tmp_path / "engineroom.yaml"
+    both = "models: [{model: demo, name: a}, {model: demo, name: b}]"
+    file.write_text(both)
+    room = make_room("--tps", "20", file=file).start()
+    with room.stream("Hi", model="b", max_new_tokens=60) as events:
+        next(events)
+        file.write_text("models: [{model: demo, name: a}]")
+        assert room.admin("POST", "/admin/reload").json()["removed"] == ["b"]
+        file.write_text(both)
+        assert room.admin("POST", "/admin/reload").json()["added"] == ["b"]
+        assert list(events)[-1] == "[DONE]"
+    until(
+        lambda: room.generate("x", model="b", max_new_tokens=1).status_code == 200, 20, "b is back"
+    )
+
+
+def test_who_makes_room_finishes_what_it_has_begun(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "10", models=two(), max_ram_bytes=150 << 20, drain_s=0.5).start()
+    answers: list[int] = []
+    with room.stream("Hi", model="a", max_new_tokens=90) as events:
+        next(events)
+        other = threading.Thread(
+            target=lambda: answers.append(
+                room.generate("x", model="b", max_new_tokens=1).status_code
+            )
+        )
+        other.start()
+        assert list(events)[-1] == "[DONE]"
+    other.join(30)
+    assert answers == [200]
+    why = [event["detail"]["why"] for event in room.events("model.waits")]
+    assert any("a is busy" in each for each in why)
+
+
+def test_orders_that_make_no_sense_are_refused_and_lost_replicas_come_back(
+    make_room: RoomMaker, tmp_path: Path
+) -> None:
+    room = make_room(replicas=2, max_ram_bytes=300 << 20).start()
+    refused = room.admin("POST", "/admin/engines/gateway-0/drain")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+    crowded = room.admin("POST", "/admin/models/demo/scale", json={"replicas": 9})
+    assert crowded.status_code == 409
+    assert "MiB needed" in crowded.json()["error"]["message"]
+    assert room.admin("POST", "/admin/models/demo/sleep").status_code == 409
+    room.admin("POST", "/admin/engines/demo-0/drain")
+    room.wait_state("stopped", "demo-0")
+    room.admin("POST", "/admin/models/demo/load")
+    room.wait_state("ready", "demo-0")
+    for name in ("gateway", "a/../b", "x/y"):
+        file = tmp_path / "bad.yaml"
+        file.write_text(f"models: [{{model: demo, name: {name}}}]")
+        other = make_room(file=file, name="other")
+        other.launch()
+        assert other.wait_end() == 78
+        assert name in other.log.read_text()
