@@ -57,6 +57,7 @@ class Pool:
         self.created = int(time.time())
         self._make, self._crew, self._has_room, self._tell = make, crew, has_room, tell
         self._members: list[str] = []
+        self._going: set[str] = set()
         self._generations: dict[str, int] = {}
         self._rolling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,6 +128,7 @@ class Pool:
         """After a start: running engines take the places, what is too many drains."""
         self._members.sort(key=lambda name: name not in adopted)
         for extra in self.instances[self.order.replicas :]:
+            self._going.add(extra.name)
             self.spawn(partial(self._dismiss, extra, 30.0, "one too many"))
 
     async def settled(self) -> None:
@@ -155,7 +157,8 @@ class Pool:
         self.off, self.why = False, ""
         self._refused.clear()
         for each in self.instances:
-            each.post(lc.Start(why))
+            if each.name not in self._going:
+                each.post(lc.Start(why))
 
     def unload(self, drain_s: float, why: str) -> None:
         """Drain and stop all engines."""
@@ -295,8 +298,10 @@ class Pool:
     async def _dismiss(
         self, instance: Instance, drain_s: float, why: str, tell: bool = True
     ) -> None:
+        self._going.add(instance.name)
         instance.post(lc.Stop(drain_s, "stay", why))
         await instance.wait_for(AT_REST)
+        self._going.discard(instance.name)
         self._generations[instance.name] = instance.lifecycle.generation
         self._members.remove(instance.name)
         await self._crew.remove(instance.name)

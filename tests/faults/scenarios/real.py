@@ -48,7 +48,7 @@ def _running(room: Room, many: ThreadPoolExecutor, count: int) -> list[Future[li
     return streams
 
 
-@scenario("F29", "llama_server", "vllm", also=("F14", "F20"))
+@scenario("F29", "llama_server", also=("F14", "F20"))
 def a_herd_then_a_lost_supervisor_then_a_restart(lab: Lab) -> None:
     room = lab.make("--context", "512", preload=False, max_queue=400, queue_timeout_s=300).start()
     loading = time.monotonic()
@@ -117,7 +117,7 @@ def _replaced(room: Room, old: int) -> bool:
     return not others and row["state"] == "ready" and row["pid"] != old
 
 
-@scenario("F1", "llama_server", "vllm", also=("F7",))
+@scenario("F1", "llama_server", also=("F7",))
 def leader_killed_and_ended(lab: Lab) -> None:
     room = lab.make("--context", "512").start()
     row = room.engine()
@@ -133,8 +133,6 @@ def leader_killed_and_ended(lab: Lab) -> None:
     assert ended in broken  # what waited is served by the next one
     until(lambda: not any(_alive(each) for each in tree), 5, "all of it is gone")
     until(lambda: room.engine()["generation"] == 2, 10, "a new one")
-    if lab.engine == "vllm":
-        return  # F7 has a scenario of its own there
     room.wait_state("ready", seconds=120)
     began = time.monotonic()
     os.kill(room.engine()["pid"], signal.SIGINT)  # it answers with an exit of its own
