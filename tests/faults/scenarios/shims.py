@@ -100,7 +100,8 @@ def core_killed(lab: Lab) -> None:
     parts = [each for each in leader.children(recursive=True) if each.cmdline()]
     (core,) = [each for each in parts if each.cmdline()[0].startswith("VLLM::EngineCore")]
     until(lambda: core.pid in watched_by(shim_of(room).pid), 20, "the shim holds it")
-    with room.stream("Hi", max_new_tokens=1000) as events:
+    story = "Tell me a long story about the shop."  # longer than it takes to kill
+    with room.stream(story, max_new_tokens=1000, do_sample=False) as events:
         next(events)
         began = time.monotonic()
         core.kill()
