@@ -28,6 +28,7 @@ class Screen:
     def __init__(self, out: Console, notes: Console, as_json: bool, steps: bool = False) -> None:
         self._out, self._notes, self._json = out, notes, as_json
         self._steps = steps and as_json
+        self._several = False
         self._line = InstallationLine(notes, "the engine", self._step)
 
     def offer(self, need: Requirement) -> bool:
@@ -41,6 +42,7 @@ class Screen:
     def begin(self, decisions: Sequence[Decision], failed: str = "") -> None:
         """Before anything is started; `failed` says why it is begun again."""
         self._notes.print(f"[bold]Engine Room[/bold] {__version__}")
+        self._several = len(decisions) > 1
         if failed:
             self._say(failed)
         for each in decisions:
@@ -74,7 +76,8 @@ class Screen:
             took = round(seconds, 3)
             self._tell({**addresses.__dict__, "start_seconds": took, "version": __version__})
             return
-        body = json.dumps({"prompt": QUESTION})
+        named = {"model": addresses.model} if self._several else {}
+        body = json.dumps({"prompt": QUESTION, **named})
         print_plain(
             self._out,
             f"ready after {seconds:.1f} s\n"

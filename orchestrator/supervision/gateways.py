@@ -99,6 +99,8 @@ class GatewayLink:
 
         vLLM may put several tokens into one.
         """
+        if not self.in_flight(instance.name):
+            return 0.0
         now, generation = asyncio.get_running_loop().time(), instance.lifecycle.generation
         return sum(
             pace.rate
