@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -12,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.harness import Room, until
@@ -185,15 +183,6 @@ def test_a_reload_touches_only_what_changed_and_a_bad_file_nothing(
 
 def _models(room: Room) -> list[dict[str, Any]]:
     return list(room.http.get(f"{room.url}/models").json()["models"])
-
-
-def test_a_foreign_process_in_the_way_is_named_and_never_killed(make_room: RoomMaker) -> None:
-    held = psutil.Process(os.getpid())
-    room = make_room(memory_wait_s=0.5, max_ram_bytes=40 << 20, restart_limit=0, context=64)
-    room.launch()
-    assert room.wait_end() != 0
-    assert held.is_running()
-    assert "GiB" in room.log.read_text() or "MiB" in room.log.read_text()
 
 
 def test_a_stopped_model_stays_out_until_it_is_started(make_room: RoomMaker) -> None:
