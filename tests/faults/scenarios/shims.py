@@ -24,7 +24,7 @@ from orchestrator.runtimes.base import HandleRecord, Identity
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.runtimes.shim.kernel import identity
 from tests.faults.lab import Lab, scenario
-from tests.harness import Room, processes_of, until, watched_by
+from tests.harness import Late, Room, processes_of, until, watched_by
 
 
 def shim_of(room: Room) -> Identity:
@@ -173,17 +173,22 @@ def squeezed_for_memory(lab: Lab) -> None:
     room = lab.make().start(400)
     leaf = json.loads((folder_of(room) / "leaf.json").read_text())["leaf"]
     (counted,) = [Path(each) for each in leaf if (Path(each) / "memory.stat").exists()]
-    generation = room.engine()["generation"]
+    generation, url = room.engine()["generation"], room.engine()["url"]
+    body = json.dumps({"content": "once " * (6 << 20), "prompt": "x" * (1 << 20)})
     with room.stream("Once", max_new_tokens=1500) as events:
         next(events)
         squeeze(counted)
         last, rest = time.monotonic(), list[str]()
 
-        def ask(number: int) -> None:
-            with suppress(httpx.HTTPError):
-                room.generate(f"{number} " * 300)
+        ended = threading.Event()
 
-        more = [threading.Thread(target=ask, args=(n,), daemon=True) for n in range(8)]
+        def fill() -> None:
+            """Bodies that the engine has to hold, one after another until one kills it."""
+            while not ended.is_set():
+                with suppress(httpx.HTTPError):
+                    httpx.post(f"{url}/tokenize", content=body, timeout=30, trust_env=False)
+
+        more = [threading.Thread(target=fill, daemon=True) for _ in range(4)]
         for each in more:
             each.start()
         for event in events:
@@ -191,6 +196,9 @@ def squeezed_for_memory(lab: Lab) -> None:
                 last = time.monotonic()
             rest.append(event)
         lab.took(time.monotonic() - last)
+    ended.set()
+    if rest[-1] == "[DONE]":
+        raise Late("the answer was over before the memory was")
     assert "error" in json.loads(rest[-1])
     until(lambda: room.engine()["generation"] > generation, 20, "another launch")
     row = room.engine()
