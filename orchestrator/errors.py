@@ -25,8 +25,10 @@
         RequestTimeout               408  request_timeout
         BodyTooLarge                 413  body_too_large
         WrongContentType             415  unsupported_media_type
+        ExpectationFailed            417  expectation_failed
         PoisonRequest                422  poison_request
         QueueFull                    429  queue_full             Retry-After
+        HeadTooLarge                 431  head_too_large
         UpstreamBroken               502  engine_died
         UpstreamInvalid              502  upstream_invalid
         EngineError                  502  engine_error
@@ -199,6 +201,18 @@ class BodyTooLarge(RequestError):
     """The body has more bytes than `max_body_bytes`."""
 
     http_status, code = 413, "body_too_large"
+
+
+class ExpectationFailed(RequestError):
+    """The client expects of the server what it does not do."""
+
+    http_status, code = 417, "expectation_failed"
+
+
+class HeadTooLarge(RequestError):
+    """The request's line and header fields are too many or too long."""
+
+    http_status, code = 431, "head_too_large"
 
 
 class WrongContentType(RequestError):

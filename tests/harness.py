@@ -147,6 +147,11 @@ class Room:
         return str(self.ready["gateway"])
 
     @property
+    def port(self) -> int:
+        """Where the gateway listens."""
+        return int(self.url.rsplit(":", 1)[1])
+
+    @property
     def token(self) -> str:
         return (self.data / "admin.token").read_text().strip()
 
