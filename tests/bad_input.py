@@ -203,7 +203,7 @@ def _values() -> Iterator[Case]:
     ):  # fmt: skip
         sent = request({**GOOD, "model": name})
         yield Case("B22", repr(name[:20]), sent, (404,), "model_not_found")
-    for field, value in (
+    values: list[tuple[str, object]] = [
         ("max_new_tokens", -1),
         ("max_new_tokens", 0),
         ("max_new_tokens", 10**9),
@@ -222,10 +222,11 @@ def _values() -> Iterator[Case]:
         ("prompt", ""),
         ("prompt", ["x"] * 1000),
         ("keep_alive", "soon"),
-    ):
+    ]
+    for field, given in values:
         row = {"max_new_tokens": "B23", "stop": "B25", "prompt": "B27"}.get(field, "B24")
-        sent = request({**GOOD, field: value})
-        yield Case(row, f"{field} {value!r:.20}", sent, (400,), "invalid_request")
+        sent = request({**GOOD, field: given})
+        yield Case(row, f"{field} {given!r:.20}", sent, (400,), "invalid_request")
     yield Case("B27", "too long", request({"prompt": "word " * 60_000}), (400, 413))
 
 
@@ -250,8 +251,8 @@ def _openai_values() -> Iterator[Case]:
         ("presence_penalty", 3),
         ("frequency_penalty", -3),
     ]
-    for field, value in values:
-        yield plain("B26", field, value)
+    for field, given in values:
+        yield plain("B26", field, given)
     both = {**CHAT, "max_tokens": 1, "max_completion_tokens": 1}
     yield Case("B23", "two limits", request(both, "/v1/chat/completions"), (400,))
     prompts: list[object] = [[-1], [1, 2, 3], [10**9], ["a", "b"], [["a"]], None]
