@@ -303,7 +303,7 @@ def from_envelope(error: Mapping[str, object]) -> EngineRoomError:
     A code that this version does not know becomes an EngineRoomError that carries it.
     """
     code = str(error.get("code") or EngineRoomError.code)
-    cls = next((each for each in _tree(EngineRoomError) if each.code == code), EngineRoomError)
+    cls = next((each for each in tree(EngineRoomError) if each.code == code), EngineRoomError)
     made = cls(str(error.get("message") or "the server gave no reason"))
     param = error.get("param")
     made.param = None if param is None else str(param)
@@ -312,9 +312,9 @@ def from_envelope(error: Mapping[str, object]) -> EngineRoomError:
     return made
 
 
-def _tree(root: type[EngineRoomError]) -> Iterator[type[EngineRoomError]]:
+def tree(root: type[EngineRoomError]) -> Iterator[type[EngineRoomError]]:
     """A class and what is derived from it in this file: other modules' own reuse our codes."""
     yield root
     for each in root.__subclasses__():
         if each.__module__ == __name__:
-            yield from _tree(each)
+            yield from tree(each)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 FOR_EVER = -1.0
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SCHEMA = r"^-?(\d+(\.\d+)?(ms|s|m|h)?|(\d+(\.\d+)?(ms|s|m|h))+)$"
 _MOST_S = 365 * 86_400.0
 
 
@@ -32,4 +33,8 @@ def _duration(text: str) -> float:
     return FOR_EVER if forever else min(total, _MOST_S)
 
 
-KeepAlive = Annotated[float, BeforeValidator(_seconds)]
+KeepAlive = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _SCHEMA}]}),
+]

@@ -49,7 +49,7 @@ class _Request(BaseModel):
         return self.stream is not False
 
 
-class GenerateRequest(_Request):
+class OllamaGenerateRequest(_Request):
     """Body of `/api/generate`. An empty prompt asks for the model to be loaded, or let go."""
 
     prompt: StrictStr | None = None
@@ -61,7 +61,7 @@ class GenerateRequest(_Request):
     context: Annotated[list[StrictInt], Field(max_length=0)] | None = None
 
 
-class Function(BaseModel):
+class OllamaFunction(BaseModel):
     """A function call; its arguments are an object here, and text in OpenAI's API."""
 
     model_config = ConfigDict(extra="forbid")
@@ -71,17 +71,17 @@ class Function(BaseModel):
     index: StrictInt | None = None
 
 
-class ToolCall(BaseModel):
+class OllamaToolCall(BaseModel):
     """One call of a message of the assistant."""
 
     model_config = ConfigDict(extra="forbid")
 
     id: StrictStr | None = None
     type: Literal["function"] | None = None
-    function: Function
+    function: OllamaFunction
 
 
-class Message(BaseModel):
+class OllamaMessage(BaseModel):
     """One message of a chat."""
 
     model_config = ConfigDict(extra="forbid")
@@ -90,26 +90,36 @@ class Message(BaseModel):
     content: StrictStr | None = None
     images: Annotated[list[StrictStr], Field(max_length=0)] | None = None
     thinking: StrictStr | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[OllamaToolCall] | None = None
     tool_name: StrictStr | None = None
     tool_call_id: StrictStr | None = None
 
 
-class ChatRequest(_Request):
+class OllamaChatRequest(_Request):
     """Body of `/api/chat`. No messages ask for the model to be loaded, or let go."""
 
-    messages: Annotated[list[Message], Field(max_length=1000)] = Field(default_factory=list)
+    messages: Annotated[list[OllamaMessage], Field(max_length=1000)] = Field(default_factory=list)
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
 
 
-def only_loads(request: GenerateRequest | ChatRequest) -> bool:
+class OllamaShowRequest(BaseModel):
+    """Body of `/api/show`; `name` is what older clients send."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: StrictStr | None = None
+    name: StrictStr | None = None
+    verbose: StrictBool | None = None
+
+
+def only_loads(request: OllamaGenerateRequest | OllamaChatRequest) -> bool:
     """Whether nothing is to be generated."""
-    if isinstance(request, ChatRequest):
+    if isinstance(request, OllamaChatRequest):
         return not request.messages
     return not request.prompt
 
 
-def to_openai(request: GenerateRequest | ChatRequest, chats: bool) -> dict[str, Any]:
+def to_openai(request: OllamaGenerateRequest | OllamaChatRequest, chats: bool) -> dict[str, Any]:
     """The same question as a body of OpenAI's API, streamed, with its usage asked for.
 
     `chats`: whether the engine offers chat; a plain prompt goes through the chat template there, as
@@ -119,7 +129,7 @@ def to_openai(request: GenerateRequest | ChatRequest, chats: bool) -> dict[str, 
     body: dict[str, Any] = {"model": request.model, "stream": True, **_sampling(request)}
     if request.keep_alive is not None:
         body["keep_alive"] = request.keep_alive
-    if isinstance(request, ChatRequest):
+    if isinstance(request, OllamaChatRequest):
         body["messages"] = _messages(request.messages)
         if request.tools:
             body["tools"] = request.tools
@@ -158,7 +168,7 @@ def _sampling(request: _Request) -> dict[str, Any]:
     return body
 
 
-def _messages(messages: list[Message]) -> list[dict[str, Any]]:
+def _messages(messages: list[OllamaMessage]) -> list[dict[str, Any]]:
     """With an id for each call, which Ollama's messages may lack: answers come in their order."""
     told: list[dict[str, Any]] = []
     unanswered: list[tuple[str, str]] = []  # id and name of the calls that no tool answered yet
@@ -183,7 +193,7 @@ def _messages(messages: list[Message]) -> list[dict[str, Any]]:
     return told
 
 
-def _answered(message: Message, unanswered: list[tuple[str, str]]) -> str:
+def _answered(message: OllamaMessage, unanswered: list[tuple[str, str]]) -> str:
     """The id of the call that a tool's message answers; it is crossed off."""
     for each in unanswered:
         fits = message.tool_name in (None, each[1])

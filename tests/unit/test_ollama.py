@@ -13,17 +13,22 @@ from hypothesis import strategies as st
 from orchestrator.errors import BadRequest, RequestError
 from orchestrator.gateway import openai
 from orchestrator.gateway.body import parse
-from orchestrator.gateway.ollama import ChatRequest, GenerateRequest, only_loads, to_openai
+from orchestrator.gateway.ollama import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    only_loads,
+    to_openai,
+)
 from orchestrator.gateway.ollama_answers import Times, Told, line, stamp
 
 
-def generate(**fields: Any) -> GenerateRequest:
-    return parse(GenerateRequest, json.dumps({"model": "demo", **fields}).encode())
+def generate(**fields: Any) -> OllamaGenerateRequest:
+    return parse(OllamaGenerateRequest, json.dumps({"model": "demo", **fields}).encode())
 
 
-def chat(*messages: dict[str, Any], **fields: Any) -> ChatRequest:
+def chat(*messages: dict[str, Any], **fields: Any) -> OllamaChatRequest:
     body = {"model": "demo", "messages": messages, **fields}
-    return parse(ChatRequest, json.dumps(body).encode())
+    return parse(OllamaChatRequest, json.dumps(body).encode())
 
 
 def test_a_prompt_goes_through_the_chat_template_unless_it_is_raw() -> None:
