@@ -39,6 +39,21 @@ class Replica(Message):
     max_concurrency: int
 
 
+class ModelCard(Message):
+    """What a model is, for clients that list models; sizes in bytes.
+
+    `memory_bytes` is what its engine was planned to take, of which `gpu_bytes` on GPUs.
+    """
+
+    format: str = ""
+    architecture: str = ""
+    quantization: str = ""
+    params: int = 0
+    weight_bytes: int = 0
+    memory_bytes: int = 0
+    gpu_bytes: int = 0
+
+
 class ModelRoute(Message):
     """One model as clients see it.
 
@@ -56,6 +71,7 @@ class ModelRoute(Message):
     engine: str
     context: int
     created: int
+    card: ModelCard = ModelCard()
     routes: frozenset[str]
     quirks: Quirks
     served: tuple[Served, ...] = ()

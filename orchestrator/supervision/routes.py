@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine_launchers.base import CrashCause, Launcher
-from orchestrator.control import ModelRoute, Replica
+from engine_launchers.base import CrashCause, EnginePlan, Launcher
+from orchestrator.control import ModelCard, ModelRoute, Replica
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.instance import Instance
 from orchestrator.supervision.pool import Pool
@@ -33,6 +33,7 @@ def route(pool: Pool, launcher: Launcher, now: float) -> ModelRoute:
         engine=plan.engine,
         context=plan.tuning.max_model_len or plan.model.context_max,
         created=pool.created,
+        card=_card(plan),
         routes=launcher.routes,
         quirks=launcher.quirks,
         served=launcher.served(plan),
@@ -41,6 +42,20 @@ def route(pool: Pool, launcher: Launcher, now: float) -> ModelRoute:
         eos_token=plan.model.eos_token,
         replicas=tuple(one for each in pool.instances if (one := _replica(pool, each))),
         lost={each.name: cause for each in pool.instances if (cause := _crash(each)) is not None},
+    )
+
+
+def _card(plan: EnginePlan) -> ModelCard:
+    """The model, and what one engine of it takes by plan."""
+    model, taken = plan.model, plan.estimate
+    return ModelCard(
+        format=model.format,
+        architecture=model.architecture,
+        quantization=plan.tuning.quantization or model.quantization,
+        params=model.params,
+        weight_bytes=model.weight_bytes,
+        memory_bytes=sum(each.total for each in taken),
+        gpu_bytes=sum(each.total for each in taken if each.device != "ram"),
     )
 
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_launchers.base import Quirks
+from orchestrator.control import ModelCard, ModelRoute, Replica
 from orchestrator.errors import BadRequest, RequestError
 from orchestrator.gateway import openai
 from orchestrator.gateway.body import parse
@@ -20,6 +22,12 @@ from orchestrator.gateway.ollama import (
     to_openai,
 )
 from orchestrator.gateway.ollama_answers import Times, Told, line, stamp
+from orchestrator.gateway.ollama_models import loaded, show, size, tags
+
+
+def route(name: str, **fields: Any) -> ModelRoute:
+    given = {"state": "ready", "engine": "llama_server", "context": 512, "created": 5, **fields}
+    return ModelRoute(name=name, routes=frozenset(), quirks=Quirks(), **given)
 
 
 def generate(**fields: Any) -> OllamaGenerateRequest:
@@ -140,3 +148,26 @@ def test_calls_are_told_with_objects() -> None:
 def test_times_are_written_in_utc() -> None:
     assert datetime.fromisoformat(stamp(1.5)) == datetime.fromtimestamp(1.5, UTC)
     assert stamp(0) == "1970-01-01T00:00:00Z"
+
+
+def test_models_are_listed_with_a_tag_and_what_they_are() -> None:
+    card = ModelCard(
+        format="gguf", architecture="llama", quantization="Q4_K_M", params=7_241_000_000,
+        weight_bytes=4_000_000_000, memory_bytes=5_000_000_000, gpu_bytes=3_000_000_000,
+    )  # fmt: skip
+    replica = Replica(id="a-0", generation=1, base_url="x", accepting=True, max_concurrency=1)
+    both = [route("a", card=card, replicas=(replica,)), route("b:7b", card=card)]
+    listed = tags(both)["models"]
+    assert [each["name"] for each in listed] == ["a:latest", "b:7b"]
+    assert listed[0]["details"]["parameter_size"] == "7.2B"
+    assert listed[0]["digest"] != listed[1]["digest"]
+    (running,) = loaded(both, 0.0)["models"]
+    assert (running["size"], running["size_vram"]) == (5_000_000_000, 3_000_000_000)
+    assert show(both[0])["model_info"]["llama.context_length"] == both[0].context
+
+
+@pytest.mark.parametrize(
+    ("params", "told"), [(999, "999"), (12_000, "12.0K"), (360_500_000, "360.5M")]
+)
+def test_numbers_of_weights_as_people_say_them(params: int, told: str) -> None:
+    assert size(params) == told
