@@ -91,20 +91,22 @@ class GatewayConfig(Message):
     """All that a gateway process is started with; sizes in bytes, times in seconds.
 
     `version` is the program that wrote it: a gateway of another version is replaced, not adopted.
-    `key_hashes` are SHA-256 of the accepted API keys, empty for everybody.
+    `key_hashes` are SHA-256 of the accepted API keys, empty for everybody. `control_socket` is None
+    for a gateway that has no supervisor. `stream_comment_s` 0 sends no comments.
     """
 
     version: str
     name: str
     host: str
     port: int
-    control_socket: str
+    control_socket: str | None
     key_hashes: tuple[str, ...] = ()
     max_queue: int
     queue_timeout_s: float
     max_body_bytes: int
     stall_timeout_s: float
     write_timeout_s: float
+    stream_comment_s: float = 15.0
     log_level: str
 
 

@@ -102,7 +102,7 @@ class LoadedModel:
                     _check(answer)
                 async for chunk in answer.aiter_raw():
                     for payload in reader.feed(chunk):
-                        if payload == "[DONE]":
+                        if payload == b"[DONE]":
                             return
                         told = json.loads(payload)
                         if "error" in told:

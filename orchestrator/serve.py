@@ -269,6 +269,7 @@ def _gateway(
         max_body_bytes=settings.max_body_bytes,
         stall_timeout_s=settings.stall_timeout_s,
         write_timeout_s=settings.write_timeout_s,
+        stream_comment_s=settings.stream_comment_s,
         log_level=settings.log_level,
     ).model_dump_json()
     # Named by content: a gateway with other settings is another command line.

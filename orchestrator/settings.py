@@ -104,6 +104,11 @@ class Settings(ModelSettings, BaseSettings):
     write_timeout_s: PositiveSeconds = Field(
         60.0, description="A client that takes nothing for so long is cut off, seconds."
     )
+    stream_comment_s: Seconds = Field(
+        15.0,
+        description="A stream on which nothing was sent for so long gets a comment, seconds; 0 "
+        "sends none. The first one commits the status: errors are an event of the stream then.",
+    )
     max_ram_bytes: int | None = Field(
         None, ge=1 << 20, le=1 << 50, description="RAM for all engines together; unset: no limit."
     )

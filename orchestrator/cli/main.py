@@ -20,6 +20,7 @@ from orchestrator.cli.client import Server, ask, checked, find_server
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.events import events
+from orchestrator.cli.gateway import gateway
 from orchestrator.cli.options import (
     AdapterPath,
     Adapters,
@@ -78,6 +79,7 @@ def root(
 
 app.command()(probe)
 app.command()(plan)
+app.command()(gateway)
 app.add_typer(engines)
 app.add_typer(calibration)
 

@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from engine_launchers.base import CrashCause
 from orchestrator.control import ON_DEMAND, GatewayConfig
@@ -27,19 +26,22 @@ from orchestrator.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from orchestrator.gateway.calls import Caller
 from orchestrator.gateway.connections import Connections
 from orchestrator.gateway.crowd import Room
-from orchestrator.gateway.exchange import ClientGone, Exchange, error_headers
-from orchestrator.gateway.handlers import Facts, Generating, Handler
+from orchestrator.gateway.desk import Desk, Watch
+from orchestrator.gateway.door import ClientProtocol
+from orchestrator.gateway.engine_pool import EnginePool
+from orchestrator.gateway.exchange import Exchange, error_headers
+from orchestrator.gateway.judging import Judge
 from orchestrator.gateway.link import SupervisorLink
+from orchestrator.gateway.orders import READERS
 from orchestrator.gateway.outliers import Key
 from orchestrator.gateway.quarantine import Quarantine
 from orchestrator.gateway.routing import Router
-from orchestrator.gateway.upstream import Upstream
+from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
 
-_log = logging.getLogger("engineroom.gateway")
+_FLUSH_S = 0.5  # for the last events of what is cut off
 
 
 class Gateway:
@@ -53,16 +55,23 @@ class Gateway:
             config.max_queue, config.queue_timeout_s, self._changed, on_lost=self._lost
         )
         self.link = SupervisorLink(config, self.router)
-        self.upstream = Upstream(config.stall_timeout_s)
+        self.pool = EnginePool()
         self.connections = Connections(self.metrics, config.write_timeout_s)
-        caller = Caller(self.router, self.upstream, self.metrics, self.quarantine, self.link.failed)
-        generating = Generating(self.router, self.upstream, self.metrics, caller)
+        self.desk = Desk(
+            router=self.router,
+            pool=self.pool,
+            tokenizers=Tokenizers(self.pool, config.stall_timeout_s),
+            judge=Judge(self.router, self.metrics, self.quarantine, self.link.failed),
+            metrics=self.metrics,
+            watch=Watch(self.pool.sweep, self.connections.sweep),
+            admit=self.admit,
+            stall_timeout_s=config.stall_timeout_s,
+            max_body_bytes=config.max_body_bytes,
+            comment_s=config.stream_comment_s,
+        )
         self.app = Starlette(
             routes=[
-                self._posting("/generate", generating.generate),
-                self._posting("/generate_stream", generating.generate_stream),
-                self._posting("/v1/completions", generating.completions),
-                self._posting("/v1/chat/completions", generating.chat),
+                *(Route(path, _only_posted, methods=["POST"]) for path in READERS),
                 self._getting("/models", self.models),
                 self._getting("/v1/models", self.openai_models),
                 self._getting("/v1/models/{model}", self.openai_model),
@@ -78,35 +87,42 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.desk.watch.start()
         dialling = asyncio.create_task(self.link.run())
         yield
         dialling.cancel()
         await asyncio.gather(dialling, return_exceptions=True)
-        await self.upstream.close()
+        await self._end_answers()
+        self.desk.watch.stop()
+        self.pool.close()
 
-    def _changed(self) -> None:
-        for route in self.router.routes():
-            running, waiting = self.router.model_load(route.name)
-            self.metrics.in_flight.labels(route.name).set(running)
-            self.metrics.waiting.labels(route.name).set(waiting)
-            self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
-            self.metrics.ejected.labels(route.name).set(self.router.ejected(route.name))
-        self.link.changed()
+    async def _end_answers(self) -> None:
+        """The server has waited as long as it does: what still runs is told so."""
+        for each in list(self.desk.watch.all):
+            if isinstance(each, Exchange) and each.worker is not None:
+                each.worker.fail(ShuttingDown("the server ended before the answer was complete"))
+        for client in list(self.connections.all):
+            client.close()
+        await self.connections.wait_empty(_FLUSH_S)
+
+    def protocol(self, **given: Any) -> ClientProtocol:
+        """A protocol for the server's next connection."""
+        return ClientProtocol(self.connections, self.desk, **given)
 
     def _lost(self, replica: Key, cause: CrashCause | None) -> None:
         self.quarantine.lost(replica, cause, time.monotonic())
 
-    def refuse_crowd(self) -> None:
-        """Raise GatewayBusy when there is no descriptor left for another engine connection."""
-        engines = sum(self.router.in_flight().values())
-        if self.connections.room(engines) is Room.NONE_TO_SPARE:
+    def _changed(self) -> None:
+        self.link.changed()
+
+    def admit(self, headers: dict[bytes, bytes]) -> None:
+        """Raise Unauthorized, or GatewayBusy when no descriptor is left for another connection."""
+        check_key(self.config.key_hashes, headers.get(b"authorization"))
+        if self.connections.room(self.pool.count) is Room.NONE_TO_SPARE:
             told = "the gateway has no file descriptors left for another request; try again"
             raise GatewayBusy(told)
 
     # --- endpoints ------------------------------------------------------------------------------
-
-    def _posting(self, path: str, handler: Handler) -> Route:
-        return Route(path, _Posting(self, path, handler), methods=["POST"])
 
     def _getting(
         self, path: str, show: Callable[[Request], Awaitable[Response]], public: bool = False
@@ -114,7 +130,8 @@ class Gateway:
         async def endpoint(request: Request) -> Response:
             try:
                 if not public:
-                    check_key(self.config.key_hashes, request.headers.get("authorization"))
+                    given = request.headers.get("authorization")
+                    check_key(self.config.key_hashes, (given or "").encode("latin-1"))
                 return await show(request)
             except EngineRoomError as error:
                 return JSONResponse(error.envelope(), error.http_status, error_headers(error))
@@ -160,6 +177,12 @@ class Gateway:
 
     async def show_metrics(self, _: Request) -> Response:
         """GET /metrics."""
+        for route in self.router.routes():
+            running, waiting = self.router.model_load(route.name)
+            self.metrics.in_flight.labels(route.name).set(running)
+            self.metrics.waiting.labels(route.name).set(waiting)
+            self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
+            self.metrics.ejected.labels(route.name).set(self.router.ejected(route.name))
         return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     async def health(self, _: Request) -> Response:
@@ -190,61 +213,20 @@ class Gateway:
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
 
-class _Posting:
-    """ASGI endpoint around a handler: key, body, disconnect, errors, metrics."""
-
-    def __init__(self, gateway: Gateway, path: str, handler: Handler) -> None:
-        self._gateway, self._path, self._handler = gateway, path, handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        facts = Facts(began=time.monotonic())
-        code = "499"
-        try:
-            check_key(self._gateway.config.key_hashes, exchange.headers.get("authorization"))
-            self._gateway.refuse_crowd()
-            data = await exchange.read(self._gateway.config.max_body_bytes)
-            await exchange.unless_gone(self._handler(exchange, data, facts))
-            code = str(exchange.status)
-        except ClientGone:
-            self._gateway.metrics.disconnects.labels(facts.model).inc()
-        except EngineRoomError as error:
-            code = await self._fail(exchange, facts, error)
-        except asyncio.CancelledError:
-            ending = ShuttingDown("the server ended before the answer was complete")
-            code = await self._fail(exchange, facts, ending)
-            raise
-        except Exception:  # noqa: BLE001 - the last line: log it, tell the client, serve on
-            _log.exception("path=%s failed", self._path)
-            internal = EngineRoomError("internal error; the gateway's log has the details")
-            code = await self._fail(exchange, facts, internal)
-        finally:
-            self._count(facts, code)
-
-    async def _fail(self, exchange: Exchange, facts: Facts, error: EngineRoomError) -> str:
-        if exchange.status is None or exchange.streaming:
-            if exchange.streaming:
-                self._gateway.metrics.broken.labels(facts.model, error.code).inc()
-            await exchange.fail(error)
-        return str(error.http_status)
-
-    def _count(self, facts: Facts, code: str) -> None:
-        metrics = self._gateway.metrics
-        metrics.requests.labels(facts.model, self._path, code).inc()
-        metrics.seconds.labels(facts.model, self._path).observe(time.monotonic() - facts.began)
-        if facts.tokens:
-            metrics.tokens.labels(facts.model).inc(facts.tokens)
-
-
-def check_key(hashes: tuple[str, ...], authorization: str | None) -> None:
+def check_key(hashes: tuple[str, ...], authorization: bytes | None) -> None:
     """Compare with every accepted key, without leaving early. Raises Unauthorized."""
     if not hashes:
         return
-    scheme, _, key = (authorization or "").partition(" ")
-    given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    scheme, _, key = (authorization or b"").partition(b" ")
+    given = hashlib.sha256(key.strip()).hexdigest()
     matches = [hmac.compare_digest(given, known) for known in hashes]
-    if scheme.lower() != "bearer" or not any(matches):
+    if scheme.lower() != b"bearer" or not any(matches):
         raise Unauthorized("give a valid API key as `Authorization: Bearer KEY`")
+
+
+async def _only_posted(_: Request) -> Response:
+    """Generating requests never come here: the protocol serves them. Other methods are refused."""
+    raise HTTPException(405)
 
 
 async def _no_such_route(_: Request, error: Exception) -> Response:

@@ -1,25 +1,35 @@
-"""Clients' connections below HTTP: counted, closed when they take nothing, refused when too many.
+"""Clients' connections below HTTP: counted, bounded in time, closed when they take nothing.
 
-The only part that knows the HTTP server. A client that reads slower than its answer is written
-holds the engine back, and after `write_timeout_s` without room in its buffer its connection is
-reset; others notice nothing. Memory per connection stays at the buffer's high-water mark.
+A client that reads slower than its answer is written holds the engine back, and after
+`write_timeout_s` without room in its buffer its connection is reset; others notice nothing. Memory
+per connection stays at the buffer's high-water mark.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
-import socket
-from typing import Any
+import time
+from typing import Protocol
 
 from prometheus_client import Counter, Gauge
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrator.gateway.crowd import Room, room
 from orchestrator.observability.metrics import GatewayMetrics
 
-_BUFFER = 128 * 1024  # bytes that the kernel keeps for one client; Linux takes it twice
+_LIMIT_S = 0.1  # how long a descriptor limit that was read is believed
+
+
+class Client(Protocol):
+    """One connection."""
+
+    def sweep(self, now: float) -> None:
+        """Close it where it is silent for too long; `now` is the loop's clock."""
+
+    def close(self) -> None:
+        """Close it when all is written."""
 
 
 class Connections:
@@ -27,70 +37,54 @@ class Connections:
 
     def __init__(self, metrics: GatewayMetrics, write_timeout_s: float) -> None:
         self.write_timeout_s = write_timeout_s
-        self.open: Gauge = metrics.connections
+        self._open: Gauge = metrics.connections
         self.slow: Counter = metrics.slow_clients
-        self.count = 0
+        self.all: set[Client] = set()
         self._others = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 32
+        self._limit = 0
+        self._limit_until = 0.0
+        self._emptied: asyncio.Event | None = None
+        self._common: tuple[object, bytes] = (None, b"")
 
     def room(self, engines: int) -> Room:
         """What may still be done while `engines` connections to engines are open.
 
-        The limit is read each time: an operator may change it under a running process.
+        The limit is read again and again: an operator may change it under a running process.
         """
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return room(self.count + engines + self._others, limit)
+        now = time.monotonic()
+        if now >= self._limit_until:
+            self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            self._limit_until = now + _LIMIT_S
+        return room(len(self.all) + engines + self._others, self._limit)
 
-    def protocol(self, **given: Any) -> ClientProtocol:
-        """A protocol for the server's next connection."""
-        return ClientProtocol(self, **given)
+    def came(self, client: Client) -> None:
+        """A connection was accepted."""
+        self.all.add(client)
+        self._open.set(len(self.all))
 
+    def went(self, client: Client) -> None:
+        """A connection is gone."""
+        self.all.discard(client)
+        self._open.set(len(self.all))
+        if self._emptied is not None and not self.all:
+            self._emptied.set()
 
-class ClientProtocol(H11Protocol):
-    """HTTP/1.1 by h11, with a limit on how long a client may take nothing."""
+    async def wait_empty(self, seconds: float) -> None:
+        """Wait until the last connection is gone, and no longer than that."""
+        self._emptied = asyncio.Event()
+        if self.all:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), seconds)
 
-    def __init__(self, connections: Connections, **given: Any) -> None:
-        super().__init__(**given)
-        self._all = connections
-        self._stuck: asyncio.TimerHandle | None = None
+    def sweep(self) -> None:
+        """Have each look at its clock."""
+        now = asyncio.get_running_loop().time()
+        for each in list(self.all):
+            each.sweep(now)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._all.count += 1
-        self._all.open.set(self._all.count)
-        sock = transport.get_extra_info("socket")
-        if sock is None:
-            return
-        # A reader that stops would otherwise be sent megabytes before anybody notices.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # The end of an answer fits the buffer, and would wait for its reader for ever. Twice
-            # the timeout: where the buffer is full, ours comes first and is counted.
-            limit = max(1, int(self._all.write_timeout_s * 2000))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._all.count -= 1
-        self._all.open.set(self._all.count)
-        self._cancel()
-
-    def pause_writing(self) -> None:
-        """The client's buffer is full."""
-        super().pause_writing()
-        if self._stuck is None:
-            self._stuck = self.loop.call_later(self._all.write_timeout_s, self._give_up)
-
-    def resume_writing(self) -> None:
-        """The client's buffer has room again."""
-        super().resume_writing()
-        self._cancel()
-
-    def _give_up(self) -> None:
-        self._stuck = None
-        self._all.slow.inc()
-        self.transport.abort()
-
-    def _cancel(self) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+    def common_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The server's own header lines; the list is a new one every second."""
+        if self._common[0] is not headers:
+            lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+            self._common = (headers, lines)
+        return self._common[1]

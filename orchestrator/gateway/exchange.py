@@ -1,140 +1,244 @@
-"""One request and its answer over ASGI: bounded reading, one way to answer, one way to fail."""
+"""One request of a client and its answer, below any framework: bounded reading, one way to answer,
+one way to fail.
+
+It stands where uvicorn's protocol keeps its own request cycle, and has what that looks at.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
-from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-from starlette.types import Message, Receive, Scope, Send
+import orjson
 
 from orchestrator.errors import BodyTooLarge, EngineRoomError, RequestTimeout, WrongContentType
-from orchestrator.gateway.sse import DONE, event
+from orchestrator.gateway.sse import comment, event
+
+if TYPE_CHECKING:
+    import asyncio
 
 _BODY_S = 30.0
-_SSE_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
+_SSE_HEAD = (
+    b"content-type: text/event-stream; charset=utf-8\r\n"
+    b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 )
+_REMARK = comment("keep-alive")
+_PHRASES = {
+    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found",
+    405: b"Method Not Allowed", 408: b"Request Timeout", 413: b"Content Too Large",
+    415: b"Unsupported Media Type", 422: b"Unprocessable Content", 429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway",
+    503: b"Service Unavailable", 504: b"Gateway Timeout",
+}  # fmt: skip
 
 
-def error_headers(error: EngineRoomError) -> dict[str, str]:
-    """The headers that go with an error's body."""
-    headers: dict[str, str] = {}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after))
-    if error.http_status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if error.code in {"draining", "body_too_large", "request_timeout", "gateway_busy"}:
-        headers["connection"] = "close"
-    return headers
+class Worker(Protocol):
+    """Who makes the answer."""
+
+    def run(self, data: bytes) -> None: ...
+    def fail(self, error: EngineRoomError) -> None: ...
+    def gone(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def check(self, now: float) -> None: ...
 
 
-class ClientGone(Exception):
-    """The client closed its connection before its answer was complete."""
+class Door(Protocol):
+    """The connection that it came over."""
+
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+
+    def common_headers(self) -> bytes:
+        """The header lines of every answer."""
+
+    def finished(self, exchange: Exchange) -> None:
+        """The answer is written."""
 
 
 class Exchange:
-    """Reads one request and sends one answer. `status` is None until an answer has begun."""
+    """See the module. `status` is None until an answer has begun."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope = scope
-        self._receive, self._send = receive, send
-        self.status: int | None = None
-        self.streaming = False
-        self.headers: dict[str, str] = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
+    __slots__ = (
+        "_door", "_limit", "_parts", "_since", "_size", "_started", "chunked", "disconnected",
+        "headers", "keep_alive", "more_body", "path", "response_complete", "status", "streaming",
+        "worker", "written",
+    )  # fmt: skip
 
-    async def read(self, limit: int) -> bytes:
-        """The whole JSON body. Raises WrongContentType, BodyTooLarge or RequestTimeout."""
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise WrongContentType("send the body as content-type: application/json")
-        if self.headers.get("content-encoding", "identity") != "identity":
-            raise WrongContentType("send the body without content-encoding")
-        declared = self.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > limit:
-            raise BodyTooLarge(f"the body has {declared} bytes, {limit} are allowed")
-        try:
-            async with asyncio.timeout(_BODY_S):
-                return await self._read(limit)
-        except TimeoutError:
-            raise RequestTimeout(f"the body did not arrive within {_BODY_S:g} s") from None
-
-    async def _read(self, limit: int) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise BodyTooLarge(f"the body has more than the allowed {limit} bytes")
-            parts.append(message.get("body", b""))
-            if not message.get("more_body"):
-                return b"".join(parts)
-
-    async def unless_gone(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work`, and cancel it as soon as the client has left (raises ClientGone)."""
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(self._gone())
-        try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientGone
-            task.result()
-        finally:
-            gone.cancel()
-            task.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
-
-    async def _gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-    async def json(self, value: object, status: int = 200, *headers: tuple[bytes, bytes]) -> None:
-        """Answer with JSON."""
-        body = json.dumps(value, ensure_ascii=False).encode()
-        await self.answer(status, b"application/json", body, *headers)
-
-    async def answer(
-        self, status: int, kind: bytes, body: bytes, *headers: tuple[bytes, bytes]
+    def __init__(
+        self,
+        door: Door,
+        path: str,
+        headers: dict[bytes, bytes],
+        keep_alive: bool,
+        chunked: bool,
+        limit: int,
     ) -> None:
-        """Answer with a whole body."""
-        length = (b"content-length", str(len(body)).encode())
-        await self._start(status, ((b"content-type", kind), length, *headers))
-        await self._send({"type": "http.response.body", "body": body})
+        self._door, self.path, self.headers, self._limit = door, path, headers, limit
+        self.keep_alive, self.chunked = keep_alive, chunked
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._since = self.written = 0.0
+        self._started = False
+        self.more_body = True
+        self.response_complete = self.disconnected = self.streaming = False
+        self.status: int | None = None
+        self.worker: Worker | None = None
 
-    async def send_event(self, data: bytes) -> None:
+    @property
+    def message_event(self) -> Exchange:
+        """uvicorn sets it when the connection is lost; `ClientProtocol` tells us itself."""
+        return self
+
+    def set(self) -> None:
+        """See `message_event`."""
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def begin(self, worker: Worker, now: float) -> None:
+        """It is this one's turn: look at the head, then wait for the body."""
+        self.worker = worker
+        self._since = self.written = now
+        self._started = True
+        headers = self.headers
+        kind = headers.get(b"content-type", b"")
+        if kind != b"application/json":
+            kind = kind.partition(b";")[0].strip().lower()
+            if kind != b"application/json":
+                raise WrongContentType("send the body as content-type: application/json")
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise WrongContentType("send the body without content-encoding")
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._limit:
+            told = f"the body has {int(declared)} bytes, {self._limit} are allowed"
+            raise BodyTooLarge(told)
+        if self._size > self._limit:
+            raise self._too_large()
+        if not self.more_body:
+            self._run()
+        elif headers.get(b"expect", b"").lower() == b"100-continue":
+            self._door.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self.response_complete:
+            return
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._parts.append(data)
+        elif self.worker is not None:
+            self.worker.fail(self._too_large())
+
+    def on_message_complete(self) -> None:
+        """That was all of the body."""
+        self.more_body = False
+        if self._started and not self.response_complete:
+            self._run()
+
+    def check(self, now: float) -> None:
+        """Look whether the body, or what follows it, takes too long."""
+        if self.worker is None:
+            return
+        if not self.more_body:
+            self.worker.check(now)
+        elif now - self._since >= _BODY_S:
+            told = f"the body did not arrive within {_BODY_S:g} s"
+            self.worker.fail(RequestTimeout(told))
+
+    def gone(self) -> None:
+        """The client has left."""
+        self.disconnected = True
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.gone()
+
+    def _run(self) -> None:
+        parts, self._parts = self._parts, []
+        if self.worker is not None:
+            self.worker.run(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body has more than the allowed {self._limit} bytes")
+
+    # --- answering ------------------------------------------------------------------------------
+
+    def answer(self, status: int, body: bytes, more: bytes = b"") -> None:
+        """Answer with a whole body of JSON; `more` are header lines."""
+        length = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        self._write(self._head(status, length + more) + body)
+        self._done()
+
+    def send(self, data: bytes) -> None:
         """Send a piece of an event stream; the first one commits the 200."""
+        self.written = self._door.loop.time()
         if self.status is None:
             self.streaming = True
-            await self._start(200, _SSE_HEADERS)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._write(self._head(200, self._sse_head()) + self._chunk(data))
+        else:
+            self._write(self._chunk(data))
 
-    async def finish(self, last: bytes = DONE) -> None:
+    def remark(self) -> None:
+        """Send a comment, so that nobody on the way takes the stream for dead."""
+        self.send(_REMARK)
+
+    def finish(self, last: bytes) -> None:
         """End an event stream with its terminal."""
-        await self._send({"type": "http.response.body", "body": last})
+        end = b"0\r\n\r\n" if self.chunked else b""
+        if self.status is None:
+            self.streaming = True
+            self._write(self._head(200, self._sse_head()) + self._chunk(last) + end)
+        else:
+            self._write(self._chunk(last) + end)
+        self._done()
 
-    async def fail(self, error: EngineRoomError) -> None:
+    def fail(self, error: EngineRoomError) -> None:
         """Tell the client: a status and an error object, or the one error event of a stream."""
         if self.streaming:
-            await self.finish(event(error.envelope()))
+            self.finish(event(error.envelope()))
             return
-        headers = [(k.encode(), v.encode()) for k, v in error_headers(error).items()]
-        await self.json(error.envelope(), error.http_status, *headers)
+        more = b"".join(b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in _headers_of(error))
+        if must_close(error) or self.more_body:
+            self.keep_alive = False
+        self.answer(error.http_status, orjson.dumps(error.envelope()), more)
 
-    async def _start(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    def _sse_head(self) -> bytes:
+        return _SSE_HEAD + b"transfer-encoding: chunked\r\n" if self.chunked else _SSE_HEAD
+
+    def _head(self, status: int, lines: bytes) -> bytes:
         self.status = status
-        start: Message = {
-            "type": "http.response.start",
-            "status": status,
-            "headers": list(headers),
-        }
-        await self._send(start)
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
+            status, _PHRASES.get(status, b""), self._door.common_headers(), lines, close,
+        )  # fmt: skip
+
+    def _chunk(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+
+    def _write(self, data: bytes) -> None:
+        self._door.transport.write(data)
+
+    def _done(self) -> None:
+        self.response_complete = True
+        self.worker = None
+        self._door.finished(self)
+
+
+def must_close(error: EngineRoomError) -> bool:
+    """Whether the connection ends with such an answer."""
+    return error.code in {"draining", "body_too_large", "request_timeout", "gateway_busy"}
+
+
+def _headers_of(error: EngineRoomError) -> list[tuple[str, str]]:
+    """The headers that go with an error's body."""
+    headers: list[tuple[str, str]] = []
+    if error.retry_after is not None:
+        headers.append(("retry-after", str(math.ceil(error.retry_after))))
+    if error.http_status == 401:
+        headers.append(("www-authenticate", "Bearer"))
+    return headers
+
+
+def error_headers(error: EngineRoomError) -> dict[str, str]:
+    """The same for an answer by ASGI."""
+    close = {"connection": "close"} if must_close(error) else {}
+    return {**dict(_headers_of(error)), **close}

@@ -47,18 +47,16 @@ class SupervisorLink:
         return self._writer is not None
 
     async def run(self) -> None:
-        """Dial, listen, dial again; until cancelled."""
-        while True:
+        """Dial, listen, dial again; until cancelled. Returns where there is nobody to dial."""
+        while (path := self._config.control_socket) is not None:
             try:
-                await self._session()
+                await self._session(path)
             except (OSError, ValidationError) as error:
                 _log.debug("control channel: %s", error)
             await asyncio.sleep(_REDIAL_S)
 
-    async def _session(self) -> None:
-        reader, writer = await asyncio.open_unix_connection(
-            self._config.control_socket, limit=LINE_LIMIT
-        )
+    async def _session(self, path: str) -> None:
+        reader, writer = await asyncio.open_unix_connection(path, limit=LINE_LIMIT)
         try:
             writer.write(encode(Hello(gateway=self._config.name, pid=os.getpid())))
             self._writer = writer

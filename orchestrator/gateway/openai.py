@@ -216,28 +216,29 @@ def usage_chunk(last: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
     return {**head, "choices": [], "usage": counts}
 
 
-def whole_answer(chunks: Iterable[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
-    """Put the chunks of a stream together to the answer of a call without `stream`."""
+def whole_answer(
+    chunks: Iterable[dict[str, Any]], counts: dict[str, int], text: str
+) -> dict[str, Any]:
+    """The answer of a call without `stream`: the chunks that say more than text, and all of it."""
     parts = list(chunks)
-    chat = any("delta" in choice for part in parts for choice in part["choices"])
+    choices = [choice for part in parts for choice in part["choices"]]
     head = {key: parts[0].get(key) for key in ("id", "created", "model")}
-    reason = None
-    message: dict[str, Any] = {"role": "assistant", "content": None}
-    text = ""
-    for choice in (choice for part in parts for choice in part["choices"]):
-        reason = choice.get("finish_reason") or reason
-        text += choice.get("text") or ""
-        if chat:
-            _merge(message, choice.get("delta") or {})
-    body = {"message": message} if chat else {"text": text}
+    reasons = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+    deltas = [choice.get("delta") or {} for choice in choices if "delta" in choice]
+    if deltas:
+        said = bool(text) or any(isinstance(delta.get("content"), str) for delta in deltas)
+        message: dict[str, Any] = {"role": "assistant", "content": text if said else None}
+        for delta in deltas:
+            _merge(message, delta)
+    body = {"message": message} if deltas else {"text": text}
+    reason = reasons[-1] if reasons else None
     choice = {"index": 0, **body, "logprobs": None, "finish_reason": reason}
-    kind = "chat.completion" if chat else "text_completion"
+    kind = "chat.completion" if deltas else "text_completion"
     return {**head, "object": kind, "choices": [choice], "usage": counts}
 
 
 def _merge(message: dict[str, Any], delta: dict[str, Any]) -> None:
-    if isinstance(delta.get("content"), str):
-        message["content"] = (message["content"] or "") + delta["content"]
+    """Put the pieces of tool calls together."""
     for call in delta.get("tool_calls") or ():
         calls = message.setdefault("tool_calls", [])
         index = call.get("index", len(calls))

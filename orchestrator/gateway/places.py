@@ -86,11 +86,15 @@ class Target:
         return {**self.served.fields, "model": self.served.model}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Lease:
     """The right to send one request to `replica` of `route`."""
 
     route: ModelRoute
     replica: Replica
     waited_s: float
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally
+    slot: Slot
+    line: Line
+    granted: float
+    """The router's clock when the place was given."""

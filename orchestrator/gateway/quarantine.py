@@ -48,6 +48,11 @@ class Quarantine:
         self._records: dict[str, _Record] = {}
         self._lost: dict[Key, tuple[bool, float]] = {}
 
+    @property
+    def empty(self) -> bool:
+        """Whether no body is remembered: nothing is refused then."""
+        return not self._records
+
     def broke(self, key: Key, body: str, now: float) -> None:
         """A request with `body` broke on replica `key`."""
         record = self._records.pop(body, None) or _Record()

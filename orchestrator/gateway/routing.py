@@ -164,19 +164,48 @@ class Router:
         head of the queue and no bound refuses it. It is not given to `avoid` where the model has
         another replica. Raises QueueFull, ModelUnavailable, Draining or UnknownModel.
         """
+        lease = await self.take(name, again, avoid)
+        try:
+            yield lease
+        finally:
+            self.release(lease)
+
+    def take_now(
+        self, name: str, again: bool = False, avoid: Replica | None = None
+    ) -> Lease | None:
+        """A place that is free at this moment; None where one has to wait. Raises as `lease` does.
+
+        Whoever takes one gives it back by `release`.
+        """
+        line = self._lines[self.find(name).route.name]
+        if (error := self._unavailable(line)) is not None:
+            raise error
+        if line.waiters and not again:
+            return None
+        slot = self._choose(line, key_of(avoid) if avoid else None)
+        return None if slot is None else self._lease(line, slot, self._clock())
+
+    async def take(self, name: str, again: bool = False, avoid: Replica | None = None) -> Lease:
+        """Wait for a place; `release` gives it back. Raises as `lease` does."""
         began = self._clock()
         line = self._lines[self.find(name).route.name]
         slot = await self._take(line, again, key_of(avoid) if avoid else None)
+        return self._lease(line, slot, began)
+
+    def release(self, lease: Lease) -> None:
+        """Give a place back."""
+        line = lease.line
+        lease.slot.in_flight -= 1
+        line.service_s += _EWMA * (self._clock() - lease.granted - line.service_s)
+        if line.waiters:
+            self._serve(line)
+        self._on_change()
+
+    def _lease(self, line: Line, slot: Slot, began: float) -> Lease:
         granted = self._clock()
         self._served[line.route.name] += 1
         self._on_change()
-        try:
-            yield Lease(line.route, slot.replica, granted - began, slot.tally)
-        finally:
-            slot.in_flight -= 1
-            line.service_s += _EWMA * (self._clock() - granted - line.service_s)
-            self._serve(line)
-            self._on_change()
+        return Lease(line.route, slot.replica, granted - began, slot.tally, slot, line, granted)
 
     def broke(self, replica: Replica) -> None:
         """Rest a replica that failed a request, until it is probed or for a moment."""

@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 
-from orchestrator.errors import UpstreamInvalid
-
 DONE = b"data: [DONE]\n\n"
-_FRAME_LIMIT = 1 << 20
+FRAME_LIMIT = 1 << 20  # bytes of one event
 
 
 class SseReader:
-    """Bytes in, data payloads out, however the bytes are split.
+    """Bytes in, data payloads out, however the bytes are split and whatever ends their lines.
 
-    Comments and fields other than `data` are dropped: pings are no progress. Raises UpstreamInvalid
-    for bytes that are not UTF-8 and for a frame that never ends.
+    Comments and fields other than `data` are dropped: pings are no progress. The bytes of a payload
+    are as they came; whether they are UTF-8 is for the parser of the payload to say.
     """
 
-    def __init__(self) -> None:
-        self._decode = codecs.getincrementaldecoder("utf-8")("strict").decode
-        self._pending = ""
-        self._data: list[str] = []
+    __slots__ = ("_after_cr", "_pending")
 
-    def feed(self, chunk: bytes, final: bool = False) -> list[str]:
-        """The payloads that `chunk` completes."""
-        try:
-            self._pending += self._decode(chunk, final)
-        except UnicodeDecodeError as error:
-            raise UpstreamInvalid("the engine sent bytes that are not UTF-8") from error
-        if len(self._pending) > _FRAME_LIMIT:
-            raise UpstreamInvalid("the engine sent an event without end")
-        payloads: list[str] = []
-        while (line := self._take_line(final)) is not None:
-            if line == "":
-                if self._data:
-                    payloads.append("\n".join(self._data))
-                self._data = []
-            elif line.startswith("data:"):
-                self._data.append(line[5:].removeprefix(" "))
+    def __init__(self) -> None:
+        self._pending = b""
+        self._after_cr = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads that `data` completes."""
+        if b"\r" in data or self._after_cr:
+            data = self._plain(data)
+        if self._pending:
+            data = self._pending + data
+        *blocks, self._pending = data.split(b"\n\n")
+        payloads: list[bytes] = []
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block:
+                payloads.append(block[6:])
+            else:
+                payloads += _payload(block)
         return payloads
+
+    @property
+    def endless(self) -> bool:
+        """Whether an event has begun that is longer than any may be."""
+        return len(self._pending) > FRAME_LIMIT
 
     @property
     def half_frame(self) -> bool:
         """Whether an event has begun and not ended."""
-        return bool(self._data or self._pending)
+        *lines, last = self._pending.split(b"\n")
+        return bool(last) or any(line.startswith(b"data:") for line in lines)
 
-    def _take_line(self, final: bool) -> str | None:
-        ends = [i for i in (self._pending.find("\n"), self._pending.find("\r")) if i >= 0]
-        if not ends:
-            return None
-        end = min(ends)
-        if self._pending[end] == "\r" and end + 1 == len(self._pending) and not final:
-            return None  # the \n of a \r\n may still come
-        width = 2 if self._pending.startswith("\r\n", end) else 1
-        line, self._pending = self._pending[:end], self._pending[end + width :]
-        return line
+    def _plain(self, data: bytes) -> bytes:
+        """The same with every line ended by one line feed; a CR and its LF may come apart."""
+        if self._after_cr and data:
+            data, self._after_cr = data.removeprefix(b"\n"), False
+        if data.endswith(b"\r"):
+            self._after_cr = True
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _payload(block: bytes) -> list[bytes]:
+    """The payload of the lines before an empty one: one, or none where no line has data."""
+    lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line[:5] == b"data:"]
+    return [b"\n".join(lines)] if lines else []
 
 
 def event(value: object) -> bytes:
     """One event that carries `value` as JSON; JSON escapes every line break."""
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """What every reader of events skips; `text` is one line."""
+    return b": " + text.encode() + b"\n\n"

@@ -217,7 +217,7 @@ def test_chunks_become_a_whole_answer() -> None:
         {**head, "choices": [{"index": 0, "delta": d, "finish_reason": None if d else "stop"}]}
         for d in deltas
     ]
-    answer = openai.whole_answer(chunks, counts)
+    answer = openai.whole_answer(chunks, counts, "ab")
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "ab"}
     assert answer["choices"][0]["finish_reason"] == "stop"
@@ -230,7 +230,8 @@ def test_tool_calls_are_put_together() -> None:
         {"index": 0, "function": {"arguments": ":1}"}},
     ]
     chunks = [{"choices": [{"delta": {"tool_calls": [p]}, "finish_reason": None}]} for p in parts]
-    message = openai.whole_answer(chunks, openai.usage(1, 1))["choices"][0]["message"]
+    message = openai.whole_answer(chunks, openai.usage(1, 1), "")["choices"][0]["message"]
+    assert message["content"] is None
     call = {"name": "f", "arguments": '{"a":1}'}
     assert message["tool_calls"] == [{"type": "function", "function": call, "id": "c"}]
 

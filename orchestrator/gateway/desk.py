@@ -1,0 +1,124 @@
+"""What all requests of one gateway process share, and the clock that looks after them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from prometheus_client import Counter, Histogram
+
+from orchestrator.gateway.engine_pool import EnginePool
+from orchestrator.gateway.judging import Judge
+from orchestrator.gateway.routing import Router
+from orchestrator.gateway.tokens import Tokenizers
+from orchestrator.observability.metrics import GatewayMetrics
+
+_TICK_S = 0.1
+_SWEEP = 10  # ticks between sweeps
+
+
+class Watched(Protocol):
+    """What is looked after while it lasts."""
+
+    def check(self, now: float) -> None:
+        """`now` is the loop's clock."""
+
+
+class Watch:
+    """One timer for everything that may take too long.
+
+    A timer of its own would cost every request more than all its looks together.
+    """
+
+    def __init__(self, *sweeps: Callable[[], None]) -> None:
+        self.all: set[Watched] = set()
+        self._sweeps = sweeps
+        self._ticks = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Look around from now on."""
+        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_TICK_S, self._tick)
+        now = loop.time()
+        for each in list(self.all):
+            each.check(now)
+        self._ticks += 1
+        if self._ticks % _SWEEP == 0:
+            for sweep in self._sweeps:
+                sweep()
+
+
+class Page:
+    """The series of one model and one path, looked up once."""
+
+    __slots__ = ("_codes", "_key", "_metrics", "queue", "seconds", "tokens", "ttft")
+
+    def __init__(self, metrics: GatewayMetrics, model: str, path: str) -> None:
+        self._metrics, self._key = metrics, (model, path)
+        self._codes: dict[str, Counter] = {}
+        self.seconds: Histogram = metrics.seconds.labels(model, path)
+        self.ttft: Histogram | None = None
+        self.queue: Histogram | None = None
+        self.tokens: Counter | None = None
+
+    def answered(self, code: str) -> None:
+        """Count a request by its status."""
+        if (counter := self._codes.get(code)) is None:
+            counter = self._codes[code] = self._metrics.requests.labels(*self._key, code)
+        counter.inc()
+
+    def waited(self, seconds: float) -> None:
+        """A request got its place after so long."""
+        if self.queue is None:
+            self.queue = self._metrics.queue.labels(self._key[0])
+        self.queue.observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """The first token came after so long."""
+        if self.ttft is None:
+            self.ttft = self._metrics.ttft.labels(self._key[0])
+        self.ttft.observe(seconds)
+
+    def generated(self, tokens: int) -> None:
+        """Count tokens of an answer."""
+        if self.tokens is None:
+            self.tokens = self._metrics.tokens.labels(self._key[0])
+        self.tokens.inc(tokens)
+
+
+@dataclass(eq=False)
+class Desk:
+    """See the module. Times in seconds, sizes in bytes; `comment_s` 0: no comments.
+
+    `admit` takes a request's headers and raises what keeps it out.
+    """
+
+    router: Router
+    pool: EnginePool
+    tokenizers: Tokenizers
+    judge: Judge
+    metrics: GatewayMetrics
+    watch: Watch
+    admit: Callable[[dict[bytes, bytes]], None]
+    stall_timeout_s: float
+    max_body_bytes: int
+    comment_s: float
+
+    def __post_init__(self) -> None:
+        self.page = lru_cache(maxsize=1024)(self._page)
+
+    def _page(self, model: str, path: str) -> Page:
+        return Page(self.metrics, model, path)

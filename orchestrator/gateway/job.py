@@ -1,0 +1,289 @@
+"""One generating request: its order, its place, its call, perhaps once more elsewhere, its end.
+
+Everything is a callback; where something has to be waited for, one task does it and goes on with
+the next step. A call counts as begun with the engine's first event: before that nothing of it has
+reached the client, so a failure may be tried again; after it nothing is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+import orjson
+
+from orchestrator.control import Replica
+from orchestrator.errors import EngineRoomError, RequestError, UpstreamBroken
+from orchestrator.gateway.call import Call
+from orchestrator.gateway.desk import Desk
+from orchestrator.gateway.engine_connection import Address, EngineConnection
+from orchestrator.gateway.engine_pool import NotReached, address_of, head_of
+from orchestrator.gateway.exchange import Exchange
+from orchestrator.gateway.guard import StreamGuard
+from orchestrator.gateway.orders import READERS, Order
+from orchestrator.gateway.places import Lease
+from orchestrator.gateway.shapes import End
+from orchestrator.gateway.tokens import characters, refuse_hopeless
+
+_log = logging.getLogger("engineroom.gateway")
+_TRIES = 2
+_PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
+T = TypeVar("T")
+
+
+class Job:
+    """See the module. `exchange` is the client's side of it."""
+
+    __slots__ = (
+        "_avoid", "_began", "_call", "_desk", "_exchange", "_lease", "_order", "_over", "_path",
+        "_prompt_tokens", "_request", "_size", "_stream", "_task", "_tries", "_ttft", "model",
+    )  # fmt: skip
+
+    def __init__(self, desk: Desk, exchange: Exchange, path: str) -> None:
+        self._desk, self._path = desk, path
+        self._exchange = exchange
+        self._over = False
+        self._began = time.monotonic()
+        self._order: Order
+        self._lease: Lease | None = None
+        self._call: Call | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._avoid: Replica | None = None
+        self._ttft: float | None = None
+        self._request = b""
+        self._prompt_tokens = self._size = 0
+        self._tries = 1
+        self._stream = False
+        self.model = "other"
+
+    # --- for the client's side ------------------------------------------------------------------
+
+    def run(self, data: bytes) -> None:
+        """The body is here."""
+        try:
+            order = self._order = READERS[self._path](self._desk.router, data, self)
+            self._stream = order.answer.stream
+            self._size = characters(order.body)
+            refuse_hopeless(order.route, order.body, self._size)
+            self._request = orjson.dumps(order.body)
+            self._desk.judge.asked()
+            self._place()
+        except EngineRoomError as error:
+            self._trouble(error)
+        except Exception:  # noqa: BLE001 - the last line: log it, tell the client, serve on
+            self._internal()
+
+    def fail(self, error: EngineRoomError) -> None:
+        """Tell the client that there is no answer, or no more of it, and be done."""
+        if self._over:
+            return
+        if self._exchange.streaming:
+            self._desk.metrics.broken.labels(self.model, error.code).inc()
+        self._end(str(error.http_status))
+        self._exchange.fail(error)
+
+    def gone(self) -> None:
+        """The client has left: whatever is under way for it ends now."""
+        if not self._over:
+            self._desk.metrics.disconnects.labels(self.model).inc()
+            self._end("499")
+
+    def pause(self) -> None:
+        """The client takes nothing now."""
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        """The client takes again."""
+        if self._call is not None:
+            self._call.resume()
+
+    def check(self, now: float) -> None:
+        """Look whether the engine has been silent for too long, and the client without a word."""
+        if self._call is not None:
+            self._call.check(now)
+        every = self._desk.comment_s
+        if every and self._stream and not self._over and now - self._exchange.written >= every:
+            self._exchange.remark()
+
+    # --- a place --------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        router, name, again = self._desk.router, self.model, self._tries > 1
+        self._desk.judge.refuse_poison(self._order)
+        lease = router.take_now(name, again, self._avoid)
+        if lease is None:
+            self._later(router.take(name, again, self._avoid), self._placed)
+        else:
+            self._placed(lease)
+
+    def _placed(self, lease: Lease) -> None:
+        self._lease = lease
+        self._desk.page(self.model, self._path).waited(lease.waited_s)
+        self._desk.judge.refuse_poison(self._order)  # while this one waited another may have it
+        if lease.route.quirks.tokenize_path is None:
+            self._call_engine(lease, 0)
+        else:
+            self._later(self._ask(lease, self._order), partial(self._call_engine, lease))
+
+    async def _ask(self, lease: Lease, order: Order) -> int:
+        with lease.tally.owing():
+            return await self._desk.tokenizers.of_prompt(lease.route, lease.replica, order.body)
+
+    # --- a call ---------------------------------------------------------------------------------
+
+    def _call_engine(self, lease: Lease, prompt_tokens: int) -> None:
+        order, desk = self._order, self._desk
+        self._prompt_tokens = prompt_tokens
+        most = prompt_tokens or min(lease.route.context, self._size)
+        first_s = desk.stall_timeout_s + most * _PREFILL_S_PER_TOKEN
+        counted_later = lease.route.quirks.tokenize_path is not None
+        guard = StreamGuard(order.answer, keep=order.answer.keeps_text or counted_later)
+        clock = asyncio.get_running_loop().time
+        call = self._call = Call(self, lease, guard, first_s, desk.stall_timeout_s, clock)
+        address = address_of(lease.replica.base_url)
+        connection = desk.pool.take(address)
+        if connection is None:
+            self._later(desk.pool.connect(address), partial(self._send, call))
+        else:
+            self._send(call, connection)
+
+    def _send(self, call: Call, connection: EngineConnection) -> None:
+        head = head_of(call.lease.replica.base_url, self._order.path)
+        body = self._request
+        call.send(connection, b"%b%d\r\n\r\n%b" % (head, len(body), body))
+
+    # --- from the call --------------------------------------------------------------------------
+
+    def relay(self, call: Call, data: bytes) -> None:
+        """Bytes for the client; none while only the engine's side has begun."""
+        if self._ttft is None and call.guard.pieces:
+            self._ttft = time.monotonic() - self._began
+            self._desk.page(self.model, self._path).first_token(self._ttft)
+        if data:
+            self._exchange.send(data)
+
+    def completed(self, call: Call) -> None:
+        """The engine's answer is complete: count its tokens, then end ours."""
+        guard = call.guard
+        counted = (guard.usage or {}).get("completion_tokens")
+        if isinstance(counted, int):
+            self._finish(call, counted)
+        elif not guard.pieces or call.lease.route.quirks.tokenize_path is None:
+            self._finish(call, guard.pieces)
+        else:
+            self._later(self._count(call), partial(self._finish, call))
+
+    async def _count(self, call: Call) -> int:
+        """What goes wrong now costs the count, not the answer: the number of events stands in."""
+        lease, guard = call.lease, call.guard
+        try:
+            return await self._desk.tokenizers.count(lease.route, lease.replica, guard.full_text)
+        except RequestError as error:
+            self._desk.judge.blame(lease, error)
+            return guard.pieces
+
+    def _finish(self, call: Call, tokens: int) -> None:
+        order = self._order
+        seconds = time.monotonic() - call.lease.granted
+        end = End(self._prompt_tokens, tokens, seconds, self._ttft)
+        last = order.answer.closing(call.guard, end)
+        self._desk.judge.answered(order, call.lease)
+        if tokens:
+            self._desk.page(self.model, self._path).generated(tokens)
+        self._end("200")
+        if order.answer.stream:
+            self._exchange.finish(last)
+        else:
+            self._exchange.answer(200, last)
+
+    def stale(self, call: Call, used: bool) -> None:
+        """The connection was lost before a byte of an answer.
+
+        One that had served before was probably closed by the engine while it idled: the request
+        goes over a new one. If there is none to be had, the engine has died of something.
+        """
+        if not used:
+            self._broke(call.lease, _died())
+            return
+        address = address_of(call.lease.replica.base_url)
+        self._later(self._reconnect(address), partial(self._send, call))
+
+    async def _reconnect(self, address: Address) -> EngineConnection:
+        try:
+            return await self._desk.pool.connect(address)
+        except NotReached:
+            raise _died() from None
+
+    def failed(self, call: Call, error: RequestError) -> None:
+        """The engine's answer will not come, or not be complete."""
+        self._broke(call.lease, error, begun=call.guard.begun)
+
+    def _broke(self, lease: Lease, error: RequestError, begun: bool = False) -> None:
+        order, judge = self._order, self._desk.judge
+        judge.blame(lease, error, order)
+        again = not begun and self._tries < _TRIES and judge.again(order, lease, error)
+        self._leave_engine()
+        if not again:
+            self.fail(error)
+            return
+        self._tries += 1
+        self._avoid = lease.replica
+        try:
+            self._place()
+        except EngineRoomError as refusal:
+            self._trouble(refusal)
+
+    # --- ours -----------------------------------------------------------------------------------
+
+    def _later(self, what: Awaitable[T], then: Callable[[T], None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._wait(what, then))
+
+    async def _wait(self, what: Awaitable[T], then: Callable[[T], None]) -> None:
+        try:
+            result = await what
+            self._task = None  # nobody cancels what comes now
+            then(result)
+        except EngineRoomError as error:
+            self._task = None
+            self._trouble(error)
+        except Exception:  # noqa: BLE001 - as in `run`
+            self._task = None
+            self._internal()
+
+    def _trouble(self, error: EngineRoomError) -> None:
+        if self._lease is not None and isinstance(error, RequestError):
+            self._broke(self._lease, error)
+        else:
+            self.fail(error)
+
+    def _internal(self) -> None:
+        _log.exception("path=%s failed", self._path)
+        self.fail(EngineRoomError("internal error; the gateway's log has the details"))
+
+    def _leave_engine(self) -> None:
+        """Free the engine, the place, and whoever waits for either."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        call, self._call = self._call, None
+        if call is not None:
+            call.close()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._desk.router.release(lease)
+
+    def _end(self, code: str) -> None:
+        self._over = True
+        self._leave_engine()
+        page = self._desk.page(self.model, self._path)
+        page.answered(code)
+        page.seconds.observe(time.monotonic() - self._began)
+
+
+def _died() -> UpstreamBroken:
+    return UpstreamBroken("the engine's connection broke before its answer began")

@@ -1,0 +1,110 @@
+"""What the events of a stream have in common around the one text that changes. Pure.
+
+Engines send the same JSON for every token but for a few bytes. A template is learned from an event
+that was parsed, and proven: with another text put where it says, the event parses to the same
+but for that text. Whatever then has the template's beginning and end, and in between the inside of
+a JSON string, needs no parser to be known: it says what the first one said, with this text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+# The inside of a JSON string without \u escapes; those are left to the parser.
+_INSIDE = re.compile(rb'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*')
+_OPENINGS = {"content": re.compile(rb'"content":\s*"'), "text": re.compile(rb'"text":\s*"')}
+_EVER = 8  # misses in a row after which a stream is not worth learning any more
+
+
+class Template:
+    """Bytes before and after the text of a payload."""
+
+    __slots__ = ("prefix", "shortest", "suffix")
+
+    def __init__(self, prefix: bytes, suffix: bytes) -> None:
+        self.prefix, self.suffix = prefix, suffix
+        self.shortest = len(prefix) + len(suffix)
+
+    def text(self, payload: bytes) -> bytes | None:
+        """The inside of the JSON string in `payload`, None where it is not of this kind."""
+        if (
+            len(payload) < self.shortest
+            or not payload.startswith(self.prefix)
+            or not payload.endswith(self.suffix)
+        ):
+            return None
+        found = payload[len(self.prefix) : len(payload) - len(self.suffix)]
+        if _INSIDE.fullmatch(found) is None or not is_utf8(found):
+            return None
+        return found
+
+
+class Learner:
+    """The template of one stream: what the last event that had to be parsed gave."""
+
+    __slots__ = ("_misses", "template")
+
+    def __init__(self) -> None:
+        self.template: Template | None = None
+        self._misses = 0
+
+    def text(self, payload: bytes) -> bytes | None:
+        """As of the template; None where there is none."""
+        if self.template is None:
+            return None
+        found = self.template.text(payload)
+        if found is not None:
+            self._misses = 0
+        return found
+
+    def learn(self, payload: bytes, value: dict[str, Any]) -> None:
+        """Take the template of an event that was parsed, in place of the one before."""
+        self._misses += 1
+        self.template = learned(payload, value) if self._misses <= _EVER else None
+
+
+def learned(payload: bytes, value: dict[str, Any]) -> Template | None:
+    """The template of a payload and what it parses to; None where it has none.
+
+    Only events that say nothing but their text have one: no error, no usage, nothing finished.
+    """
+    choices = value.get("choices")
+    if "error" in value or isinstance(value.get("usage"), dict) or not isinstance(choices, list):
+        return None
+    if len(choices) != 1 or not isinstance(choices[0], dict):
+        return None
+    choice = choices[0]
+    delta = choice.get("delta")
+    holder, field = (delta, "content") if isinstance(delta, dict) else (choice, "text")
+    text = holder.get(field)
+    if not text or not isinstance(text, str) or choice.get("finish_reason") is not None:
+        return None
+    if holder.get("tool_calls") or (begin := _OPENINGS[field].search(payload)) is None:
+        return None
+    end = _INSIDE.match(payload, begin.end())
+    if end is None or payload[end.end() : end.end() + 1] != b'"':
+        return None
+    prefix, suffix = payload[: begin.end()], payload[end.end() :]
+    other = "a" if text != "a" else "b"
+    try:
+        again = orjson.loads(prefix + other.encode() + suffix)
+    except orjson.JSONDecodeError:
+        return None
+    holder[field] = other
+    proven = again == value
+    holder[field] = text
+    return Template(prefix, suffix) if proven else None
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether the bytes are UTF-8."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
