@@ -107,6 +107,8 @@ class GatewayConfig(Message):
     stall_timeout_s: float
     write_timeout_s: float
     stream_comment_s: float = 15.0
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
     log_level: str
 
 

@@ -270,6 +270,8 @@ def _gateway(
         stall_timeout_s=settings.stall_timeout_s,
         write_timeout_s=settings.write_timeout_s,
         stream_comment_s=settings.stream_comment_s,
+        head_timeout_s=settings.head_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
         log_level=settings.log_level,
     ).model_dump_json()
     # Named by content: a gateway with other settings is another command line.

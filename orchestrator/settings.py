@@ -98,6 +98,12 @@ class Settings(ModelSettings, BaseSettings):
     max_body_bytes: int = Field(
         4 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest request body, bytes."
     )
+    head_timeout_s: PositiveSeconds = Field(
+        10.0, description="A request's head is waited for no longer, seconds."
+    )
+    body_timeout_s: PositiveSeconds = Field(
+        30.0, description="A request's body is waited for no longer, seconds."
+    )
     stall_timeout_s: PositiveSeconds = Field(
         60.0, description="Longest silence of an engine that owes a token, seconds."
     )

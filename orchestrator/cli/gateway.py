@@ -56,6 +56,8 @@ def _config(settings: Settings) -> GatewayConfig:
         stall_timeout_s=settings.stall_timeout_s,
         write_timeout_s=settings.write_timeout_s,
         stream_comment_s=settings.stream_comment_s,
+        head_timeout_s=settings.head_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
         log_level=settings.log_level,
     )
 

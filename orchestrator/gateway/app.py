@@ -68,6 +68,8 @@ class Gateway:
             stall_timeout_s=config.stall_timeout_s,
             max_body_bytes=config.max_body_bytes,
             comment_s=config.stream_comment_s,
+            head_s=config.head_timeout_s,
+            body_s=config.body_timeout_s,
         )
         self.app = Starlette(
             routes=[

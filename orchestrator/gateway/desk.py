@@ -116,6 +116,8 @@ class Desk:
     stall_timeout_s: float
     max_body_bytes: int
     comment_s: float
+    head_s: float
+    body_s: float
 
     def __post_init__(self) -> None:
         self.page = lru_cache(maxsize=1024)(self._page)

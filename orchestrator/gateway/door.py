@@ -26,7 +26,6 @@ from orchestrator.gateway.orders import READERS
 
 _PATHS = {path.encode(): path for path in READERS}
 _BUFFER = 128 * 1024  # bytes that the kernel keeps for one client; Linux takes it twice
-_HEAD_S = 10.0  # for a request's head, from its first byte
 _IDLE_S = 60.0  # between requests
 _LINGER_S = 2.0  # for a client that still sends what was refused
 _PIPELINED = 16  # requests that may wait behind a running one before nothing is read any more
@@ -95,8 +94,9 @@ class ClientProtocol(HttpToolsProtocol):
     def sweep(self, now: float) -> None:
         """Close what is silent for too long."""
         waited = now - self._since
-        if self._phase == "head" and waited >= _HEAD_S:
-            self._refuse(RequestTimeout(f"the request's head did not arrive within {_HEAD_S:g} s"))
+        if self._phase == "head" and waited >= self._desk.head_s:
+            told = f"the request's head did not arrive within {self._desk.head_s:g} s"
+            self._refuse(RequestTimeout(told))
         elif self._phase == "idle" and waited >= _IDLE_S:
             self.transport.close()
         elif self._phase == "lingering" and waited >= _LINGER_S:
@@ -131,8 +131,8 @@ class ClientProtocol(HttpToolsProtocol):
         before = self.cycle
         modern = version == "1.1"
         lasting = modern and parser.should_keep_alive() and not parser.should_upgrade()
-        limit = self._desk.max_body_bytes
-        exchange = Exchange(self, path, found, lasting, modern, limit)
+        limits = self._desk.max_body_bytes, self._desk.body_s
+        exchange = Exchange(self, path, found, lasting, modern, *limits)
         self.cycle = exchange  # type: ignore[assignment]
         if before is None or before.response_complete:
             self._begin(exchange)

@@ -17,7 +17,6 @@ from orchestrator.gateway.sse import comment, event
 if TYPE_CHECKING:
     import asyncio
 
-_BODY_S = 30.0
 _SSE_HEAD = (
     b"content-type: text/event-stream; charset=utf-8\r\n"
     b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -60,8 +59,8 @@ class Exchange:
     """See the module. `status` is None until an answer has begun."""
 
     __slots__ = (
-        "_door", "_limit", "_parts", "_since", "_size", "_started", "chunked", "disconnected",
-        "headers", "keep_alive", "more_body", "path", "response_complete", "status", "streaming",
+        "_body_s", "_door", "_limit", "_parts", "_since", "_size", "_started", "chunked",
+        "disconnected", "headers", "keep_alive", "more_body", "path", "response_complete", "status", "streaming",
         "worker", "written",
     )  # fmt: skip
 
@@ -73,8 +72,10 @@ class Exchange:
         keep_alive: bool,
         chunked: bool,
         limit: int,
+        body_s: float,
     ) -> None:
         self._door, self.path, self.headers, self._limit = door, path, headers, limit
+        self._body_s = body_s
         self.keep_alive, self.chunked = keep_alive, chunked
         self._parts: list[bytes] = []
         self._size = 0
@@ -141,8 +142,8 @@ class Exchange:
             return
         if not self.more_body:
             self.worker.check(now)
-        elif now - self._since >= _BODY_S:
-            told = f"the body did not arrive within {_BODY_S:g} s"
+        elif now - self._since >= self._body_s:
+            told = f"the body did not arrive within {self._body_s:g} s"
             self.worker.fail(RequestTimeout(told))
 
     def gone(self) -> None:
