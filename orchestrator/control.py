@@ -87,12 +87,21 @@ class ModelRoute(Message):
         return self.served or (Served(name=self.name, model=self.name),)
 
 
+class RouteTable(Message):
+    """All that a gateway has to know. `draining`: finish what runs, take nothing new."""
+
+    type: Literal["routes"] = "routes"
+    version: int
+    draining: bool = False
+    models: tuple[ModelRoute, ...] = ()
+
+
 class GatewayConfig(Message):
     """All that a gateway process is started with; sizes in bytes, times in seconds.
 
     `version` is the program that wrote it: a gateway of another version is replaced, not adopted.
     `key_hashes` are SHA-256 of the accepted API keys, empty for everybody. `control_socket` is None
-    for a gateway that has no supervisor. `stream_comment_s` 0 sends no comments.
+    for a gateway that has no supervisor, and goes by `table`. `stream_comment_s` 0: no comments.
     """
 
     version: str
@@ -110,15 +119,7 @@ class GatewayConfig(Message):
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     log_level: str
-
-
-class RouteTable(Message):
-    """All that a gateway has to know. `draining`: finish what runs, take nothing new."""
-
-    type: Literal["routes"] = "routes"
-    version: int
-    draining: bool = False
-    models: tuple[ModelRoute, ...] = ()
+    table: RouteTable | None = None
 
 
 class Hello(Message):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,9 +14,7 @@ from orchestrator.cli.options import Config
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.errors import ConfigError
 from orchestrator.external import address
-from orchestrator.gateway.server import serve
 from orchestrator.keys import key_policy
-from orchestrator.observability.logs import configure
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import all_launchers
 
@@ -38,11 +38,20 @@ def gateway(
     """
     flags = {"host": host, "port": port, "log_level": log_level}
     settings = load_settings({k: v for k, v in flags.items() if v is not None}, file=config)
-    configure(settings.log_level)
-    serve(_config(settings), _table(upstream, model, engine, context, places))
+    _become(_config(settings, _table(upstream, model, engine, context, places)))
 
 
-def _config(settings: Settings) -> GatewayConfig:
+def _become(config: GatewayConfig) -> NoReturn:
+    """Go on as a gateway process, which has in memory what a gateway needs and no more."""
+    reading, writing = os.pipe()
+    os.write(writing, config.model_dump_json().encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    program = (sys.executable, "-m", "orchestrator.gateway", "--config", f"/dev/fd/{reading}")
+    os.execv(program[0], program)  # noqa: S606 - our own interpreter and module
+
+
+def _config(settings: Settings, table: RouteTable) -> GatewayConfig:
     return GatewayConfig(
         version=__version__,
         name="gateway",
@@ -59,6 +68,7 @@ def _config(settings: Settings) -> GatewayConfig:
         head_timeout_s=settings.head_timeout_s,
         body_timeout_s=settings.body_timeout_s,
         log_level=settings.log_level,
+        table=table,
     )
 
 

@@ -33,17 +33,18 @@ def parse_json(data: bytes) -> Any:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise BadRequest("the body is not UTF-8") from None
-    if _depth(text) > _MAX_DEPTH:
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise BadRequest(f"the body nests deeper than {_MAX_DEPTH} levels")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        value = _DECODER.decode(text)
     except BadRequest:
         raise
     except json.JSONDecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error.msg} at {error.pos}") from None
     except (ValueError, RecursionError):
         raise BadRequest("the body holds a number that is out of range") from None
-    _check_text(value)
+    if "\\u" in text:  # the only way for a NUL or half a surrogate pair to get here
+        _check_text(value)
     return value
 
 
@@ -59,16 +60,19 @@ def _depth(text: str) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise BadRequest(f"the key {key[:64]!r} is given twice")
-        seen[key] = value
-    return seen
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    raise BadRequest(f"the key {twice[:64]!r} is given twice")
 
 
 def _refuse(word: str) -> NoReturn:
     raise BadRequest(f"{word} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
 
 def _check_text(value: Any) -> None:

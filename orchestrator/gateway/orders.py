@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.control import ModelRoute
 from orchestrator.errors import BadRequest
-from orchestrator.gateway import openai
+from orchestrator.gateway import openai, quick
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.generate import GenerateRequest, to_completion
 from orchestrator.gateway.quarantine import fingerprint
@@ -43,7 +43,8 @@ class Facts(Protocol):
 
 
 def _generate(router: Router, data: bytes, facts: Facts, stream: bool) -> Order:
-    request = parse(GenerateRequest, data)
+    usual = quick.accepted(data, quick.GENERATE, "prompt")
+    request = parse(GenerateRequest, data) if usual is None else _constructed(usual)
     target = router.find(request.model)
     route = target.route
     facts.model = route.name
@@ -55,6 +56,10 @@ def _generate(router: Router, data: bytes, facts: Facts, stream: bool) -> Order:
     return Order(route, _COMPLETIONS, body, answer, data)
 
 
+def _constructed(fields: dict[str, Any]) -> GenerateRequest:
+    return GenerateRequest.model_construct(set(fields), **fields)
+
+
 def _openai(
     router: Router,
     data: bytes,
@@ -62,21 +67,36 @@ def _openai(
     model: type[openai.CompletionRequest] | type[openai.ChatRequest],
     path: str,
 ) -> Order:
-    request = parse(model, data)
-    target = router.find(request.model)
-    route, name = target.route, target.served.name
+    chat = model is openai.ChatRequest
+    usual = quick.accepted(data, *(_CHAT_FIELDS if chat else _COMPLETION_FIELDS))
+    request: openai.CompletionRequest | openai.ChatRequest | None = None
+    if usual is None:
+        request = parse(model, data)
+        stream, usage = bool(request.stream), request.wants_usage
+        name, keep = request.model, request.keep_alive
+    else:
+        stream, name, keep = usual.pop("stream", False), usual.pop("model", None), None
+        usage = usual.pop("stream_options", {}).get("include_usage", False)
+    target = router.find(name)
+    route = target.route
     facts.model = route.name
-    router.keep(route.name, request.keep_alive)
+    router.keep(route.name, keep)
     if path not in route.routes:
         raise BadRequest(f"the engine of {route.name} does not offer {path}")
     quirks = route.quirks
-    allowed = quirks.chat_fields if path == _CHAT else quirks.completion_fields
-    body = {**openai.upstream_body(request, allowed), **target.call}
-    body = openai.asking_usage(body, quirks)
-    answer: Answer = Passing(name, request.wants_usage) if request.stream else WholeAnswer(name)
+    allowed = quirks.chat_fields if chat else quirks.completion_fields
+    if usual is not None and usual.keys() <= allowed:
+        body = {**usual, "stream": True}
+    else:
+        body = openai.upstream_body(request or parse(model, data), allowed)
+    body = openai.asking_usage({**body, **target.call}, quirks)
+    served = target.served.name
+    answer: Answer = Passing(served, usage) if stream else WholeAnswer(served)
     return Order(route, path, body, answer, data)
 
 
+_CHAT_FIELDS = (quick.CHAT, "messages")
+_COMPLETION_FIELDS = (quick.COMPLETION, "prompt")
 Reader = Callable[[Router, bytes, Facts], Order]
 
 READERS: dict[str, Reader] = {

@@ -6,18 +6,15 @@ import gc
 
 import uvicorn
 
-from orchestrator.control import GatewayConfig, RouteTable
+from orchestrator.control import GatewayConfig
 from orchestrator.gateway.app import Gateway
 
 
-def serve(config: GatewayConfig, table: RouteTable | None = None) -> None:
-    """Serve until SIGTERM; open answers then get a few seconds to end.
-
-    `table` stands for a supervisor where there is none.
-    """
+def serve(config: GatewayConfig) -> None:
+    """Serve until SIGTERM; open answers then get a few seconds to end."""
     gateway = Gateway(config)
-    if table is not None:
-        gateway.router.apply(table)
+    if config.table is not None:
+        gateway.router.apply(config.table)
     # What stands now stands for ever, and requests leave no cycles behind: little is worth a look.
     gc.collect()
     gc.freeze()

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_launchers.llama_cpp import LlamaCppLauncher
 from orchestrator.errors import BadRequest, RequestError, UnsupportedParameter
-from orchestrator.gateway import openai
+from orchestrator.gateway import openai, quick
 from orchestrator.gateway.body import parse, parse_json
 from orchestrator.gateway.generate import GenerateRequest, result, to_completion
 
@@ -242,3 +242,85 @@ def test_an_engine_that_wants_to_be_asked_for_usage_is_asked() -> None:
     asking = QUIRKS.model_copy(update={"usage_on_request": True})
     asked = {"stream_options": {"include_usage": True}}
     assert openai.asking_usage(plain, asking) == plain | asked
+
+
+# --- at a glance --------------------------------------------------------------------------------
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.floats(-3, 3), st.sampled_from([2**32, 2**70]),
+    st.text(max_size=4), st.lists(st.text(max_size=2), max_size=5),
+    st.fixed_dictionaries({"include_usage": st.booleans()}),
+    st.sampled_from([{"include_usage": 1}, {}, {"include_usage": True, "x": 1}]),
+)  # fmt: skip
+GIVEN_TEXT = st.text(max_size=5) | st.sampled_from(['"a":1', 'a" :', "\\", "[[{{", "\0", "x" * 70])
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "system", "developer", "boss", "tool"])},
+    optional={"content": GIVEN_TEXT | VALUES, "name": st.just("n")},
+)
+NAMES = st.sampled_from([*quick.CHAT, *quick.GENERATE, "n", "logprobs", "keep_alive", "nonsense"])
+GOOD_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.integers(1, 5), "max_new_tokens": st.integers(1, 5), "top_p": st.just(0.5),
+    "temperature": st.sampled_from([0, 1.5, 2]), "stream": st.booleans(), "stop": st.just("x"),
+    "model": st.just("m"), "stream_options": st.just({"include_usage": True}),
+}  # fmt: skip
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Mostly good bodies, some with a wrong value, a key twice, or odd spaces."""
+    fields = draw(st.dictionaries(NAMES, st.none(), max_size=5))
+    pairs: list[tuple[str, Any]] = [
+        (name, draw(GOOD_VALUES.get(name, VALUES) if draw(st.integers(0, 4)) else VALUES))
+        for name in fields
+    ]
+    pairs.append(("messages", draw(st.lists(MESSAGE, max_size=3))))
+    pairs = [each for each in pairs if draw(st.integers(0, 30))]
+    pairs.append(("prompt", draw(GIVEN_TEXT)))
+    if draw(st.booleans()):
+        pairs = [each for each in pairs if each[0] != draw(st.sampled_from(["prompt", "messages"]))]
+    if pairs and not draw(st.integers(0, 4)):
+        pairs.append(draw(st.sampled_from(pairs)))
+    colon = draw(st.sampled_from([":", ": ", ":", ": ", " :", "\n:"]))
+    ascii_ = draw(st.booleans())
+    dumps = [f"{json.dumps(k)}{colon}{json.dumps(v, ensure_ascii=ascii_)}" for k, v in pairs]
+    return ("{" + ", ".join(dumps) + "}").encode("utf-8", "surrogatepass")
+
+
+WIDE = frozenset({*quick.CHAT, *quick.COMPLETION})
+
+
+@settings(max_examples=1500, deadline=None)
+@given(bodies())
+def test_what_is_accepted_at_a_glance_is_accepted_by_the_models_and_means_the_same(
+    data: bytes,
+) -> None:
+    kinds = [(openai.ChatRequest, quick.CHAT, "messages")]
+    kinds += [(openai.CompletionRequest, quick.COMPLETION, "prompt")]  # type: ignore[list-item]
+    for model, fields, needed in kinds:
+        usual = quick.accepted(data, fields, needed)
+        if usual is None:
+            continue
+        request = parse(model, data)
+        assert (bool(request.stream), request.model, request.keep_alive) == (
+            usual.pop("stream", False), usual.pop("model", None), None,
+        )  # fmt: skip
+        options = usual.pop("stream_options", {})
+        assert request.wants_usage is options.get("include_usage", False)
+        assert {**usual, "stream": True} == openai.upstream_body(request, WIDE)
+    usual = quick.accepted(data, quick.GENERATE, "prompt")
+    if usual is not None:
+        constructed = GenerateRequest.model_construct(set(usual), **usual)
+        assert constructed == parse(GenerateRequest, data)
+
+
+def test_the_usual_bodies_are_accepted_at_a_glance() -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": "a: [b]\n"}], "max_tokens": 5,
+            "temperature": 0.7, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+    for dumped in (json.dumps(chat), json.dumps(chat, indent=1)):
+        assert quick.accepted(dumped.encode(), quick.CHAT, "messages") == chat
+    assert quick.accepted(b'{"prompt":"x"}', quick.GENERATE, "prompt") == {"prompt": "x"}
+    for odd in (
+        b'{"prompt":"x","prompt":"y"}', b'{"prompt" :"x","prompt":"y"}', b'{"prompt":"\\u0000"}',
+        b'{"prompt":"a\\":b","seed":1,"seed":2}', b'{"seed":1}', b"[]", b"{", b'{"prompt":""}',
+    ):  # fmt: skip
+        assert quick.accepted(odd, quick.GENERATE, "prompt") is None
