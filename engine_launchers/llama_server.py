@@ -78,7 +78,10 @@ class LlamaServerLauncher:
 
     name: EngineName = "llama_server"
     version = VERSION
-    routes = frozenset({"/v1/completions", "/v1/chat/completions"})
+    routes = frozenset({
+        "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens",
+        "/v1/responses",
+    })  # fmt: skip
     formats: frozenset[ModelFormat] = frozenset({"gguf"})
     quirks = Quirks(
         liveness_path="/health",

@@ -90,7 +90,10 @@ class VllmLauncher:
 
     name: EngineName = "vllm"
     version = VERSION
-    routes = frozenset({"/v1/completions", "/v1/chat/completions"})
+    routes = frozenset({
+        "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens",
+        "/v1/responses",
+    })  # fmt: skip
     formats: frozenset[ModelFormat] = frozenset({"safetensors"})
     quirks = Quirks(
         usage_on_request=True,

@@ -34,9 +34,13 @@ from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.exchange import Exchange, error_headers
 from orchestrator.gateway.judging import Judge
 from orchestrator.gateway.link import SupervisorLink
-from orchestrator.gateway.orders import READERS
+from orchestrator.gateway.manners import manners_of
+from orchestrator.gateway.ollama_pages import OllamaPages
+from orchestrator.gateway.openapi import document
 from orchestrator.gateway.outliers import Key
 from orchestrator.gateway.quarantine import Quarantine
+from orchestrator.gateway.readers import READERS
+from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
@@ -65,18 +69,26 @@ class Gateway:
             metrics=self.metrics,
             watch=Watch(self.pool.sweep, self.connections.sweep),
             admit=self.admit,
+            ids=RequestIds(),
             stall_timeout_s=config.stall_timeout_s,
             max_body_bytes=config.max_body_bytes,
             comment_s=config.stream_comment_s,
             head_s=config.head_timeout_s,
             body_s=config.body_timeout_s,
         )
+        ollama = OllamaPages(self.router)
         self.app = Starlette(
             routes=[
                 *(Route(path, _only_posted, methods=["POST"]) for path in READERS),
                 self._getting("/models", self.models),
                 self._getting("/v1/models", self.openai_models),
                 self._getting("/v1/models/{model}", self.openai_model),
+                self._getting("/api/tags", ollama.tags),
+                self._getting("/api/ps", ollama.running),
+                self._getting("/api/version", ollama.version, public=True),
+                self._getting("/api/show", ollama.show, method="POST"),
+                self._getting("/", ollama.hello, public=True),
+                self._getting("/openapi.json", self.openapi, public=True),
                 self._getting("/metrics", self.show_metrics),
                 self._getting("/health", self.health, public=True),
                 self._getting("/health/live", self.live, public=True),
@@ -86,6 +98,7 @@ class Gateway:
             exception_handlers={HTTPException: _no_such_route},
         )
         self.app.router.redirect_slashes = False
+        self.asgi = self.desk.ids.around(self.app)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -119,7 +132,7 @@ class Gateway:
 
     def admit(self, headers: dict[bytes, bytes]) -> None:
         """Raise Unauthorized, or GatewayBusy when no descriptor is left for another connection."""
-        check_key(self.config.key_hashes, headers.get(b"authorization"))
+        check_key(self.config.key_hashes, given_key(headers))
         if self.connections.room(self.pool.count) is Room.NONE_TO_SPARE:
             told = "the gateway has no file descriptors left for another request; try again"
             raise GatewayBusy(told)
@@ -127,18 +140,27 @@ class Gateway:
     # --- endpoints ------------------------------------------------------------------------------
 
     def _getting(
-        self, path: str, show: Callable[[Request], Awaitable[Response]], public: bool = False
+        self,
+        path: str,
+        show: Callable[[Request], Awaitable[Response]],
+        public: bool = False,
+        method: str = "GET",
     ) -> Route:
         async def endpoint(request: Request) -> Response:
             try:
                 if not public:
-                    given = request.headers.get("authorization")
-                    check_key(self.config.key_hashes, (given or "").encode("latin-1"))
+                    check_key(self.config.key_hashes, given_key(dict(request.headers.raw)))
                 return await show(request)
             except EngineRoomError as error:
-                return JSONResponse(error.envelope(), error.http_status, error_headers(error))
+                told = manners_of(path).error(error)
+                headers = {"content-type": "application/json", **error_headers(error)}
+                return Response(told, error.http_status, headers)
 
-        return Route(path, endpoint, methods=["GET"])
+        return Route(path, endpoint, methods=[method])
+
+    async def openapi(self, _: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(document(self.config.version))
 
     async def models(self, _: Request) -> Response:
         """GET /models: every model with its state and load."""
@@ -215,6 +237,12 @@ class Gateway:
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
 
+def given_key(headers: dict[bytes, bytes]) -> bytes | None:
+    """What a request gives as its key, as an authorization; Anthropic's clients have a header."""
+    own = headers.get(b"x-api-key")
+    return headers.get(b"authorization") or (None if own is None else b"Bearer " + own)
+
+
 def check_key(hashes: tuple[str, ...], authorization: bytes | None) -> None:
     """Compare with every accepted key, without leaving early. Raises Unauthorized."""
     if not hashes:
@@ -226,9 +254,9 @@ def check_key(hashes: tuple[str, ...], authorization: bytes | None) -> None:
         raise Unauthorized("give a valid API key as `Authorization: Bearer KEY`")
 
 
-async def _only_posted(_: Request) -> Response:
-    """Generating requests never come here: the protocol serves them. Other methods are refused."""
-    raise HTTPException(405)
+async def _only_posted(request: Request) -> Response:
+    """The protocol serves these paths: what comes here has another method, or is spelled oddly."""
+    raise HTTPException(404 if request.method == "POST" else 405)
 
 
 async def _no_such_route(_: Request, error: Exception) -> Response:

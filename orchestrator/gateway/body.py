@@ -21,6 +21,11 @@ def parse(model: type[M], data: bytes) -> M:
     value = parse_json(data)
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object")
+    return check(model, value)
+
+
+def check(model: type[M], value: dict[str, Any]) -> M:
+    """The same for what is parsed already."""
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -22,7 +22,7 @@ from orchestrator.errors import (
     UpstreamTimeout,
 )
 from orchestrator.gateway.engine_connection import EngineConnection
-from orchestrator.gateway.guard import StreamGuard
+from orchestrator.gateway.guard import Guard
 from orchestrator.gateway.places import Lease
 
 _ERROR_BODY_LIMIT = 64 * 1024
@@ -61,7 +61,7 @@ class Call:
         self,
         asker: Asker,
         lease: Lease,
-        guard: StreamGuard,
+        guard: Guard,
         first_s: float,
         next_s: float,
         clock: Callable[[], float],
@@ -127,7 +127,7 @@ class Call:
         self._status, self._headers = status, headers
         if status == 200:
             kind = headers.get(b"content-type", b"")
-            if not kind.startswith(b"text/event-stream"):
+            if not kind.startswith(self.guard.kind):
                 shown = kind.decode("latin-1") or "no content type"
                 self.guard.broke(UpstreamInvalid(f"the engine answered {shown}"))
 

@@ -12,6 +12,7 @@ from prometheus_client import Counter, Histogram
 
 from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.judging import Judge
+from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.observability.metrics import GatewayMetrics
@@ -115,6 +116,7 @@ class Desk:
     admit: Callable[[dict[bytes, bytes]], None]
     stall_timeout_s: float
     max_body_bytes: int
+    ids: RequestIds
     comment_s: float
     head_s: float
     body_s: float

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes
 
 import httptools
 import orjson
@@ -22,7 +21,7 @@ from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.framing import HEAD_LIMIT, head_of
 from orchestrator.gateway.job import Job
-from orchestrator.gateway.orders import READERS
+from orchestrator.gateway.readers import READERS
 
 _PATHS = {path.encode(): path for path in READERS}
 _BUFFER = 128 * 1024  # bytes that the kernel keeps for one client; Linux takes it twice
@@ -45,6 +44,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._read = 0  # bytes of the head that is being read
         self._refusal: EngineRoomError | None = None
         self._asgi = False
+        self._unparsed = 0
         self.url = b""
 
     # --- the connection -------------------------------------------------------------------------
@@ -81,15 +81,29 @@ class ClientProtocol(HttpToolsProtocol):
             self._phase, self._since, self._read = "head", self.loop.time(), 0
         if self._phase == "head":
             self._read += len(data)
+        if self._unparsed:
+            self._rest(data)
+            return
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # nothing here upgrades: what was asked for is answered as if it had not been
+        except httptools.HttpParserUpgrade as upgrade:
+            # Nothing here upgrades: what was asked is answered as if that had not been asked for.
+            self._rest(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(self._refusal or BadRequest("this is not HTTP as it is taken here"))
             return
         if self._phase == "head" and self._read > HEAD_LIMIT:
             self._refuse(HeadTooLarge(f"the request's head has more than {HEAD_LIMIT} bytes"))
+
+    def _rest(self, data: bytes) -> None:
+        """Bytes of a body that the parser left alone, because of an upgrade that is not made."""
+        if not self._unparsed or self._running is None:
+            return
+        body = data[: self._unparsed]
+        self._unparsed -= len(body)
+        self._running.on_body(body)
+        if not self._unparsed and self._running is not None:
+            self._running.on_message_complete()
 
     def sweep(self, now: float) -> None:
         """Close what is silent for too long."""
@@ -131,8 +145,12 @@ class ClientProtocol(HttpToolsProtocol):
         before = self.cycle
         modern = version == "1.1"
         lasting = modern and parser.should_keep_alive() and not parser.should_upgrade()
+        if parser.should_upgrade():
+            length = found.get(b"content-length", b"0")
+            self._unparsed = int(length) if length.isdigit() else 0
         limits = self._desk.max_body_bytes, self._desk.body_s
-        exchange = Exchange(self, path, found, lasting, modern, *limits)
+        name = self._desk.ids.of(found.get(b"x-request-id"))
+        exchange = Exchange(self, path, found, lasting, modern, *limits, name)
         self.cycle = exchange  # type: ignore[assignment]
         if before is None or before.response_complete:
             self._begin(exchange)
@@ -150,7 +168,7 @@ class ClientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._asgi:
             super().on_message_complete()
-        elif self.cycle is not None:
+        elif self.cycle is not None and not self._unparsed:
             self.cycle.on_message_complete()  # type: ignore[attr-defined]
 
     def _to_asgi(self, found: dict[bytes, bytes]) -> None:
@@ -260,6 +278,5 @@ class ClientProtocol(HttpToolsProtocol):
 
 
 def _path_of(target: bytes) -> str | None:
-    """The generating path in a target with a query or percent signs; None for any other path."""
-    path = target.partition(b"?")[0]
-    return _PATHS.get(unquote_to_bytes(path) if b"%" in path else path)
+    """The generating path in a target with a query; None for any other path."""
+    return _PATHS.get(target.partition(b"?")[0])

@@ -7,28 +7,17 @@ It stands where uvicorn's protocol keeps its own request cycle, and has what tha
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-import orjson
-
 from orchestrator.errors import BodyTooLarge, EngineRoomError, RequestTimeout, WrongContentType
-from orchestrator.gateway.sse import comment, event
+from orchestrator.gateway.manners import manners_of
 
 if TYPE_CHECKING:
     import asyncio
 
-_SSE_HEAD = (
-    b"content-type: text/event-stream; charset=utf-8\r\n"
-    b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-)
-_REMARK = comment("keep-alive")
-_PHRASES = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found",
-    405: b"Method Not Allowed", 408: b"Request Timeout", 413: b"Content Too Large",
-    415: b"Unsupported Media Type", 422: b"Unprocessable Content", 429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway",
-    503: b"Service Unavailable", 504: b"Gateway Timeout",
-}  # fmt: skip
+_UTF8 = (b"", b"charset=utf-8", b'charset="utf-8"')
+_PHRASES = {each.value: each.phrase.encode() for each in HTTPStatus}
 
 
 class Worker(Protocol):
@@ -59,9 +48,26 @@ class Exchange:
     """See the module. `status` is None until an answer has begun."""
 
     __slots__ = (
-        "_body_s", "_door", "_limit", "_parts", "_since", "_size", "_started", "chunked",
-        "disconnected", "headers", "keep_alive", "more_body", "path", "response_complete", "status", "streaming",
-        "worker", "written",
+        "_body_s",
+        "_door",
+        "_limit",
+        "_manners",
+        "_parts",
+        "_since",
+        "_size",
+        "_started",
+        "chunked",
+        "disconnected",
+        "headers",
+        "id",
+        "keep_alive",
+        "more_body",
+        "path",
+        "response_complete",
+        "status",
+        "streaming",
+        "worker",
+        "written",
     )  # fmt: skip
 
     def __init__(
@@ -73,9 +79,11 @@ class Exchange:
         chunked: bool,
         limit: int,
         body_s: float,
+        id: bytes,
     ) -> None:
         self._door, self.path, self.headers, self._limit = door, path, headers, limit
-        self._body_s = body_s
+        self.id = id
+        self._body_s, self._manners = body_s, manners_of(path)
         self.keep_alive, self.chunked = keep_alive, chunked
         self._parts: list[bytes] = []
         self._size = 0
@@ -104,9 +112,9 @@ class Exchange:
         headers = self.headers
         kind = headers.get(b"content-type", b"")
         if kind != b"application/json":
-            kind = kind.partition(b";")[0].strip().lower()
-            if kind != b"application/json":
-                raise WrongContentType("send the body as content-type: application/json")
+            kind, _, more = kind.lower().partition(b";")
+            if kind.strip() != b"application/json" or more.strip() not in _UTF8:
+                raise WrongContentType("send the body as content-type: application/json, in UTF-8")
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise WrongContentType("send the body without content-encoding")
         declared = headers.get(b"content-length", b"0")
@@ -180,7 +188,8 @@ class Exchange:
 
     def remark(self) -> None:
         """Send a comment, so that nobody on the way takes the stream for dead."""
-        self.send(_REMARK)
+        if self._manners.remark:
+            self.send(self._manners.remark)
 
     def finish(self, last: bytes) -> None:
         """End an event stream with its terminal."""
@@ -195,21 +204,22 @@ class Exchange:
     def fail(self, error: EngineRoomError) -> None:
         """Tell the client: a status and an error object, or the one error event of a stream."""
         if self.streaming:
-            self.finish(event(error.envelope()))
+            self.finish(self._manners.broken(error))
             return
         more = b"".join(b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in _headers_of(error))
         if must_close(error) or self.more_body:
             self.keep_alive = False
-        self.answer(error.http_status, orjson.dumps(error.envelope()), more)
+        self.answer(error.http_status, self._manners.error(error), more)
 
     def _sse_head(self) -> bytes:
-        return _SSE_HEAD + b"transfer-encoding: chunked\r\n" if self.chunked else _SSE_HEAD
+        head = self._manners.head
+        return head + b"transfer-encoding: chunked\r\n" if self.chunked else head
 
     def _head(self, status: int, lines: bytes) -> bytes:
         self.status = status
         close = b"" if self.keep_alive else b"connection: close\r\n"
-        return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
-            status, _PHRASES.get(status, b""), self._door.common_headers(), lines, close,
+        return b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
+            status, _PHRASES.get(status, b""), self._door.common_headers(), self.id, lines, close,
         )  # fmt: skip
 
     def _chunk(self, data: bytes) -> bytes:

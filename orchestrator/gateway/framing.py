@@ -10,7 +10,7 @@ import re
 
 from orchestrator.errors import BadRequest, EngineRoomError, ExpectationFailed, HeadTooLarge
 
-HEAD_LIMIT = 64 * 1024  # bytes
+HEAD_LIMIT = 32 * 1024  # bytes
 _MOST_HEADERS = 100
 _HOST = re.compile(rb"[A-Za-z0-9._~%\[\]-]+(:[0-9]{0,5}|[0-9A-Fa-f:.]*\](:[0-9]{0,5})?)?")
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization")

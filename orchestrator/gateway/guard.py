@@ -27,6 +27,36 @@ class Shape(Protocol):
         """Any other event: as it came, parsed, and the text that it adds."""
 
 
+class Guard(Protocol):
+    """Follows one answer of an engine, to its one end. `kind` is the media type that it reads."""
+
+    kind: bytes
+    begun: bool
+    done: bool
+    error: RequestError | None
+    events: int
+    pieces: int
+    finish_reason: str | None
+    usage: dict[str, Any] | None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can change any more."""
+
+    @property
+    def full_text(self) -> str:
+        """All the text so far, where it was kept."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client may be sent of `data`; afterwards `done` or `error` may be set."""
+
+    def end(self) -> None:
+        """The engine ended its answer in order, whatever that was."""
+
+    def broke(self, error: RequestError) -> None:
+        """The engine's connection broke, or it stalled: `error` says how."""
+
+
 class StreamGuard:
     """Follows one stream of one choice. `keep` collects its text in `inside`, as JSON has it."""
 
@@ -34,6 +64,7 @@ class StreamGuard:
         "_keep", "_learner", "_reader", "_shape", "begun", "done", "error", "events",
         "finish_reason", "inside", "pieces", "usage",
     )  # fmt: skip
+    kind = b"text/event-stream"
 
     def __init__(self, shape: Shape, keep: bool = True) -> None:
         self._shape, self._keep = shape, keep
@@ -101,7 +132,7 @@ class StreamGuard:
         if not isinstance(value, dict):
             return self._fail(UpstreamInvalid("the engine sent an event that is not an object"))
         if "error" in value:
-            told = f"the engine reported an error: {_message(value['error'])}"
+            told = f"the engine reported an error: {message_of(value['error'])}"
             return self._fail(UpstreamBroken(told))
         choices = value.get("choices")
         if not isinstance(choices, list):
@@ -150,7 +181,7 @@ class StreamGuard:
         return b""
 
 
-def _message(error: Any) -> str:
+def message_of(error: Any) -> str:
     """The engine's own words, cut, on one line."""
     text = error.get("message") if isinstance(error, dict) else error
     return " ".join(str(text).split())[:200]

@@ -23,9 +23,10 @@ from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.engine_connection import Address, EngineConnection
 from orchestrator.gateway.engine_pool import NotReached, address_of, head_of
 from orchestrator.gateway.exchange import Exchange
-from orchestrator.gateway.guard import StreamGuard
-from orchestrator.gateway.orders import READERS, Order
+from orchestrator.gateway.guard import Guard, StreamGuard
+from orchestrator.gateway.orders import Order
 from orchestrator.gateway.places import Lease
+from orchestrator.gateway.readers import READERS
 from orchestrator.gateway.shapes import End
 from orchestrator.gateway.tokens import characters, refuse_hopeless
 
@@ -71,7 +72,10 @@ class Job:
             refuse_hopeless(order.route, order.body, self._size)
             self._request = orjson.dumps(order.body)
             self._desk.judge.asked()
-            self._place()
+            if order.waits:
+                self._place()
+            else:
+                self._answer(StreamGuard(order.answer), End(0, 0, 0.0, None))
         except EngineRoomError as error:
             self._trouble(error)
         except Exception:  # noqa: BLE001 - the last line: log it, tell the client, serve on
@@ -125,7 +129,10 @@ class Job:
         self._lease = lease
         self._desk.page(self.model, self._path).waited(lease.waited_s)
         self._desk.judge.refuse_poison(self._order)  # while this one waited another may have it
-        if lease.route.quirks.tokenize_path is None:
+        if not self._order.calls:
+            nothing = End(0, 0, 0.0, None, lease.waited_s)
+            self._answer(StreamGuard(self._order.answer), nothing)
+        elif lease.route.quirks.tokenize_path is None:
             self._call_engine(lease, 0)
         else:
             self._later(self._ask(lease, self._order), partial(self._call_engine, lease))
@@ -142,7 +149,7 @@ class Job:
         most = prompt_tokens or min(lease.route.context, self._size)
         first_s = desk.stall_timeout_s + most * _PREFILL_S_PER_TOKEN
         counted_later = lease.route.quirks.tokenize_path is not None
-        guard = StreamGuard(order.answer, keep=order.answer.keeps_text or counted_later)
+        guard = order.guard(order.answer, order.answer.keeps_text or counted_later)
         clock = asyncio.get_running_loop().time
         call = self._call = Call(self, lease, guard, first_s, desk.stall_timeout_s, clock)
         address = address_of(lease.replica.base_url)
@@ -188,13 +195,17 @@ class Job:
             return guard.pieces
 
     def _finish(self, call: Call, tokens: int) -> None:
-        order = self._order
-        seconds = time.monotonic() - call.lease.granted
-        end = End(self._prompt_tokens, tokens, seconds, self._ttft)
-        last = order.answer.closing(call.guard, end)
-        self._desk.judge.answered(order, call.lease)
+        lease = call.lease
+        seconds = time.monotonic() - lease.granted
+        end = End(self._prompt_tokens, tokens, seconds, self._ttft, lease.waited_s)
+        self._desk.judge.answered(self._order, lease)
         if tokens:
             self._desk.page(self.model, self._path).generated(tokens)
+        self._answer(call.guard, end)
+
+    def _answer(self, guard: Guard, end: End) -> None:
+        order = self._order
+        last = order.answer.closing(guard, end)
         self._end("200")
         if order.answer.stream:
             self._exchange.finish(last)

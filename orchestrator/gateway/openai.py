@@ -28,7 +28,7 @@ from orchestrator.gateway.keep_alive import KeepAlive
 Limit = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 LogitBias = Annotated[Number, Field(ge=-100, le=100)]
-Objects = Annotated[list[dict[str, Any]], Field(max_length=128)]
+_SCHEMA_LIMIT = 64 * 1024
 
 
 class StreamOptions(BaseModel):
@@ -151,16 +151,86 @@ class ChatMessage(BaseModel):
         return {**rest, "role": role, "content": content or ""}
 
 
+class JsonSchema(BaseModel):
+    """The schema of `response_format`; engines turn it into a grammar, so its size is bounded."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "answer"
+    description: StrictStr | None = None
+    strict: StrictBool | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = Field(default_factory=dict)
+
+    @field_validator("schema_")
+    @classmethod
+    def _small(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len(repr(value)) > _SCHEMA_LIMIT:
+            raise ValueError(f"a schema of more than {_SCHEMA_LIMIT} characters is not taken")
+        return value
+
+
+class ResponseFormat(BaseModel):
+    """`response_format`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with the type json_schema, and only with that")
+        return self
+
+
+class Function(BaseModel):
+    """A function that the client runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    description: StrictStr | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class Tool(BaseModel):
+    """An entry of `tools`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    """A function by its name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: StrictStr
+
+
+class NamedTool(BaseModel):
+    """That tool and no other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ChatRequest(_Common):
     """Body of `/v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Limit | None = None
-    tools: Objects | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    functions: Objects | None = None
-    function_call: StrictStr | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    functions: Annotated[list[Function], Field(max_length=128)] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
+    response_format: ResponseFormat | None = None
 
 
 def upstream_body(
@@ -171,7 +241,7 @@ def upstream_body(
     Raises UnsupportedParameter naming a field.
     """
     body = request.model_dump(
-        exclude_unset=True, exclude_none=True, exclude={"model", "keep_alive"}
+        exclude_unset=True, exclude_none=True, by_alias=True, exclude={"model", "keep_alive"}
     )
     if isinstance(request, ChatRequest):
         body["messages"] = [message.plain() for message in request.messages]

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from orchestrator.errors import RequestError, tree
-from orchestrator.gateway import ollama, openai
+from orchestrator.gateway import anthropic, ollama, openai, responses
 from orchestrator.gateway.generate import GenerateRequest
 
 _SSE = "text/event-stream"
@@ -23,6 +23,14 @@ _POSTS: tuple[tuple[str, type[BaseModel], tuple[str, ...], str], ...] = (
     ("/v1/completions", openai.CompletionRequest, (_JSON, _SSE), "OpenAI completions"),
     ("/v1/chat/completions", openai.ChatRequest, (_JSON, _SSE), "OpenAI chat completions"),
     ("/api/generate", ollama.OllamaGenerateRequest, (_LINES, _JSON), "Ollama generate"),
+    ("/v1/messages", anthropic.MessagesRequest, (_JSON, _SSE), "Anthropic messages"),
+    (
+        "/v1/messages/count_tokens",
+        anthropic.CountTokensRequest,
+        (_JSON,),
+        "Anthropic: tokens of a prompt",
+    ),
+    ("/v1/responses", responses.ResponsesRequest, (_JSON, _SSE), "OpenAI responses"),
     ("/api/chat", ollama.OllamaChatRequest, (_LINES, _JSON), "Ollama chat"),
     ("/api/show", ollama.OllamaShowRequest, (_JSON,), "Ollama: about one model"),
 )
@@ -57,7 +65,12 @@ def document(version: str) -> dict[str, Any]:
         "info": {"title": "Engine Room gateway", "version": version},
         "paths": paths,
         "components": {
-            "schemas": {**defined["$defs"], "Error": _ERROR, "OllamaError": _OLLAMA_ERROR},
+            "schemas": {
+                **defined["$defs"],
+                "Error": _ERROR,
+                "OllamaError": _OLLAMA_ERROR,
+                "AnthropicError": _ANTHROPIC_ERROR,
+            },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -82,6 +95,18 @@ _ERROR: dict[str, Any] = {
 }
 
 
+_ANTHROPIC_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 _OLLAMA_ERROR: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -130,6 +155,8 @@ def _errors(path: str) -> dict[str, Any]:
     for each in tree(RequestError):
         codes.setdefault(each.http_status, set()).add(each.code)
     name = "OllamaError" if path.startswith("/api/") else "Error"
+    if path.startswith("/v1/messages"):
+        name = "AnthropicError"
     content = {_JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     return {
         str(status): {"description": ", ".join(sorted(names)), "content": content}

@@ -12,23 +12,33 @@ from orchestrator.errors import BadRequest
 from orchestrator.gateway import openai, quick
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.generate import GenerateRequest, to_completion
+from orchestrator.gateway.guard import Guard, StreamGuard
 from orchestrator.gateway.quarantine import fingerprint
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.shapes import Answer, Passing, TokenStream, WholeAnswer, WholeText
 
-_COMPLETIONS = "/v1/completions"
-_CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+
+
+GuardMaker = Callable[[Answer, bool], Guard]
 
 
 @dataclass(eq=False)
 class Order:
-    """What an engine shall be asked, and the answer that is made of what it says."""
+    """What an engine shall be asked, and the answer that is made of what it says.
+
+    `calls` False: nothing is asked, the model only has to be there; without `waits` not even that.
+    """
 
     route: ModelRoute
     path: str
     body: dict[str, Any]
     answer: Answer
     data: bytes
+    guard: GuardMaker = StreamGuard
+    calls: bool = True
+    waits: bool = True
 
     @cached_property
     def fingerprint(self) -> str:
@@ -53,7 +63,7 @@ def _generate(router: Router, data: bytes, facts: Facts, stream: bool) -> Order:
     body = openai.asking_usage(body, route.quirks)
     plain = WholeText(target.served.name)
     answer: Answer = TokenStream() if stream or request.stream else plain
-    return Order(route, _COMPLETIONS, body, answer, data)
+    return Order(route, COMPLETIONS, body, answer, data)
 
 
 def _constructed(fields: dict[str, Any]) -> GenerateRequest:
@@ -99,10 +109,10 @@ _CHAT_FIELDS = (quick.CHAT, "messages")
 _COMPLETION_FIELDS = (quick.COMPLETION, "prompt")
 Reader = Callable[[Router, bytes, Facts], Order]
 
-READERS: dict[str, Reader] = {
+OURS: dict[str, Reader] = {
     "/generate": partial(_generate, stream=False),
     "/generate_stream": partial(_generate, stream=True),
-    _COMPLETIONS: partial(_openai, model=openai.CompletionRequest, path=_COMPLETIONS),
-    _CHAT: partial(_openai, model=openai.ChatRequest, path=_CHAT),
+    COMPLETIONS: partial(_openai, model=openai.CompletionRequest, path=COMPLETIONS),
+    CHAT: partial(_openai, model=openai.ChatRequest, path=CHAT),
 }
-"""The paths that generate."""
+"""Our own paths, and OpenAI's."""

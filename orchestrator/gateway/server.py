@@ -20,7 +20,7 @@ def serve(config: GatewayConfig) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
     uvicorn.run(
-        gateway.app,
+        gateway.asgi,
         host=config.host,
         port=config.port,
         http=gateway.protocol,  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import orjson
 
 from orchestrator.gateway import openai
 from orchestrator.gateway.generate import result
-from orchestrator.gateway.guard import Shape, StreamGuard
+from orchestrator.gateway.guard import Guard, Shape
 from orchestrator.gateway.sse import DONE, event
 from orchestrator.gateway.template import Template, learned
 
@@ -20,6 +20,7 @@ class End(NamedTuple):
     tokens: int
     seconds: float
     ttft: float | None
+    waited: float = 0.0
 
 
 class Answer(Shape, Protocol):
@@ -28,7 +29,7 @@ class Answer(Shape, Protocol):
     stream: bool
     keeps_text: bool
 
-    def closing(self, guard: StreamGuard, end: End) -> bytes:
+    def closing(self, guard: Guard, end: End) -> bytes:
         """The last events of a stream, its terminal included, or the whole body."""
 
 
@@ -67,7 +68,7 @@ class Passing:
         self._ours = learned(ours, value)
         return b"data: " + ours + b"\n\n"
 
-    def closing(self, guard: StreamGuard, end: End) -> bytes:
+    def closing(self, guard: Guard, end: End) -> bytes:
         if not self._usage:
             return DONE
         return event(openai.usage_chunk(self._last, _counts(guard, end))) + DONE
@@ -92,7 +93,7 @@ class TokenStream:
     def chunk(self, payload: bytes, value: dict[str, Any], text: str) -> bytes:
         return self.text(orjson.dumps(text)[1:-1], payload)
 
-    def closing(self, guard: StreamGuard, end: End) -> bytes:
+    def closing(self, guard: Guard, end: End) -> bytes:
         ttft = {"ttft": round(end.seconds if end.ttft is None else end.ttft, 6)}
         reason = guard.finish_reason or "stop"
         last = result(guard.full_text, end.tokens, end.seconds, reason, **ttft)
@@ -115,7 +116,7 @@ class WholeText:
     def chunk(self, payload: bytes, value: dict[str, Any], text: str) -> bytes:
         return b""
 
-    def closing(self, guard: StreamGuard, end: End) -> bytes:
+    def closing(self, guard: Guard, end: End) -> bytes:
         reason = guard.finish_reason or "stop"
         name = {"model": self._name}
         return orjson.dumps(result(guard.full_text, end.tokens, end.seconds, reason, **name))
@@ -140,12 +141,12 @@ class WholeAnswer:
             self._values.append(value)
         return b""
 
-    def closing(self, guard: StreamGuard, end: End) -> bytes:
+    def closing(self, guard: Guard, end: End) -> bytes:
         whole = openai.whole_answer(self._values, _counts(guard, end), guard.full_text)
         return orjson.dumps({**whole, "model": self._name})
 
 
-def _counts(guard: StreamGuard, end: End) -> dict[str, Any]:
+def _counts(guard: Guard, end: End) -> dict[str, Any]:
     return guard.usage or openai.usage(end.prompt_tokens, end.tokens)
 
 

@@ -30,10 +30,10 @@ def dial(room: Room) -> socket.socket:
     return socket.create_connection(("127.0.0.1", room.port), timeout=15)
 
 
-def answers(conn: socket.socket, seconds: float = 15) -> tuple[bytes, bool]:
+def answers(conn: socket.socket, bodyless: bool = False) -> tuple[bytes, bool]:
     """What comes until the end of the connection, or until one whole answer; whether it ended."""
     got = b""
-    conn.settimeout(seconds)
+    conn.settimeout(15)
     while True:
         try:
             part = conn.recv(1 << 16)
@@ -43,7 +43,8 @@ def answers(conn: socket.socket, seconds: float = 15) -> tuple[bytes, bool]:
             return got, True
         got += part
         head, end, body = got.partition(b"\r\n\r\n")
-        if end and b"connection: close" not in head.lower() and len(body) >= _length(head):
+        whole = bodyless or len(body) >= _length(head)
+        if end and b"connection: close" not in head.lower() and whole:
             return got, False
 
 
@@ -80,7 +81,7 @@ def _judged(room: Room, case: Case) -> str | None:
     """What is wrong with the answer to a case, in words; None where it is as it must be."""
     with dial(room) as conn:
         send(conn, case.sent)
-        got, ended = answers(conn)
+        got, ended = answers(conn, bodyless=case.sent.startswith(b"HEAD"))
     head, _, body = got.partition(b"\r\n\r\n")
     line = head.split(b"\r\n")[0]
     name = f"{case.row} {case.name}"

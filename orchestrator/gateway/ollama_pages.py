@@ -1,0 +1,53 @@
+"""Ollama's small endpoints: which models there are, and which version is spoken."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from orchestrator.errors import BadRequest, BodyTooLarge
+from orchestrator.gateway import ollama_models
+from orchestrator.gateway.body import parse
+from orchestrator.gateway.ollama import OllamaShowRequest
+from orchestrator.gateway.ollama_orders import target_of
+from orchestrator.gateway.routing import Router
+
+_BODY_LIMIT = 64 * 1024
+
+
+class OllamaPages:
+    """See the module."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def tags(self, _: Request) -> Response:
+        """GET /api/tags."""
+        return JSONResponse(ollama_models.tags(self._router.routes()))
+
+    async def running(self, _: Request) -> Response:
+        """GET /api/ps."""
+        return JSONResponse(ollama_models.loaded(self._router.routes(), time.time()))
+
+    async def show(self, request: Request) -> Response:
+        """POST /api/show."""
+        data = b""
+        async for part in request.stream():
+            data += part
+            if len(data) > _BODY_LIMIT:
+                raise BodyTooLarge(f"the body has more than {_BODY_LIMIT} bytes")
+        asked = parse(OllamaShowRequest, data)
+        name = asked.model or asked.name
+        if not name:
+            raise BadRequest("name a model", param="model")
+        return JSONResponse(ollama_models.show(target_of(self._router, name).route))
+
+    async def version(self, _: Request) -> Response:
+        """GET /api/version."""
+        return JSONResponse({"version": ollama_models.VERSION})
+
+    async def hello(self, _: Request) -> Response:
+        """GET /: what tools look for before anything else."""
+        return PlainTextResponse("Engine Room is running")
