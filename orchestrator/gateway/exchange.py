@@ -223,7 +223,9 @@ class Exchange:
         )  # fmt: skip
 
     def _chunk(self, data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+        if not data or not self.chunked:  # an empty chunk would end the answer
+            return data
+        return b"%x\r\n%b\r\n" % (len(data), data)
 
     def _write(self, data: bytes) -> None:
         self._door.transport.write(data)

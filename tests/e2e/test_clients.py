@@ -14,7 +14,11 @@ ASKED = "When does the shop open?"
 
 
 def test_ollamas_client(real: Room) -> None:
-    client = ollama.Client(host=real.url)
+    with ollama.Client(host=real.url) as client:
+        _speaks_ollama(client)
+
+
+def _speaks_ollama(client: ollama.Client) -> None:
     messages = [{"role": "user", "content": ASKED}]
     options = {"temperature": 0, "num_predict": 12, "num_ctx": 512}
     whole = client.chat("demo", messages=messages, options=options)
@@ -33,7 +37,11 @@ def test_ollamas_client(real: Room) -> None:
 
 
 def test_ollamas_client_looks_around(real: Room) -> None:
-    client = ollama.Client(host=real.url)
+    with ollama.Client(host=real.url) as client:
+        _looks_around(client)
+
+
+def _looks_around(client: ollama.Client) -> None:
     (listed,) = client.list().models
     assert listed.model == "demo:latest"
     assert listed.size
@@ -52,7 +60,11 @@ def test_ollamas_client_looks_around(real: Room) -> None:
 
 
 def test_anthropics_client(real: Room) -> None:
-    client = anthropic.Anthropic(base_url=real.url, api_key="unused", max_retries=0)
+    with anthropic.Anthropic(base_url=real.url, api_key="unused", max_retries=0) as client:
+        _speaks_anthropic(client)
+
+
+def _speaks_anthropic(client: anthropic.Anthropic) -> None:
     messages: list[anthropic.types.MessageParam] = [{"role": "user", "content": ASKED}]
     whole = client.messages.create(model="demo", max_tokens=12, messages=messages)
     (block,) = whole.content
@@ -69,7 +81,11 @@ def test_anthropics_client(real: Room) -> None:
 
 
 def test_openais_client_and_its_newer_api(real: Room) -> None:
-    client = openai.OpenAI(base_url=f"{real.url}/v1", api_key="unused", max_retries=0)
+    with openai.OpenAI(base_url=f"{real.url}/v1", api_key="unused", max_retries=0) as client:
+        _speaks_responses(client)
+
+
+def _speaks_responses(client: openai.OpenAI) -> None:
     whole = client.responses.create(
         model="demo", input=ASKED, max_output_tokens=12, temperature=0, store=False
     )
