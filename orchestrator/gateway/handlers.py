@@ -155,8 +155,7 @@ class Generating:
         What goes wrong after the answer was complete costs the count, not the answer: the number of
         events stands in.
         """
-        counted = (call.stream.guard.usage or {}).get("completion_tokens")
-        if isinstance(counted, int):
+        if (counted := call.stream.counted) is not None:
             return counted
         route, replica = call.lease.route, call.lease.replica
         if not parts or route.quirks.tokenize_path is None:

@@ -30,6 +30,7 @@ from orchestrator.errors import (
     UpstreamTimeout,
 )
 from orchestrator.gateway.places import Lease, Tally
+from orchestrator.gateway.solo import Run
 from orchestrator.gateway.sse import SseReader
 from orchestrator.gateway.stream import Chunk, StreamGuard
 
@@ -56,9 +57,9 @@ class EngineStream:
     """The chunks of one running call. Iterate `chunks()` to its end; then `guard` has the facts."""
 
     def __init__(
-        self, response: httpx.Response, first_s: float, next_s: float, tally: Tally
+        self, response: httpx.Response, first_s: float, next_s: float, tally: Tally, run: Run
     ) -> None:
-        self._response, self._tally = response, tally
+        self._response, self._tally, self._run = response, tally, run
         self._first_s, self._next_s = first_s, next_s
         self._events = self._payloads()
         self._first: Chunk | None = None
@@ -89,6 +90,7 @@ class EngineStream:
         """The next chunk, None at the legal end."""
         if self.guard.done:
             return None
+        finished, asked = self.guard.finish_reason is not None, time.monotonic()
         try:
             with self._tally.owing():
                 async with asyncio.timeout(limit):
@@ -103,7 +105,15 @@ class EngineStream:
             raise
         if payload is None:
             self.guard.close()
+        if chunk is not None and not finished:
+            self._run.came(asked, time.monotonic(), bool(chunk.text))
         return chunk
+
+    @property
+    def counted(self) -> int | None:
+        """The engine's own count of the answer's tokens, where it has told it."""
+        counted = (self.guard.usage or {}).get("completion_tokens")
+        return counted if isinstance(counted, int) else None
 
     async def _payloads(self) -> AsyncGenerator[str, None]:
         reader = SseReader()
@@ -150,6 +160,16 @@ class Upstream:
 
         Raises NotReached before anything was sent, and the engine's refusal as an error of ours.
         """
+        with lease.tally.solo.run() as run:
+            async with self._opened(lease, path, body, prompt_tokens, run) as stream:
+                yield stream
+            if stream.guard.finish_reason is not None:
+                lease.tally.solo.add(run, stream.counted)
+
+    @asynccontextmanager
+    async def _opened(
+        self, lease: Lease, path: str, body: dict[str, Any], prompt_tokens: int, run: Run
+    ) -> AsyncIterator[EngineStream]:
         first_s = self._stall_s + prompt_tokens * _PREFILL_S_PER_TOKEN
         request = self._client.build_request("POST", lease.replica.base_url + path, json=body)
         try:
@@ -169,7 +189,7 @@ class Upstream:
             kind = response.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
                 raise UpstreamInvalid(f"the engine answered {kind or 'no content type'}")
-            stream = EngineStream(response, first_s, self._stall_s, lease.tally)
+            stream = EngineStream(response, first_s, self._stall_s, lease.tally, run)
             try:
                 await stream.begin()
                 yield stream

@@ -60,7 +60,7 @@ class Supervisor:
     ) -> None:
         self.orders, self.store, self.metrics = orders, store, ControlMetrics()
         self._runtimes, self._client = runtimes, client
-        self.link = GatewayLink(orders.control_socket, self._post, self._on_gateway)
+        self.link = GatewayLink(orders.control_socket, self._post, self._on_gateway, self._on_speed)
         self._version = 0
         self.draining = False
         self.shutdown_drain_s: float | None = None
@@ -285,6 +285,11 @@ class Supervisor:
         instance = self._crew.get(replica)
         if instance is not None:
             instance.post(event)
+
+    def _on_speed(self, replica: str, generation: int, rate: float) -> None:
+        instance = self._crew.get(replica)
+        if instance is not None and instance.lifecycle.generation == generation:
+            self.lessons.speed(instance, rate)
 
     def _check_idle(self) -> None:
         """Tell draining engines that their last request is over."""
