@@ -84,8 +84,9 @@ def applied(asked: ModelOrder, standing: Standing | None) -> ModelOrder:
 class StandingOrders:
     """All of them, in memory and written through; a row that was damaged is left out."""
 
-    def __init__(self, write: Callable[[Write], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[Write], None], kept: Callable[[], object]) -> None:
+        """`kept` renews the good copy: an old one would bring back what was taken back."""
+        self._write, self._kept = write, kept
         self._known: dict[str, Standing] = {}
 
     def recall(self, rows: Iterable[tuple[object, ...]]) -> None:
@@ -121,9 +122,10 @@ class StandingOrders:
         if standing is None:
             del self._known[model]
             self._write(("DELETE FROM standing WHERE model = ?", (model,)))
-            return
-        self._known[model] = standing
-        self._write((insert("standing"), _row(standing)))
+        else:
+            self._known[model] = standing
+            self._write((insert("standing"), _row(standing)))
+        self._kept()
 
     def writes(self) -> Iterator[Write]:
         """What makes a file say what memory knows."""

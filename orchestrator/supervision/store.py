@@ -59,7 +59,7 @@ class Store:
         self._file = Database(path)
         self._saved: dict[str, Saved] = {}
         self._learned: dict[str, Experience] = {}
-        self.standing = StandingOrders(self._write)
+        self.standing = StandingOrders(self._write, self._renew_copy)
         self._plans: deque[tuple[object, ...]] = deque(maxlen=_RECENT_PLANS)
         self._mending = self._closed = False
         self._dirty = True
@@ -121,8 +121,7 @@ class Store:
     def close(self) -> None:
         """Renew the good copy and close the file; what comes later is told to nobody."""
         self.journal.close()
-        if not self.degraded:
-            self._renew_copy()
+        self._renew_copy()
         self._file.close()
         self.degraded, self._closed = "it was closed", True
 
@@ -240,8 +239,7 @@ class Store:
         self._write((insert("calibration"), calibration.row_of(experience)))
         for old in calibration.too_many(self._learned):
             self._unlearn(old)
-        if not self.degraded:
-            self._renew_copy()
+        self._renew_copy()
 
     def learned(self) -> tuple[Experience, ...]:
         """Everything that is known, latest first."""
@@ -252,7 +250,7 @@ class Store:
         gone = [name for name, each in self._learned.items() if model in (None, each.key.model)]
         for name in gone:
             self._unlearn(name)
-        if gone and not self.degraded:
+        if gone:
             self._renew_copy()
         return len(gone)
 
@@ -341,6 +339,8 @@ class Store:
             )
 
     def _renew_copy(self) -> None:
+        if self.degraded:
+            return
         self._copied, self._dirty = self._clock(), False
         try:
             self._file.copy()

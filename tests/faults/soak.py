@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,12 +33,13 @@ import httpx
 from orchestrator.settings import load_settings
 from tests.conftest import real_room
 from tests.faults.lab import percentile
-from tests.faults.stories import PROMPT, story, text
+from tests.faults.stories import PROMPT, nearly_loaded, story, text
 from tests.harness import Room, eventually, fake_room, until
 from tests.streams import ask, check_stream, request_bytes
 
 TOKENS = 40
 STORY_TOKENS = 200  # a real engine is still at it when its supervisor is back
+_PAUSE_S = 10.0
 _GREEDY = {"max_new_tokens": STORY_TOKENS, "do_sample": False}
 
 
@@ -117,13 +118,20 @@ async def supervisor(soak: Soak) -> dict[str, Any]:
 
 
 async def drains(soak: Soak) -> dict[str, Any]:
-    """Seconds until all replicas were new ones, `streams` running all the time."""
+    """Seconds until all replicas were new ones, `streams` running all the time.
+
+    Before real engines clients pause between two streams until the new engine is about to serve: a
+    machine of two cores that is kept busy by one starts no other.
+    """
     took: list[float] = []
     ending = False
+    pressing = asyncio.Event()
 
     async def client() -> None:
         while not ending:
             await streams.one()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(pressing.wait(), _PAUSE_S)
 
     with room_of(soak, tps=10, drain_s=600) as room:
         streams = Streams(room, soak.engine)
@@ -132,10 +140,16 @@ async def drains(soak: Soak) -> dict[str, Any]:
             old = {row["pid"] for row in room.engines()}
             began = time.monotonic()
             assert room.admin("POST", "/admin/models/demo/restart").status_code == 202
+            if soak.engine != "fake":
+                await eventually(partial(nearly_loaded, room, old), 600, "one is about to serve")
+            pressing.set()
             await eventually(partial(_all_new, room, old), 600, "all are new")
             took.append(time.monotonic() - began)
+            if soak.engine != "fake":
+                pressing.clear()
             assert not [each.result() for each in work if each.done()], "a stream broke"
         ending = True
+        pressing.set()
         await asyncio.gather(*work)
     return {"streams": streams.whole, "lost": 0, **_told("replaced", took)}
 

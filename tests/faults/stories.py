@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -49,6 +49,13 @@ def running(
 
 def _failed(streams: list[Future[list[str]]]) -> bool:
     return any(each.done() and each.exception() for each in streams)
+
+
+def nearly_loaded(room: Room, old: Collection[int]) -> bool:
+    """Whether an engine that is none of `old` is about to serve, or does."""
+    fresh = [row for row in room.engines() if row["pid"] and row["pid"] not in old]
+    loading = [row["loading"] or {"percent": 100} for row in fresh]
+    return any((each["percent"] or 0) >= 80 for each in loading)
 
 
 def text(payloads: list[str]) -> str:

@@ -69,6 +69,12 @@ def test_they_are_kept_and_damage_is_left_out(tmp_path: Path) -> None:
     assert again.standing.still(asked()) is None
     again.standing.order(asked(), "admin", 7.0, pin=True)
     again.close()
+    (tmp_path / "state.db").write_bytes(b"lost")
+    mended = Store(tmp_path / "state.db")  # from the good copy, which is as new as the last order
+    assert mended.standing.still(asked()) == again.standing.still(asked())
+    mended.standing.order(asked(), "admin", 8.0, pin=False)
+    mended.standing.order(asked(), "admin", 8.0, pin=True)
+    mended.close()
     with sqlite3.connect(tmp_path / "state.db") as db:
         db.execute("UPDATE standing SET standing = replace(standing, 'true', 'null')")
     db.close()

@@ -17,7 +17,7 @@ import psutil
 from tests.faults.lab import Lab, percentile, scenario
 from tests.faults.scenarios.clients import port_of
 from tests.faults.scenarios.shims import stopped_at_any_moment
-from tests.faults.stories import broken, running, story, text
+from tests.faults.stories import broken, nearly_loaded, running, story, text
 from tests.harness import ROOT, Room, until
 from tests.streams import Answer, ask, request_bytes
 
@@ -89,7 +89,7 @@ def _restarted_under_load(lab: Lab, room: Room, whole: str) -> None:
     with clients(room, whole, 4) as press:
         began = time.monotonic()
         assert room.admin("POST", "/admin/models/demo/restart").status_code == 202
-        until(lambda: _nearly_loaded(room, old), 280, "another engine is about to serve")
+        until(lambda: nearly_loaded(room, {old}), 280, "another engine is about to serve")
         press()
         until(lambda: _replaced(room, old), 280, "another engine serves alone")
         seconds = time.monotonic() - began
@@ -121,12 +121,6 @@ def clients(room: Room, whole: str, count: int) -> Iterator[Callable[[], None]]:
             over.set()
             pressing.set()
         assert all(each.result() > 0 for each in work)
-
-
-def _nearly_loaded(room: Room, old: int) -> bool:
-    fresh = [row for row in room.engines() if row["pid"] not in (old, None)]
-    loading = [row["loading"] or {"percent": 100} for row in fresh]
-    return any((each["percent"] or 0) >= 80 for each in loading)
 
 
 def _replaced(room: Room, old: int) -> bool:
