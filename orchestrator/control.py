@@ -134,13 +134,16 @@ class Dealings(Message):
     """What one gateway has had with one generation of a replica.
 
     `owed`: requests that wait for the engine's next word. `relayed` events and `answered` requests
-    only grow.
+    only grow, and so do the tokens that streams were given which had the engine to themselves, and
+    the seconds of their decode.
     """
 
     generation: int
     owed: int
     relayed: int
     answered: int
+    solo_tokens: int = 0
+    solo_s: float = 0.0
 
 
 class Report(Message):

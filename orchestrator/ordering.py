@@ -86,6 +86,7 @@ class Orderer:
                 restart_limit=settings.restart_limit,
                 restart_window_s=settings.restart_window_s,
                 backoff_max_s=settings.backoff_max_s,
+                stable_s=settings.stable_s,
                 stop_grace_s=settings.stop_grace_s,
                 request_limit=settings.request_limit,
                 half_open_s=settings.half_open_s,

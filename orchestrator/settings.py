@@ -143,6 +143,9 @@ class Settings(ModelSettings, BaseSettings):
     )
     restart_window_s: PositiveSeconds = Field(600.0, description="That window, seconds.")
     backoff_max_s: Seconds = Field(60.0, description="Longest pause before a restart, seconds.")
+    stable_s: PositiveSeconds = Field(
+        60.0, description="A start that served for so long has held: its plan is learned, seconds."
+    )
     request_limit: int = Field(
         5, ge=1, le=1000, description="Requests broken in a row, then a canary judges the engine."
     )

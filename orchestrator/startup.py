@@ -81,6 +81,11 @@ def all_launchers() -> dict[EngineName, Launcher]:
     return {name: load_launcher(name) for name in ENGINES}
 
 
+def with_lessons(plan: EnginePlan, hardware: HardwareProfile, data: Path) -> EnginePlan:
+    """The plan with what engines have shown under that data directory; its version is set."""
+    return experienced(plan, remembered(data).get(key_of(plan, hardware).name))
+
+
 def shelf_of(settings: Settings) -> Shelf:
     """The engines of this user; what their builds keep lies in the cache folder."""
     return Shelf(settings.engines, os.environ, cache=settings.cache)
@@ -207,8 +212,7 @@ def decide(
     if settings.sleep_level and able[plan.engine].watch.sleep:
         tuning = plan.tuning.model_copy(update={"sleep": True})
         plan = plan.model_copy(update={"tuning": tuning})
-    known = remembered(settings.data).get(key_of(plan, hardware).name)
-    plan = experienced(plan, known)
+    plan = with_lessons(plan, hardware, settings.data)
     files = (plan.model.source, *(each.path for each in plan.model.adapters))
     name = fingerprint(wish, plan, max(_changed(Path(each)) for each in files))
     return Decision(settings, hardware, plan, name, able, engine, second)

@@ -129,8 +129,16 @@ def request_bytes(prompt: str, path: str = "/generate", **fields: Any) -> bytes:
     return head.encode() + body
 
 
-async def ask(port: int, data: bytes, sent: asyncio.Event | None = None) -> Answer:
-    """Send one request on a connection of its own and read all of the answer."""
+async def ask(
+    port: int,
+    data: bytes,
+    sent: asyncio.Event | None = None,
+    begun: asyncio.Event | None = None,
+) -> Answer:
+    """Send one request on a connection of its own and read all of the answer.
+
+    `sent` and `begun` are set when the request is on its way, and at the answer's first byte.
+    """
     began = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -138,7 +146,10 @@ async def ask(port: int, data: bytes, sent: asyncio.Event | None = None) -> Answ
         await writer.drain()
         if sent is not None:
             sent.set()
-        return parse(await reader.read(), time.monotonic() - began)
+        first = await reader.read(1)
+        if begun is not None:
+            begun.set()
+        return parse(first + await reader.read(), time.monotonic() - began)
     finally:
         writer.close()
 

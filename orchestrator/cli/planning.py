@@ -41,7 +41,7 @@ from orchestrator.planning.hypothetical import MOST_GPUS
 from orchestrator.planning.hypothetical import machine as imagine
 from orchestrator.resources import demo_dir
 from orchestrator.settings import Settings, load_settings
-from orchestrator.startup import machine, shelf_of
+from orchestrator.startup import machine, shelf_of, with_lessons
 from orchestrator.tables import load_gpus
 
 _LONGEST_PROFILE = 4 << 20
@@ -111,7 +111,11 @@ def plan(
         settings.model, demo_dir(), None, settings.adapter_path, settings.adapters
     )
     chosen = advisor.plan_for(resolved)
-    spec = _command(advisor, settings, chosen)
+    spec, version = _command(advisor, settings, chosen)
+    if not (gpu or vram_gb or ram_gb or cpus or hardware):
+        versioned = chosen.model_copy(update={"engine_version": version})
+        chosen = with_lessons(versioned, advisor.hardware, settings.data)
+        spec, _ = _command(advisor, settings, chosen)
     if as_json:
         command = {"argv": list(spec.argv), "env": spec.env, "injected": list(spec.injected)}
         print_json({**chosen.model_dump(mode="json"), "command": command})
@@ -172,8 +176,9 @@ def _contradiction(profile: HardwareProfile) -> str:
     return ""
 
 
-def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> LaunchSpec:
-    """The command line, with the program that the engine has, or would have, on this machine."""
+def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> tuple[LaunchSpec, str]:
+    """The command line, with the program that the engine has, or would have, on this machine; and
+    the engine's version there."""
     shelf = shelf_of(settings)
     spec = advisor.launchers[chosen.engine].command(chosen, Listen(port=_EXAMPLE_PORT))
     try:
@@ -185,6 +190,6 @@ def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> Launch
             path=settings.engine_path if asked else None,
         )
     except EngineMissing:  # another machine's plan: what it needs cannot be installed here
-        return spec.with_engine(chosen.engine)
+        return spec.with_engine(chosen.engine), chosen.engine_version
     program = found.program if isinstance(found, Engine) else str(shelf.path(found) / found.program)
-    return spec.with_engine(program)
+    return spec.with_engine(program), found.version

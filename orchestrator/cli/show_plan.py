@@ -113,7 +113,8 @@ def speed(expected: Expected) -> str:
     if expected.tokens_per_second is None:
         return f"unknown: {expected.source}"
     low, high = expected.tokens_per_second
-    told = [f"{_figure(low)}-{_figure(high)} tokens/s for one stream"]
+    rate = _figure(low) if low == high else f"{_figure(low)}-{_figure(high)}"
+    told = [f"{rate} tokens/s for one stream"]
     if expected.batch_tokens_per_second:
         told.append(f"{_figure(expected.batch_tokens_per_second)} tokens/s for all")
     if expected.ttft_seconds:

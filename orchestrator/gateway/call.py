@@ -24,6 +24,7 @@ from orchestrator.errors import (
 from orchestrator.gateway.engine_connection import EngineConnection
 from orchestrator.gateway.guard import Guard
 from orchestrator.gateway.places import Lease
+from orchestrator.gateway.solo import Run
 
 _ERROR_BODY_LIMIT = 64 * 1024
 _AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
@@ -54,7 +55,7 @@ class Call:
 
     __slots__ = (
         "_asker", "_clock", "_error_body", "_headers", "_heard", "_limit", "_next_s", "_owing",
-        "_status", "_tally", "_used", "connection", "guard", "lease",
+        "_run", "_status", "_tally", "_used", "connection", "guard", "lease",
     )  # fmt: skip
 
     def __init__(
@@ -76,18 +77,24 @@ class Call:
         self._headers: dict[bytes, bytes] = {}
         self._error_body = b""
         self._owing = self._used = False
+        self._run: Run | None = None
 
     def send(self, connection: EngineConnection, request: bytes) -> None:
         """Begin."""
         self._heard = self._clock()
         self._used = connection.used
         self._owe(True)
+        if self._run is None:
+            self._run = self._tally.solo.begin()
         connection.send(self, request)
 
     def close(self) -> None:
         """Let go: of a connection whose answer is complete, or of the engine's work."""
         self._asker = None
         self._owe(False)
+        if self._run is not None:
+            self._alone(self._run)
+            self._run = None
         if self.connection is None:
             return
         if self.guard.done:
@@ -140,11 +147,13 @@ class Call:
                 self._refused()
             return
         guard = self.guard
-        before = guard.events
+        before, pieces, finished = guard.events, guard.pieces, guard.finish_reason
         out = guard.feed(data)
         if guard.events != before:
             self._tally.relayed += guard.events - before
-            self._heard = self._clock()
+            asked, self._heard = self._heard, self._clock()
+            if self._run is not None and finished is None:
+                self._run.came(asked, self._heard, guard.pieces - pieces)
             if guard.finish_reason is not None:
                 self._limit = _AFTER_FINISH_S
             else:
@@ -181,6 +190,14 @@ class Call:
         self._settle()
 
     # --- ours -----------------------------------------------------------------------------------
+
+    def _alone(self, run: Run) -> None:
+        """Where this stream had the engine to itself it tells how fast that is."""
+        solo, guard = self._tally.solo, self.guard
+        solo.end(run)
+        if guard.done:
+            counted = (guard.usage or {}).get("completion_tokens")
+            solo.add(run, counted if isinstance(counted, int) else None)
 
     def _refused(self) -> None:
         self.guard.broke(refusal(self._status, self._headers, self._error_body))

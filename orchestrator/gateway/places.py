@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from engine_launchers.base import Served
 from orchestrator.control import ModelRoute, Replica
 from orchestrator.gateway.outliers import Key, Outliers
+from orchestrator.gateway.solo import Solo
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Tally:
     owed: int = 0
     relayed: int = 0
     answered: int = 0
+    solo: Solo = field(default_factory=Solo)
 
     @contextmanager
     def owing(self) -> Iterator[None]:

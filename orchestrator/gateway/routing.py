@@ -119,6 +119,8 @@ class Router:
                 owed=slot.tally.owed,
                 relayed=slot.tally.relayed,
                 answered=slot.tally.answered,
+                solo_tokens=slot.tally.solo.tokens,
+                solo_s=slot.tally.solo.seconds,
             )
             for line in self._lines.values()
             for slot in line.slots.values()

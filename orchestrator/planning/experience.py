@@ -22,6 +22,8 @@ from engine_launchers.value import Value
 _NUMBERS = ("max_model_len", "max_concurrency", "batch", "gpu_memory_fraction", "gpu_layers")
 _WORDS = ("kv_cache_dtype", "quantization")
 _NO_MEMORY = {"threads"}  # fields that memory does not depend on
+# Fields that one stream's decode does not depend on.
+_NO_SPEED = {"max_model_len", "max_concurrency", "gpu_memory_fraction", "replicas", "sleep"}
 _ALL = float("inf")
 _NEAR = 0.05  # a measured size that is nearer to the estimate is no news
 
@@ -109,9 +111,11 @@ def experienced(plan: EnginePlan, experience: Experience | None) -> EnginePlan:
             if abs(old.total - new.total) > _NEAR * old.total:
                 now, then = gib(new.total), gib(old.total)
                 reasons.append(f"measured here on {when}, {old.device}: {now}, not {then}")
-    if speed := experience.tokens_per_second:
+    speed = experience.tokens_per_second
+    if speed and _as_fast(update.get("tuning", plan.tuning), experience.tuning):
         update["expected"] = _spoken(plan.expected, speed, when)
-        reasons.append(f"measured here on {when}: {speed:.1f} tokens/s")
+        told = f"measured here on {when}: {speed:.1f} tokens/s for one stream"
+        reasons.append(told + _surprise(plan.expected, speed))
     if experience.load_seconds is not None:
         reasons.append(f"loaded in {experience.load_seconds:.1f} s here on {when}")
     return plan.model_copy(update={**update, "reasons": (*plan.reasons, *reasons)})
@@ -138,6 +142,19 @@ def _size(value: float | None) -> float:
 def _alike(one: Tuning, other: Tuning) -> bool:
     """Whether two tunings take the same memory."""
     return one.model_dump(exclude=_NO_MEMORY) == other.model_dump(exclude=_NO_MEMORY)
+
+
+def _as_fast(one: Tuning, other: Tuning) -> bool:
+    """Whether one stream is decoded alike with two tunings."""
+    return one.model_dump(exclude=_NO_SPEED) == other.model_dump(exclude=_NO_SPEED)
+
+
+def _surprise(expected: Expected, speed: float) -> str:
+    """What was expected instead, where the speed lies outside of it."""
+    if expected.tokens_per_second is None:
+        return ""
+    low, high = expected.tokens_per_second
+    return "" if low <= speed <= high else f", not {low:.1f} to {high:.1f}"
 
 
 def _measured(

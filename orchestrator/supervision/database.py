@@ -239,5 +239,5 @@ def _read(path: Path, how: str, statement: str, values: Sequence[object]) -> lis
 def rows_of(read: Callable[[str], list[Row]], events: int) -> Rows:
     """What a supervisor begins with, by table: all but the older `events` and the plans."""
     latest = f"ORDER BY id DESC LIMIT {events}"
-    rest = {"instances": "", "calibration": "", "events": latest}
+    rest = {"instances": "", "calibration": "", "standing": "", "events": latest}
     return {table: read(select(table, which)) for table, which in rest.items()}

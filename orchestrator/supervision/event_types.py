@@ -24,6 +24,8 @@ TYPES: Mapping[str, str] = {
     "model.scale": "An operator set how many engines a model has: `replicas`.",
     "model.pin": "An operator pinned a model: it never leaves for another.",
     "model.unpin": "An operator allowed again that a model leaves.",
+    "model.order_stands": "An order of before this supervisor still counts: that a model is `off`, "
+    "its `pin`, its `replicas`.",
     "model.roll_failed": "A new engine of a model did not come up; the old one serves on.",
     "config.reloaded": "Settings were read anew: models `added`, `removed`, `changed`, `kept`.",
     "config.rejected": "Settings were read anew and are not valid, and `why`; the old ones stay.",

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.control import LINE_LIMIT, Failed, Hello, Report, RouteTable, encode, receive
+from orchestrator.control import (
+    LINE_LIMIT,
+    Dealings,
+    Failed,
+    Hello,
+    Report,
+    RouteTable,
+    encode,
+    receive,
+)
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.demand import Demand
 from orchestrator.supervision.instance import Instance
@@ -39,10 +48,12 @@ class GatewayLink:
         path: Path,
         post: Callable[[str, lc.Event], None],
         on_change: Callable[[], None],
+        on_speed: Callable[[str, int, float], None] = lambda replica, generation, rate: None,
     ) -> None:
-        """`post` takes the events of a replica, by its id."""
+        """`post` takes the events of a replica, by its id; `on_speed` what single streams of one
+        generation were decoded at, in tokens per second."""
         self._path = path
-        self._post, self._on_change = post, on_change
+        self._post, self._on_change, self._on_speed = post, on_change, on_speed
         self._table = RouteTable(version=0)
         self._server: asyncio.Server | None = None
         self._paces: dict[tuple[int, str, int], _Pace] = {}
@@ -182,7 +193,23 @@ class GatewayLink:
         self._reports[writer] = report
         self._heard[writer] = asyncio.get_running_loop().time()
         for replica, now in report.dealings.items():
-            before = old.dealings.get(replica) if old else None
-            known = before.answered if before and before.generation == now.generation else 0
-            if now.answered > known:
+            found = old.dealings.get(replica) if old else None
+            before = found if found and found.generation == now.generation else None
+            if now.answered > (before.answered if before else 0):
                 self._post(replica, lc.Answered(now.generation))
+            rate = solo_rate(before, now)
+            if rate is not None and not self._elsewhere(writer, replica):
+                self._on_speed(replica, now.generation, rate)
+
+    def _elsewhere(self, writer: asyncio.StreamWriter, replica: str) -> bool:
+        """Whether another gateway has requests there, of which this one knows nothing."""
+        others = [r for w, r in self._reports.items() if r and w is not writer]
+        return any(each.in_flight.get(replica) for each in others)
+
+
+def solo_rate(before: Dealings | None, now: Dealings) -> float | None:
+    """Tokens per second of the single streams that ended between two reports; None: there were
+    none. `before` is of the same generation."""
+    tokens = now.solo_tokens - (before.solo_tokens if before else 0)
+    seconds = now.solo_s - (before.solo_s if before else 0.0)
+    return tokens / seconds if tokens > 0 and seconds > 0 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ class Operator:
         pool = self._pool(model)
         drain = self._drain(drain_s)
         self._note("model.restart", model, drain_s=drain)
+        self._stands(pool, off=False)
         pool.off, pool.why, pool.refused_until = False, "", 0.0
         if pool.phase in {Phase.OFF, Phase.ABSENT, Phase.FAILED}:
             self._load(pool, "restart requested")
@@ -49,7 +51,8 @@ class Operator:
         pool = self._pool(model)
         drain = self._drain(drain_s)
         self._note("model.stop", model, drain_s=drain)
-        pool.off, pool.wanted, pool.why = True, False, "stopped by an operator"
+        self._stands(pool, off=True)
+        pool.stay_out()
         pool.unload(drain, "stopped by an operator")
         self._supervisor.keeper.poke()
         return pool
@@ -67,6 +70,7 @@ class Operator:
         """Load what is not loaded; others leave for it as they would for a request."""
         pool = self._pool(model)
         self._note("model.load", model, why="load requested")
+        self._stands(pool, off=False)
         self._load(pool, "load requested")
         return pool
 
@@ -99,6 +103,7 @@ class Operator:
                 raise Conflict(f"no room for {more} more engines of {model}: {lack}")
         pool.refused_until = 0.0
         self._note("model.scale", model, replicas=replicas)
+        self._stands(pool, replicas=replicas)
         pool.spawn(lambda: pool.scale(replicas, self._drain(None)))
         return pool
 
@@ -106,6 +111,7 @@ class Operator:
         """Keep it in memory, or allow that it leaves."""
         pool = self._pool(model)
         self._note("model.pin" if pinned else "model.unpin", model)
+        self._stands(pool, pin=pinned)
         keeping = replace(pool.order.keeping, pin=pinned)
         pool.order = replace(pool.order, keeping=keeping)
         self._supervisor.keeper.poke()
@@ -201,6 +207,7 @@ class Operator:
         """Touch only what the settings changed; what an operator ordered since stays."""
         asked, now = pool.asked, pool.order
         pool.asked = order
+        self._supervisor.store.standing.still(order)
         keeping = order.keeping if order.keeping != asked.keeping else now.keeping
         replicas = order.replicas if order.replicas != asked.replicas else now.replicas
         if order.preload and not asked.preload:
@@ -236,6 +243,10 @@ class Operator:
 
     def _drain(self, asked: float | None) -> float:
         return self._supervisor.orders.drain_s if asked is None else asked
+
+    def _stands(self, pool: Pool, **change: Any) -> None:
+        """Write the order down where a later supervisor finds it."""
+        self._supervisor.store.standing.order(pool.asked, "admin", time.time(), **change)
 
     def _note(self, type: str, subject: str, actor: str = "admin", **detail: Any) -> None:
         self._supervisor.store.add_event(type, subject, actor=actor, **detail)

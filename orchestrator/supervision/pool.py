@@ -147,6 +147,10 @@ class Pool:
         for way in ways:
             way.cancel()
 
+    def stay_out(self) -> None:
+        """Not to be loaded until an operator starts it."""
+        self.off, self.wanted, self.why = True, False, "stopped by an operator"
+
     def refuse(self, why: str, until: float) -> None:
         """Nothing can be done for it before `until` (monotonic)."""
         self.why, self.refused_until, self.wanted = why, until, False

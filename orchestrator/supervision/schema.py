@@ -26,11 +26,16 @@ _SECOND = (
     """CREATE TABLE calibration (
   key TEXT PRIMARY KEY, at REAL NOT NULL, experience TEXT NOT NULL, seal TEXT NOT NULL)""",
 )
+_THIRD = (
+    """CREATE TABLE standing (
+  model TEXT PRIMARY KEY, standing TEXT NOT NULL, seal TEXT NOT NULL)""",
+)
 TABLES = {
     "instances": ("name", "fingerprint", "record", "plan", "seal"),
     "events": ("id", "at", "actor", "type", "subject", "detail"),
     "plans": ("id", "at", "subject", "generation", "why", "plan"),
     "calibration": ("key", "at", "experience", "seal"),
+    "standing": ("model", "standing", "seal"),
 }
 
 
@@ -80,7 +85,12 @@ def _two(db: sqlite3.Connection) -> None:
         db.execute("UPDATE instances SET seal = ? WHERE name = ?", (seal(*row), row[0]))
 
 
-STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_one, _two)
+def _three(db: sqlite3.Connection) -> None:
+    for statement in _THIRD:
+        db.execute(statement)
+
+
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_one, _two, _three)
 SCHEMA = len(STEPS)
 
 

@@ -1,4 +1,4 @@
-"""What outlives a supervisor: processes, plans, events, and what was learned. SQLite, WAL.
+"""What outlives a supervisor: processes, orders, plans, events, what was learned. SQLite, WAL.
 
 Memory has it all (events: the latest), the file is written through. So nothing here raises, and
 nothing stops with the disk: a file that is damaged is put aside and a new one written from memory;
@@ -26,6 +26,7 @@ from orchestrator.supervision.database import Database, Rows, Write, damaged, ro
 from orchestrator.supervision.journal import Event, Journal
 from orchestrator.supervision.records import Saved
 from orchestrator.supervision.schema import TABLES, chosen, insert, older, select
+from orchestrator.supervision.standing import StandingOrders
 
 __all__ = ["Saved", "Store"]
 
@@ -58,6 +59,7 @@ class Store:
         self._file = Database(path)
         self._saved: dict[str, Saved] = {}
         self._learned: dict[str, Experience] = {}
+        self.standing = StandingOrders(self._write, self._renew_copy)
         self._plans: deque[tuple[object, ...]] = deque(maxlen=_RECENT_PLANS)
         self._mending = self._closed = False
         self._dirty = True
@@ -111,6 +113,7 @@ class Store:
                 own[name] = copy
         self._saved = own
         self._learned = calibration.from_rows(rows.get("calibration", []))
+        self.standing.recall(rows.get("standing", []))
         events = [journal.from_row(row) for row in reversed(rows.get("events", []))]
         self.journal.resume([event for event in events if event], lost or bool(unknown))
         return f"it did not know of {', '.join(unknown)}" if unknown else ""
@@ -118,8 +121,7 @@ class Store:
     def close(self) -> None:
         """Renew the good copy and close the file; what comes later is told to nobody."""
         self.journal.close()
-        if not self.degraded:
-            self._renew_copy()
+        self._renew_copy()
         self._file.close()
         self.degraded, self._closed = "it was closed", True
 
@@ -231,15 +233,13 @@ class Store:
 
     def learn(self, experience: Experience) -> None:
         """Keep what an engine has shown; it takes the place of what was known for its key."""
-        name = experience.key.name
-        if self._learned.get(name) == experience:
+        if self._learned.get(experience.key.name) == experience:
             return
-        self._learned[name] = experience
+        self._learned[experience.key.name] = experience
         self._write((insert("calibration"), calibration.row_of(experience)))
         for old in calibration.too_many(self._learned):
             self._unlearn(old)
-        if not self.degraded:
-            self._renew_copy()
+        self._renew_copy()
 
     def learned(self) -> tuple[Experience, ...]:
         """Everything that is known, latest first."""
@@ -250,7 +250,7 @@ class Store:
         gone = [name for name, each in self._learned.items() if model in (None, each.key.model)]
         for name in gone:
             self._unlearn(name)
-        if gone and not self.degraded:
+        if gone:
             self._renew_copy()
         return len(gone)
 
@@ -319,6 +319,7 @@ class Store:
         yield from (
             (insert("calibration"), calibration.row_of(each)) for each in self._learned.values()
         )
+        yield from self.standing.writes()
         yield from ((insert("events"), event.row()) for event in self.journal.recent())
         yield from ((insert("plans"), row) for row in self._plans)
 
@@ -338,6 +339,8 @@ class Store:
             )
 
     def _renew_copy(self) -> None:
+        if self.degraded:
+            return
         self._copied, self._dirty = self._clock(), False
         try:
             self._file.copy()

@@ -31,6 +31,7 @@ from orchestrator.supervision.lessons import Lessons
 from orchestrator.supervision.orders import ModelOrder, Orders
 from orchestrator.supervision.pool import AT_REST, Pool
 from orchestrator.supervision.routes import route
+from orchestrator.supervision.standing import applied
 from orchestrator.supervision.store import Saved, Store
 from orchestrator.supervision.views import describe
 from orchestrator.supervision.workload import Workload
@@ -60,7 +61,7 @@ class Supervisor:
     ) -> None:
         self.orders, self.store, self.metrics = orders, store, ControlMetrics()
         self._runtimes, self._client = runtimes, client
-        self.link = GatewayLink(orders.control_socket, self._post, self._on_gateway)
+        self.link = GatewayLink(orders.control_socket, self._post, self._on_gateway, self._on_speed)
         self._version = 0
         self.draining = False
         self.shutdown_drain_s: float | None = None
@@ -74,17 +75,9 @@ class Supervisor:
         self.ledger = Ledger(orders.budget)
         self.lessons = Lessons(store, orders.hardware, orders.policy.stable_s)
         self.keeper = Keeper(
-            self._pools,
-            self.ledger,
-            orders.rooms,
-            self.link.demand,
-            taken,
-            self.lessons.sample,
-            store.add_event,
-            self.publish,
-            orders.drain_s,
-            orders.memory_wait_s,
-        )
+            self._pools, self.ledger, orders.rooms, self.link.demand, taken, self.lessons.sample,
+            store.add_event, self.publish, orders.drain_s, orders.memory_wait_s,
+        )  # fmt: skip
         self._keeping: asyncio.Task[None] | None = None
         process = runtimes["process"]
         self._gateway = Instance(gateway, process, orders.policy, orders.probes, self._hooks)
@@ -103,11 +96,14 @@ class Supervisor:
         saved = {row.name: row for row in self.store.saved()}
         for order in self.orders.models:
             self._pool(order, saved)
+        self.store.standing.keep_only(self._pools)
         self.metrics.add_engine(self._gateway.name, [state.value for state in S])
         self._crew.add(self._gateway)
         adopted = await self._adopt(saved)
         for pool in self._pools.values():
             pool.trim(adopted)
+            if pool.off:  # its supervisor was lost before its engines had ended
+                pool.unload(self.orders.drain_s, pool.why)
         await self.link.start()
         if self._gateway.name not in adopted:
             self._gateway.post(lc.Start("wanted at start"))
@@ -122,6 +118,7 @@ class Supervisor:
     def drop(self, model: str) -> None:
         """Serve a model no more; its engines have ended."""
         self._pools.pop(model, None)
+        self.store.standing.put(model, None)
         self.publish()
 
     def _pool(self, order: ModelOrder, saved: Mapping[str, Saved]) -> Pool:
@@ -133,8 +130,15 @@ class Supervisor:
         def has_room(plan: EnginePlan) -> bool:
             return self.keeper.has_room(planned(plan.estimate))
 
-        pool = Pool(order, make, self._crew, has_room, self._told)
+        standing = self.store.standing.still(order)
+        pool = Pool(applied(order, standing), make, self._crew, has_room, self._told)
+        pool.asked = order
         self._pools[order.name] = pool
+        if standing is not None:
+            actor, says = standing.actor, standing.says
+            self.store.add_event("model.order_stands", order.name, actor=actor, **says)
+            if standing.off:
+                pool.stay_out()
         for name in sorted(saved):
             row = saved[name]
             if row.plan is not None and row.plan.model.id == order.name:
@@ -222,7 +226,8 @@ class Supervisor:
         A model that cannot be loaded beside the others is not waited for.
         """
         settled = frozenset({S.READY, S.FAILED})
-        wanted = [pool for pool in self._pools.values() if pool.wanted or pool.order.preload]
+        pools = [pool for pool in self._pools.values() if not pool.off]
+        wanted = [pool for pool in pools if pool.wanted or pool.order.preload]
         first = [pool.settled() for pool in wanted]
         await asyncio.gather(*first, self._gateway.wait_for(settled))
         engines = [each for pool in wanted for each in pool.instances]
@@ -285,6 +290,11 @@ class Supervisor:
         instance = self._crew.get(replica)
         if instance is not None:
             instance.post(event)
+
+    def _on_speed(self, replica: str, generation: int, rate: float) -> None:
+        instance = self._crew.get(replica)
+        if instance is not None and instance.lifecycle.generation == generation:
+            self.lessons.speed(instance, rate)
 
     def _check_idle(self) -> None:
         """Tell draining engines that their last request is over."""

@@ -2,11 +2,14 @@
 
     python -m tests.faults.soak supervisor --runs 200 --streams 50
     python -m tests.faults.soak drains --runs 100 --streams 200
+    python -m tests.faults.soak supervisor --runs 10 --streams 16 --engine llama_server
+    python -m tests.faults.soak drains --runs 5 --streams 16 --engine vllm --replicas 1
     python -m tests.faults.soak turns --minutes 5
 
-`supervisor` kills the supervisor under streams of the fake engine and starts it again; `drains`
-restarts a model of two replicas under streams; `turns` lets four clients alternate between two real
-llama.cpp models that may not be in memory together. One line of JSON tells what was measured.
+`supervisor` kills the supervisor under streams and starts it again; `drains` restarts a model under
+streams; `turns` lets four clients alternate between two real llama.cpp models that may not be in
+memory together. The streams of the fake engine carry numbers; those of a real one are greedy and
+have to say what they said before. One line of JSON tells what was measured.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,84 +33,131 @@ import httpx
 from orchestrator.settings import load_settings
 from tests.conftest import real_room
 from tests.faults.lab import percentile
+from tests.faults.stories import PROMPT, nearly_loaded, story, text
 from tests.harness import Room, eventually, fake_room, until
 from tests.streams import ask, check_stream, request_bytes
 
 TOKENS = 40
+STORY_TOKENS = 200  # a real engine is still at it when its supervisor is back
+_PAUSE_S = 10.0
+_GREEDY = {"max_new_tokens": STORY_TOKENS, "do_sample": False}
+
+
+@dataclass(frozen=True)
+class Soak:
+    """What is asked for."""
+
+    runs: int
+    streams: int
+    engine: str
+    replicas: int
 
 
 @contextmanager
-def room_of(*knobs: str, **settings: Any) -> Iterator[Room]:
-    """A server over the fake engine, which leaves nothing."""
+def room_of(soak: Soak, tps: int, **settings: Any) -> Iterator[Room]:
+    """A server over the engine, which leaves nothing."""
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        room = fake_room(Path(folder) / "data", *knobs, serial=False, **settings).start()
+        data, count = Path(folder) / "data", str(soak.streams)
+        settings = {"replicas": soak.replicas, **settings}
+        if soak.engine == "fake":
+            knobs = ("--tps", str(tps), "--slots", count)
+            room = fake_room(data, *knobs, serial=False, **settings)
+        else:
+            flags = ("--engine", soak.engine, "--context", "512", "--users", count)
+            room = real_room(data, load_settings({}, {}).engines, *flags)
+            room.env.update({f"ENGINEROOM_{k.upper()}": str(v) for k, v in settings.items()})
         try:
-            yield room
+            yield room.start(600)
         finally:
             room.close()
         assert room.processes() == []
 
 
-async def stream(port: int) -> None:
-    """One stream of TOKENS tokens, none lost, doubled or cut."""
-    data = request_bytes("Hi", "/generate_stream", max_new_tokens=TOKENS)
-    answer = await ask(port, data)
-    assert answer.status == 200, answer
-    lines = answer.body.decode().splitlines()
-    check_stream([line.partition("data: ")[2] for line in lines if "data: " in line], TOKENS)
+class Streams:
+    """Streams of one room, each of which has to be whole."""
+
+    def __init__(self, room: Room, engine: str) -> None:
+        self._port, self._fake = int(room.url.rsplit(":", 1)[1]), engine == "fake"
+        self._known = "" if self._fake else text(story(room, STORY_TOKENS))
+        self.whole = 0
+
+    async def one(self, begun: asyncio.Event | None = None) -> None:
+        """One stream: none of its tokens lost, doubled or cut."""
+        fields = {"max_new_tokens": TOKENS} if self._fake else _GREEDY
+        data = request_bytes("Hi" if self._fake else PROMPT, "/generate_stream", **fields)
+        answer = await ask(self._port, data, begun=begun)
+        assert answer.status == 200, answer
+        lines = answer.body.decode().splitlines()
+        payloads = [line.partition("data: ")[2] for line in lines if "data: " in line]
+        if self._fake:
+            check_stream(payloads, TOKENS)
+        else:
+            assert text(payloads) == self._known, payloads
+        self.whole += 1
 
 
-def port_of(room: Room) -> int:
-    """The gateway's port."""
-    return int(room.url.rsplit(":", 1)[1])
-
-
-async def supervisor(runs: int, streams: int) -> dict[str, Any]:
+async def supervisor(soak: Soak) -> dict[str, Any]:
     """Seconds until everything was adopted again."""
     took: list[float] = []
-    with room_of("--tps", "20", "--slots", str(streams)) as room:
-        before = room.engine()
-        for _ in range(runs):
-            work = [asyncio.create_task(stream(port_of(room))) for _ in range(streams)]
-            await eventually(lambda: room.engine()["in_flight"] == streams, 30, "all run")
+    live: list[int] = []
+    with room_of(soak, tps=20) as room:
+        streams, before = Streams(room, soak.engine), room.engine()
+        for _ in range(soak.runs):
+            begun = [asyncio.Event() for _ in range(soak.streams)]
+            work = [asyncio.create_task(streams.one(each)) for each in begun]
+            await asyncio.gather(*(each.wait() for each in begun))
+            live.append(sum(not each.done() for each in work))
             await asyncio.to_thread(room.kill)
             await asyncio.to_thread(room.start)
             took.append(room.ready["start_seconds"])
             await asyncio.gather(*work)
         after = room.engine()
         assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
-    return {"runs": runs, "streams": runs * streams, "lost": 0, **_told("adopted", took)}
+    told = {"streams": streams.whole, "fewest_live": min(live), "lost": 0}
+    return {**told, **_told("adopted", took)}
 
 
-async def drains(runs: int, streams: int) -> dict[str, Any]:
-    """Seconds until both replicas were new ones, `streams` running all the time."""
+async def drains(soak: Soak) -> dict[str, Any]:
+    """Seconds until all replicas were new ones, `streams` running all the time.
+
+    Before real engines clients pause between two streams until the new engine is about to serve: a
+    machine of two cores that is kept busy by one starts no other.
+    """
     took: list[float] = []
-    done = 0
     ending = False
+    pressing = asyncio.Event()
 
     async def client() -> None:
-        nonlocal done
         while not ending:
-            await stream(port_of(room))
-            done += 1
+            await streams.one()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(pressing.wait(), _PAUSE_S)
 
-    with room_of("--tps", "10", "--slots", str(streams), replicas=2, drain_s=60) as room:
-        work = [asyncio.create_task(client()) for _ in range(streams)]
-        for _ in range(runs):
+    with room_of(soak, tps=10, drain_s=600) as room:
+        streams = Streams(room, soak.engine)
+        work = [asyncio.create_task(client()) for _ in range(soak.streams)]
+        for _ in range(soak.runs):
             old = {row["pid"] for row in room.engines()}
             began = time.monotonic()
             assert room.admin("POST", "/admin/models/demo/restart").status_code == 202
-            await eventually(partial(_all_new, room, old), 120, "both are new")
+            if soak.engine != "fake":
+                await eventually(partial(nearly_loaded, room, old), 600, "one is about to serve")
+            pressing.set()
+            await eventually(partial(_all_new, room, old), 600, "all are new")
             took.append(time.monotonic() - began)
-            assert not any(each.done() for each in work), "a stream broke"
+            if soak.engine != "fake":
+                pressing.clear()
+            assert not [each.result() for each in work if each.done()], "a stream broke"
         ending = True
+        pressing.set()
         await asyncio.gather(*work)
-    return {"runs": runs, "streams": done, "lost": 0, **_told("replaced", took)}
+    return {"streams": streams.whole, "lost": 0, **_told("replaced", took)}
 
 
 def _all_new(room: Room, old: set[int]) -> bool:
     rows = room.engines()
-    return len(rows) == 2 and all(r["state"] == "ready" and r["pid"] not in old for r in rows)
+    fresh = [row for row in rows if row["state"] == "ready" and row["pid"] not in old]
+    return len(rows) == len(fresh) == len(old)
 
 
 def turns(minutes: float) -> dict[str, Any]:
@@ -165,13 +216,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--engine", choices=("fake", "llama_server", "vllm"), default="fake")
+    parser.add_argument("--replicas", type=int, default=None, help="2 for drains, else 1")
     given = parser.parse_args()
     if given.what == "turns":
-        found = turns(given.minutes)
-    else:
-        run = supervisor if given.what == "supervisor" else drains
-        found = asyncio.run(run(given.runs, given.streams))
-    sys.stdout.write(json.dumps({"what": given.what, **found}) + "\n")
+        sys.stdout.write(json.dumps({"what": given.what, **turns(given.minutes)}) + "\n")
+        return
+    replicas = given.replicas or (2 if given.what == "drains" else 1)
+    soak = Soak(given.runs, given.streams, given.engine, replicas)
+    found = asyncio.run((supervisor if given.what == "supervisor" else drains)(soak))
+    asked = {"what": given.what, "engine": soak.engine, "replicas": replicas, "runs": soak.runs}
+    sys.stdout.write(json.dumps({**asked, **found}) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,14 @@ class Channel:
 
     def __init__(self, socket: Path) -> None:
         self.events: list[lc.Event] = []
+        self.speeds: list[tuple[str, int, float]] = []
         self.heard = asyncio.Event()
-        self.here = GatewayLink(socket, lambda _, event: self.events.append(event), self.heard.set)
+        self.here = GatewayLink(
+            socket,
+            lambda _, event: self.events.append(event),
+            self.heard.set,
+            lambda *told: self.speeds.append(told),
+        )
         config = GatewayConfig(
             version="1", name="g", host="x", port=1, control_socket=str(socket), max_queue=9,
             queue_timeout_s=9, max_body_bytes=9, stall_timeout_s=9,
@@ -93,6 +99,21 @@ async def test_the_supervisor_learns_what_an_engine_owes_and_has_relayed(tmp_pat
                 channel.heard.clear()
                 await channel.heard.wait()
         assert channel.events == [lc.Answered(1), lc.RequestFailed(1, "broke"), lc.Answered(1)]
+
+
+async def test_the_supervisor_learns_what_single_streams_are_decoded_at(tmp_path: Path) -> None:
+    async with open_channel(tmp_path) as channel:
+        await asyncio.wait_for(known(channel), 5)
+        for tokens, seconds in ((100, 2.0), (30, 1.0)):
+            async with channel.router.lease("m") as lease:
+                lease.tally.solo.tokens += tokens
+                lease.tally.solo.seconds += seconds
+            told = len(channel.speeds)
+            async with asyncio.timeout(5):
+                while len(channel.speeds) == told:
+                    channel.heard.clear()
+                    await channel.heard.wait()
+        assert channel.speeds == [("m-0", 1, 50.0), ("m-0", 1, 30.0)]
 
 
 async def test_a_gateway_that_stands_still_cannot_accuse_an_engine(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_what_was_measured_takes_the_place_of_what_was_guessed() -> None:
     told = plan.reasons[len(PLAN.reasons) :]
     assert told[0].startswith("measured here on 2023-11-14, gpu:0: ")
     assert told[1:] == (
-        "measured here on 2023-11-14: 71.5 tokens/s",
+        "measured here on 2023-11-14: 71.5 tokens/s for one stream",
         "loaded in 12.2 s here on 2023-11-14",
     )
     # Not yet touched weights and cache count all the same; more than the estimate does too.
@@ -62,6 +62,17 @@ def test_what_was_measured_takes_the_place_of_what_was_guessed() -> None:
         for size in (1, part.total + GIB)
     )
     assert (low, high) == (part.weights + part.kv, part.total + GIB)
+
+
+def test_a_speed_counts_where_one_stream_is_decoded_alike() -> None:
+    assert PLAN.expected.tokens_per_second is not None
+    low, high = PLAN.expected.tokens_per_second
+    fewer = PLAN.tuning.model_copy(update={"max_concurrency": 1})
+    plan = experienced(PLAN, seen(PLAN, tuning=fewer, tokens_per_second=high + 9))
+    told = f"{high + 9:.1f} tokens/s for one stream, not {low:.1f} to {high:.1f}"
+    assert plan.reasons[-1] == f"measured here on 2023-11-14: {told}"
+    other = PLAN.tuning.model_copy(update={"gpu_layers": 3})
+    assert experienced(PLAN, seen(PLAN, tuning=other, tokens_per_second=9.0)) == PLAN
 
 
 def test_the_next_plan_begins_on_the_rung_that_held() -> None:

@@ -2,83 +2,78 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import signal
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 
-import httpx
 import psutil
 
-from tests.faults.lab import Lab, scenario
+from tests.faults.lab import Lab, percentile, scenario
+from tests.faults.scenarios.clients import port_of
+from tests.faults.scenarios.shims import stopped_at_any_moment
+from tests.faults.stories import broken, nearly_loaded, running, story, text
 from tests.harness import ROOT, Room, until
+from tests.streams import Answer, ask, request_bytes
 
-LONG = "Tell me a long story about the shop."
 DEMO = ROOT / "orchestrator" / "models" / "demo" / "demo.F16.gguf"
-TOKENS = 150
-
-
-def story(room: Room) -> list[str]:
-    """The data payloads of one long greedy stream, over a connection of its own."""
-    body = {"prompt": LONG, "max_new_tokens": TOKENS, "do_sample": False}
-    with (
-        httpx.Client(timeout=300, trust_env=False, verify=False) as client,
-        client.stream("POST", f"{room.url}/generate_stream", json=body) as answer,
-    ):
-        assert answer.status_code == 200, answer.read()
-        return [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
-
-
-def text(payloads: list[str]) -> str:
-    """The text of a stream that ended well."""
-    assert payloads[-1] == "[DONE]", payloads[-1]
-    parts = [json.loads(each) for each in payloads[:-1]]
-    said = "".join(part.get("token", "") for part in parts)
-    assert said == parts[-1]["generated_text"]
-    return said
-
-
-def _running(room: Room, many: ThreadPoolExecutor, count: int) -> list[Future[list[str]]]:
-    """So many stories, the first of them under way."""
-    streams = [many.submit(story, room) for _ in range(count)]
-    until(lambda: room.model()["in_flight"] >= 1, 60, "they run")
-    return streams
+SMALL = ("--context", "512", "--users", "4")
+PLACES = 300
 
 
 @scenario("F29", "llama_server", also=("F14", "F20"))
 def a_herd_then_a_lost_supervisor_then_a_restart(lab: Lab) -> None:
-    room = lab.make("--context", "512", preload=False, max_queue=400, queue_timeout_s=300).start()
-    loading = time.monotonic()
-    with ThreadPoolExecutor(50) as many:
-        answers = list(many.map(lambda _: _one_token(room), range(500)))
-    began = time.monotonic()
-    codes = [code for code, _ in answers]
-    assert set(codes) <= {200, 429}
-    assert codes.count(200) >= 400
+    room = lab.make(*SMALL, preload=False, max_queue=PLACES, queue_timeout_s=300).start()
+    _herd(lab, room)
     assert len(room.events("model.load")) == 1
-    lab.took(max((s for code, s in answers if code == 429), default=0.0))
-    assert began > loading
+    _served_on(lab, room, 1)
+
+
+@scenario("F29", "vllm", also=("F10", "F14", "F20"))
+def stopped_while_it_loads_then_a_herd_and_the_rest(lab: Lab) -> None:
+    """Its first whole start is the one that the herd waits for."""
+    room = lab.make(*SMALL, preload=False, max_queue=PLACES, queue_timeout_s=300).start()
+    stopped_at_any_moment(lab, room, load_s=25.0)
+    room.admin("POST", "/admin/models/demo/start")
+    launched = room.wait_state("starting")["generation"]
+    _herd(lab, room)
+    assert room.engine()["restarts"] == 0
+    _served_on(lab, room, launched)
+
+
+def _herd(lab: Lab, room: Room) -> None:
+    """500 at once, 300 of which may wait while the model loads."""
+    answers = asyncio.run(_all_at_once(port_of(room.url), 500))
+    codes = Counter(each.status for each in answers)
+    assert set(codes) <= {200, 429}, codes
+    assert codes[200] >= PLACES
+    refused = [each for each in answers if each.status == 429]
+    assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
+    lab.took(percentile([each.seconds for each in refused] or [0.0], 0.99), "F29")
+
+
+async def _all_at_once(port: int, crowd: int) -> list[Answer]:
+    one_token = request_bytes("Hi", max_new_tokens=1)
+    return await asyncio.gather(*(ask(port, one_token) for _ in range(crowd)))
+
+
+def _served_on(lab: Lab, room: Room, launched: int) -> None:
+    assert [row["generation"] for row in room.engines()] == [launched]
     whole = text(story(room))
     _supervisor_killed(lab, room, whole)
     _restarted_under_load(lab, room, whole)
-
-
-def _one_token(room: Room) -> tuple[int, float]:
-    began = time.monotonic()
-    with httpx.Client(timeout=400, trust_env=False, verify=False) as client:
-        body = {"prompt": "Hi", "max_new_tokens": 1}
-        answer = client.post(f"{room.url}/generate", json=body)
-    return answer.status_code, time.monotonic() - began
 
 
 def _supervisor_killed(lab: Lab, room: Room, whole: str) -> None:
     before = {name: room.engine(name) for name in ("demo-0", "gateway-0")}
     for _ in range(3):
         with ThreadPoolExecutor(4) as many:
-            streams = _running(room, many, 4)
+            streams = running(room, many, 4)
             room.kill()
             room.start()
             lab.took(room.ready["start_seconds"], "F14")
@@ -90,26 +85,42 @@ def _supervisor_killed(lab: Lab, room: Room, whole: str) -> None:
 
 def _restarted_under_load(lab: Lab, room: Room, whole: str) -> None:
     """With one replica and memory for another: the new one is ready before the old one drains."""
-    stop = threading.Event()
+    old = room.engine()["pid"]
+    with clients(room, whole, 4) as press:
+        began = time.monotonic()
+        assert room.admin("POST", "/admin/models/demo/restart").status_code == 202
+        until(lambda: nearly_loaded(room, {old}), 280, "another engine is about to serve")
+        press()
+        until(lambda: _replaced(room, old), 280, "another engine serves alone")
+        seconds = time.monotonic() - began
+    lab.took(seconds - _own_start(room), "F20")
+
+
+@contextmanager
+def clients(room: Room, whole: str, count: int) -> Iterator[Callable[[], None]]:
+    """Clients that ask for one story after the other, each of which has to be whole.
+
+    They pause between two until they are told to press: a machine of two cores that is kept busy by
+    one engine starts no other.
+    """
+    pressing, over = threading.Event(), threading.Event()
 
     def client() -> int:
         done = 0
-        while not stop.is_set():
+        while not over.is_set():
             assert text(story(room)) == whole
             done += 1
+            pressing.wait(10)
         return done
 
-    old = room.engine()["pid"]
-    with ThreadPoolExecutor(4) as many:
-        clients = [many.submit(client) for _ in range(4)]
+    with ThreadPoolExecutor(count) as many:
+        work = [many.submit(client) for _ in range(count)]
         try:
-            began = time.monotonic()
-            assert room.admin("POST", "/admin/models/demo/restart").status_code == 202
-            until(lambda: _replaced(room, old), 280, "another engine serves alone")
-            lab.took(time.monotonic() - began, "F20")
+            yield pressing.set
         finally:
-            stop.set()
-        assert all(each.result() > 0 for each in clients)
+            over.set()
+            pressing.set()
+        assert all(each.result() > 0 for each in work)
 
 
 def _replaced(room: Room, old: int) -> bool:
@@ -117,42 +128,44 @@ def _replaced(room: Room, old: int) -> bool:
     return not others and row["state"] == "ready" and row["pid"] != old
 
 
+def _own_start(room: Room) -> float:
+    """Seconds that the newest engine took from its launch until it was ready."""
+    name = room.engine()["id"]
+    told = [each for each in room.events("engine.state") if each["subject"] == name]
+    at = {each["detail"]["new"]: each["at"] for each in told}
+    return float(at["ready"] - at["starting"])
+
+
 @scenario("F1", "llama_server", also=("F7",))
 def leader_killed_and_ended(lab: Lab) -> None:
-    room = lab.make("--context", "512").start()
-    row = room.engine()
-    leader = psutil.Process(row["pid"])
-    tree = [leader, *leader.children(recursive=True)]
-    with ThreadPoolExecutor(4) as many:
-        streams = _running(room, many, 4)
-        began = time.monotonic()
-        os.kill(leader.pid, signal.SIGKILL)
-        ended = next(each for each in as_completed(streams) if _broken(each.result()))
-        lab.took(time.monotonic() - began)
-        broken = [each for each in streams if _broken(each.result())]
-    assert ended in broken  # what waited is served by the next one
-    until(lambda: not any(_alive(each) for each in tree), 5, "all of it is gone")
-    until(lambda: room.engine()["generation"] == 2, 10, "a new one")
+    room = lab.make(*SMALL).start()
+    leader_killed(lab, room)
     room.wait_state("ready", seconds=120)
+    before = room.engine()
     began = time.monotonic()
-    os.kill(room.engine()["pid"], signal.SIGINT)  # it answers with an exit of its own
-    until(lambda: room.engine()["generation"] == 3, 10, "counted as a crash")
+    os.kill(before["pid"], signal.SIGINT)  # it answers with an exit of its own
+    room.wait_generation(before["generation"] + 1, 10)
     lab.took(time.monotonic() - began, "F7")
     room.wait_state("ready", seconds=120)
 
 
+def leader_killed(lab: Lab, room: Room) -> None:
+    """In the middle of four streams; the next launch is under way after it."""
+    before = room.engine()
+    leader = psutil.Process(before["pid"])
+    tree = [leader, *leader.children(recursive=True)]
+    with ThreadPoolExecutor(4) as many:
+        streams = running(room, many, 4, tokens=400)
+        began = time.monotonic()
+        os.kill(leader.pid, signal.SIGKILL)
+        assert any(broken(each.result()) for each in as_completed(streams))
+        lab.took(time.monotonic() - began, "F1")
+    until(lambda: not any(_alive(each) for each in tree), 5, "all of it is gone")
+    room.wait_generation(before["generation"] + 1, 10)
+
+
 def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def _broken(payloads: list[str]) -> bool:
-    """Whether a stream ended with the one error; a whole one is the other way to end."""
-    if payloads[-1] == "[DONE]":
-        text(payloads)
-        return False
-    last: Any = json.loads(payloads[-1])
-    assert last["error"]["code"] == "engine_died", last
-    return True
 
 
 @scenario("F42", "llama_server")

@@ -1,0 +1,75 @@
+"""How fast an engine decodes for one request alone, from streams that had it to themselves. Pure.
+
+A stream counts whose text came token by token from an engine that did nothing else for this
+gateway, while the gateway waited for the engine and not for the client. Times are in seconds, on
+the caller's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_LEAST = 16  # tokens, from which a stream tells of more than its beginning
+_SEEN = 0.8  # of the counted tokens have to come as text: thoughts and calls hide theirs
+_OWED = 0.5  # of the time has to be the engine's: a slow reader finds it ahead
+
+
+@dataclass(eq=False)
+class Run:
+    """One stream: when its first text came and its last event, and what it waited in between."""
+
+    alone: bool = True
+    began: float | None = None
+    ended: float = 0.0
+    owed_s: float = 0.0
+    events: int = 0
+
+    def came(self, asked: float, at: float, pieces: int) -> None:
+        """Pieces of text, or none, came at `at`; the gateway had waited for them since `asked`."""
+        self.ended = at
+        if self.began is not None:
+            self.owed_s += at - asked
+            self.events += pieces
+        elif pieces:
+            self.began = at
+            self.events = pieces - 1
+
+    def decoded(self, counted: int | None) -> tuple[int, float]:
+        """The tokens after the first, and their seconds; nothing of a stream that tells nothing.
+
+        `counted`: all tokens, by the engine's own count where it gave one.
+        """
+        if self.began is None or not self.alone:
+            return 0, 0.0
+        tokens = self.events if counted is None else counted - 1
+        seconds = self.ended - self.began
+        told = tokens >= _LEAST and self.events >= _SEEN * tokens
+        return (tokens, seconds) if told and self.owed_s >= _OWED * seconds > 0 else (0, 0.0)
+
+
+@dataclass
+class Solo:
+    """What one generation of a replica decoded for streams that were alone; both only grow."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    _running: set[Run] = field(default_factory=set)
+
+    def begin(self) -> Run:
+        """A call begins: two that overlap are neither of them alone."""
+        run = Run(alone=not self._running)
+        if len(self._running) == 1:
+            for other in self._running:
+                other.alone = False
+        self._running.add(run)
+        return run
+
+    def end(self, run: Run) -> None:
+        """It ended, however."""
+        self._running.discard(run)
+
+    def add(self, run: Run, counted: int | None) -> None:
+        """A stream ended in order."""
+        tokens, seconds = run.decoded(counted)
+        self.tokens += tokens
+        self.seconds += seconds
