@@ -34,8 +34,10 @@ svg{width:100%;height:auto;display:block}.tick{fill:var(--soft);font-size:11.5px
 .name{fill:var(--ink);font-size:12.5px}.axis{stroke:var(--soft)}.grid{stroke:var(--rule)}
 .s0{fill:var(--a);fill-opacity:.85}.s1{fill:var(--b);fill-opacity:.6}.two .s0{fill-opacity:.6}
 .line{fill:none;stroke-width:1.8}.l0{stroke:var(--a)}.l1{stroke:var(--b)}
+figcaption span{font-weight:400;color:var(--soft);margin-left:.7em;white-space:nowrap}
+.two figcaption .t0{color:var(--a)}.two figcaption .t1{color:var(--b)}
+.wide+.wide{margin-top:14px}.narrow{max-width:640px;margin-top:14px}
 .mark{stroke:var(--soft);stroke-dasharray:3 3}.two .m0{stroke:var(--a)}.two .m1{stroke:var(--b)}
-.two .t0{fill:var(--a)}.two .t1{fill:var(--b)}
 .range{stroke:var(--a);stroke-width:3;stroke-opacity:.45}.dot{fill:var(--a)}
 .warn{background:var(--warnbg);color:var(--warn);border-radius:8px;padding:10px 16px;margin:16px 0}
 .warn ul{margin:4px 0;padding-left:20px}.key{display:inline-block;width:.8em;height:.8em;
@@ -139,7 +141,7 @@ def _comparison(rows: Sequence[dict[str, Any]]) -> str:
     return (
         "<h2>B over A, round by round</h2>"
         + _table(words.RATIO_HEAD, words.ratio_rows(rows))
-        + '<div class="plots" style="margin-top:14px">'
+        + '<div class="narrow">'
         + ratio_plot("Ratios B / A: median, and range over the rounds", plot)
         + "</div>"
     )
@@ -161,7 +163,7 @@ def _plots(targets: Sequence[dict[str, Any]]) -> list[str]:
                 label = "AB"[index] if len(targets) == 2 else ""
                 series.append((label, shape["edges"], shape["counts"], marks))
         if series:
-            made.append(histogram_plot(f"{title}, share per bin", series))
+            made.append(histogram_plot(title, series))
     lines = [target["timeline"] for target in targets]
     step = max(line["step_s"] for line in lines)
     names = ["A", "B"] if len(targets) == 2 else [""]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 
 _WIDTH, _HEIGHT = 560, 220
@@ -21,6 +22,18 @@ def seconds(value: float) -> str:
     if value < 1:
         return f"{value * 1e3:.3g} ms"
     return f"{value:.3g} s"
+
+
+def time_ticks(ticks: Sequence[float]) -> list[str]:
+    """Labels of neighbouring times, in one unit where they span little, as precise as they need."""
+    if len(ticks) < 2 or ticks[-1] > 100 * max(ticks[0], 1e-9) > 1e-7:
+        return [seconds(tick) for tick in ticks]
+    scale, unit = next(
+        (each for each in ((1.0, "s"), (1e3, "ms")) if ticks[-1] * each[0] >= 1), (1e6, "µs")
+    )
+    step = min(b - a for a, b in pairwise(ticks)) * scale
+    places = max(0, -floor(log10(step) + 1e-9))
+    return [f"{tick * scale:.{places}f} {unit}" for tick in ticks]
 
 
 def number(value: float) -> str:
@@ -44,43 +57,53 @@ def histogram_plot(
 ) -> str:
     """Bars over bins of time, one series behind the other.
 
-    A series is (name, edges in seconds, counts, percentiles to mark by name). Widths of bins may
-    differ, so bars show the share of values per bin and the axis is the first series' own: linear,
-    or by logarithm where its bins grow.
+    A series is (name, edges in seconds, counts, percentiles to mark by name). Areas are shares of
+    a series, so that two with bins of their own compare; one alone shows its share per bin. The
+    axis is linear, or by logarithm where a series' bins grow.
     """
     edges = [edge for _, some, _, _ in series for edge in some]
     low, high = min(edges), max(edges)
     growing = any(_grows(some) for _, some, _, _ in series) and low > 0
     place = _log_scale(low, high) if growing else _linear_scale(low, high)
-    shares = [[n / max(1, sum(counts)) for n in counts] for _, _, counts, _ in series]
-    top = max((max(some, default=0) for some in shares), default=0) or 1
-    parts = []
-    for index, ((name, some, counts, _), heights) in enumerate(zip(series, shares, strict=True)):
-        for a, b, count, share in zip(some, some[1:], counts, heights, strict=False):
-            if not count:
-                continue
-            x, width = place(a), max(1.5, place(b) - place(a) - 0.6)
-            tall = max(1.0, _PLOT_H * share / top)
-            tip = f"{name}: {seconds(a)} to {seconds(b)}: {count} ({share:.1%})".lstrip(": ")
-            parts.append(
-                f'<rect class="s{index}" x="{x:.1f}" y="{_TOP + _PLOT_H - tall:.1f}" '
-                f'width="{width:.1f}" height="{tall:.1f}"><title>{escape(tip)}</title></rect>'
-            )
+    bars = []  # (series, x, width, height before scaling, tip)
+    for index, (name, some, counts, _) in enumerate(series):
+        for (a, b), count in zip(pairwise(some), counts, strict=True):
+            share, width = count / max(1, sum(counts)), max(1.0, place(b) - place(a))
+            tip = f"{name}: {seconds(a)} to {seconds(b)}: {count} ({share:.1%})"
+            if count:
+                tall = share if len(series) == 1 else share / width
+                bars.append((index, place(a), width, tall, tip.removeprefix(": ")))
+    top = max((tall for _, _, _, tall, _ in bars), default=0) or 1
+    parts = [
+        f'<rect class="s{index}" x="{x:.1f}" y="{_TOP + _PLOT_H * (1 - tall / top):.1f}" '
+        f'width="{max(1.0, width - 0.6):.1f}" height="{_PLOT_H * tall / top:.1f}">'
+        f"<title>{escape(tip)}</title></rect>"
+        for index, x, width, tall, tip in bars
+    ]
     for index, (_, _, _, marks) in enumerate(series):
-        for row, (label, value) in enumerate(marks.items()):
+        for label, value in marks.items():
             x = place(min(max(value, low), high))
-            anchor = "end" if x > _WIDTH - 90 else "start"
-            shift = -3 if anchor == "end" else 3
-            y = _TOP + 10 + 12 * (row + index * len(marks))
             parts.append(
-                f'<line class="mark m{index}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" '
-                f'y2="{_TOP + _PLOT_H}"/><text class="tick t{index}" x="{x + shift:.1f}" y="{y}" '
-                f'text-anchor="{anchor}">{escape(label)} {seconds(value)}</text>'
+                f'<line class="mark m{index}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 4}" '
+                f'y2="{_TOP + _PLOT_H}"><title>{escape(label)} {seconds(value)}</title></line>'
             )
+            if len(series) == 1:
+                parts.append(
+                    f'<text class="tick" x="{x:.1f}" y="{_TOP - 8}" text-anchor="middle">'
+                    f"{escape(label)}</text>"
+                )
     ticks = _log_ticks(low, high) if growing else nice_ticks(low, high)
-    parts += [_tick_x(place(tick), seconds(tick)) for tick in ticks]
-    parts += [_tick_y(share, top, f"{share:.0%}") for share in nice_ticks(0, top, 3)]
-    return _svg(title, "", parts)
+    labels = [seconds(tick) for tick in ticks] if growing else time_ticks(ticks)
+    parts += [_tick_x(place(tick), label) for tick, label in zip(ticks, labels, strict=True)]
+    if len(series) == 1:
+        parts += [_tick_y(share, top, f"{share:.0%}") for share in nice_ticks(0, top, 3)]
+    told = [
+        f'<span class="t{index}">{escape(f"{name}: " if name else "")}'
+        + escape(", ".join(f"{label} {seconds(value)}" for label, value in marks.items()))
+        + "</span>"
+        for index, (name, _, _, marks) in enumerate(series)
+    ]
+    return _svg(title, "", parts, told=" ".join(told))
 
 
 def line_plot(
@@ -182,7 +205,9 @@ def _tick_y(value: float, top: float, label: str) -> str:
     )
 
 
-def _svg(title: str, x_name: str, parts: Sequence[str], height: int = _HEIGHT) -> str:
+def _svg(
+    title: str, x_name: str, parts: Sequence[str], height: int = _HEIGHT, told: str = ""
+) -> str:
     below = (
         f'<text class="tick" x="{_LEFT + _PLOT_W}" y="{height - 6}" text-anchor="end">'
         f"{escape(x_name)}</text>"
@@ -192,6 +217,6 @@ def _svg(title: str, x_name: str, parts: Sequence[str], height: int = _HEIGHT) -
     # Grid lines first: what was measured is drawn over them.
     ordered = sorted(parts, key=lambda part: 'class="grid"' not in part)
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height}" '
-        f'role="img" aria-label="{escape(title)}">{"".join(ordered)}{below}</svg></figure>'
+        f"<figure><figcaption>{escape(title)} {told}</figcaption>"
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(ordered)}{below}</svg></figure>'
     )

@@ -38,86 +38,153 @@ from orchestrator.cli.bench_show import Watching, show
 from orchestrator.cli.options import DataDir, Json, out, print_json
 from orchestrator.errors import ConfigError
 
+_LOAD, _REQUESTS, _SECOND, _REPORT = "Load", "Requests", "Second target", "Report"
+
 
 def bench(
     url: Url = None,
     stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Ask for streams, or for whole answers.")
+        bool,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Ask for streams, or for whole answers.",
+            rich_help_panel=_REQUESTS,
+        ),
     ] = True,
     users: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Closed loop: each asks again when answered [10]."),
+        typer.Option(
+            min=1,
+            max=10_000,
+            help="Closed loop: each asks again when answered (10).",
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, max=100_000, help="Open loop: requests/s, whatever comes back."),
+        typer.Option(
+            min=0.001,
+            max=100_000,
+            help="Open loop: requests/s, whatever comes back.",
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
     arrivals: Annotated[
-        str, typer.Option(help="Of an open loop: poisson or constant.")
+        str, typer.Option(help="Of an open loop: poisson or constant.", rich_help_panel=_LOAD)
     ] = "poisson",
     requests: Annotated[
-        int | None, typer.Option(min=1, help="How many to count [10 per user].")
+        int | None,
+        typer.Option(min=1, help="How many to count (10 per user).", rich_help_panel=_LOAD),
     ] = None,
     duration: Annotated[
-        str | None, typer.Option(help="Or for how long new ones are sent, as 30s, 5m.")
+        str | None,
+        typer.Option(help="Or for how long new ones are sent, as 30s, 5m.", rich_help_panel=_LOAD),
     ] = None,
     prompt_tokens: Annotated[
         str,
-        typer.Option(help="Length: 128, 64-256, normal:MEAN:SD or lognormal:MEDIAN:SIGMA."),
+        typer.Option(
+            help="Length: 128, 64-256, normal:MEAN:SD or lognormal:MEDIAN:SIGMA.",
+            rich_help_panel=_REQUESTS,
+        ),
     ] = "128",
-    output_tokens: Annotated[str, typer.Option(help="Length of answers, likewise.")] = "64",
+    output_tokens: Annotated[
+        str, typer.Option(help="Length of answers, likewise.", rich_help_panel=_REQUESTS)
+    ] = "64",
     shared_prefix: Annotated[
         str | None,
-        typer.Option(help="SHARE[:TOKENS[:GROUPS]] of the prompts begin alike, as 0.8:512."),
+        typer.Option(
+            help="SHARE[:TOKENS[:GROUPS]] of the prompts begin alike, as 0.8:512.",
+            rich_help_panel=_REQUESTS,
+        ),
     ] = None,
     warmup: Annotated[
-        int | None, typer.Option(min=0, help="Requests before, not counted [one per user].")
+        int | None,
+        typer.Option(
+            min=0, help="Requests before, not counted (one per user).", rich_help_panel=_LOAD
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Same seed, same requests [by chance, it is printed].")
+        int | None,
+        typer.Option(
+            help="Same seed, same requests (by chance; it is printed).", rich_help_panel=_REQUESTS
+        ),
     ] = None,
     slo: Annotated[
-        str | None, typer.Option(help="Objectives for goodput: ttft=500ms,itl=50ms,tpot=,e2e=.")
+        str | None,
+        typer.Option(
+            help="Objectives for goodput: ttft=500ms,itl=50ms,tpot=,e2e=.", rich_help_panel=_REPORT
+        ),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(metavar="URL2", help="A second target, measured in turns.")
+        str | None,
+        typer.Option(
+            metavar="URL2", help="A second target, measured in turns.", rich_help_panel=_SECOND
+        ),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Parts of the run [1; 5 to compare].")
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Parts of the run (1; 5 to compare).", rich_help_panel=_LOAD
+        ),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, max=64, help="Load processes, if one is not enough.")
+        int,
+        typer.Option(
+            min=1, max=64, help="Load processes, if one is not enough.", rich_help_panel=_LOAD
+        ),
     ] = 1,
     model: ModelName = None,
-    compare_model: Annotated[str | None, typer.Option(help="Model of the second target.")] = None,
+    compare_model: Annotated[
+        str | None, typer.Option(help="Model of the second target.", rich_help_panel=_SECOND)
+    ] = None,
     api: Api = None,
     temperature: Temperature = 0.0,
     fields: Fields = None,
     usage: Annotated[
-        bool, typer.Option("--usage/--no-usage", help="Ask streams for token counts.")
+        bool,
+        typer.Option(
+            "--usage/--no-usage", help="Ask streams for token counts.", rich_help_panel=_REQUESTS
+        ),
     ] = True,
     timeout: Timeout = "10m",
     key_env: KeyEnv = None,
     key_file: KeyFile = None,
     compare_key_env: Annotated[
-        str | None, typer.Option(help=f"The second target's variable [{OTHER_KEY_ENV}].")
+        str | None,
+        typer.Option(
+            help=f"The second target's variable ({OTHER_KEY_ENV}).", rich_help_panel=_SECOND
+        ),
     ] = None,
     compare_key_file: Annotated[
-        Path | None, typer.Option(help="The second target's key file.")
+        Path | None, typer.Option(help="The second target's key file.", rich_help_panel=_SECOND)
     ] = None,
     json_to: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write JSON there, `-` prints it.")
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write JSON there, `-` prints it.",
+            rich_help_panel=_REPORT,
+        ),
     ] = None,
     html_to: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots there.")
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write a page with plots there.", rich_help_panel=_REPORT
+        ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Measure a server: TTFT, ITL, TPOT, end to end, tokens/s, goodput, with their spreads.
 
-    Any OpenAI-compatible server, or Engine Room's own API. `engineroom bench --stream --users 10`
-    measures the server that runs here; --compare URL2 another one in turns with it. Exit code 1
-    where no whole answer came.
+    Any OpenAI-compatible server, or Engine Room's own API; the server that runs here where none is
+    named. What each figure means: docs/how-to/benchmark.md. Exit code 1 where no whole answer came.
+
+    engineroom bench --stream --users 10
+
+    engineroom bench http://host:8000 --rate 5 --duration 60s --slo ttft=500ms,itl=50ms
+
+    engineroom bench http://a:8000 --compare http://b:8000 --requests 500
     """
     objectives = parse_slo(slo) if slo else {}
     load = load_of(

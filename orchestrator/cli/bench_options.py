@@ -30,11 +30,12 @@ Url = Annotated[
     typer.Argument(help="A server, http://host:port, or the path of its API; none: the one here."),
 ]
 Api = Annotated[
-    str | None, typer.Option(help="completions, chat, or generate (Engine Room's) [completions].")
+    str | None,
+    typer.Option(help="completions, chat, or generate (Engine Room's); completions if not said."),
 ]
 ModelName = Annotated[str | None, typer.Option(help="Model to ask; needed where several are.")]
 KeyEnv = Annotated[
-    str | None, typer.Option(help=f"Variable with the API key [{KEY_ENV}].", show_default=False)
+    str | None, typer.Option(help=f"Variable with the API key ({KEY_ENV}).", show_default=False)
 ]
 KeyFile = Annotated[Path | None, typer.Option(help="File with the API key on its first line.")]
 Fields = Annotated[
