@@ -218,5 +218,6 @@ def _svg(
     ordered = sorted(parts, key=lambda part: 'class="grid"' not in part)
     return (
         f"<figure><figcaption>{escape(title)} {told}</figcaption>"
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(ordered)}{below}</svg></figure>'
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(ordered)}{below}</svg></figure>"
     )

@@ -37,7 +37,8 @@ class Watching:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._notes.is_terminal:
+            self._bar.stop()
 
     def __call__(self, what: str, progress: crew.Progress) -> None:
         """The latest of one phase."""
