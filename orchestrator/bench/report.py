@@ -137,7 +137,7 @@ def _warnings(
         if wanted.kind == "fixed" and whole.ok and whole.output_tokens / whole.ok < 0.9 * wanted.a:
             told.append(
                 f"{name}: answers had {whole.output_tokens / whole.ok:.1f} tokens on average, "
-                f"{wanted.a:.0f} were allowed: the model ended them. vLLM and llama.cpp go on with "
+                f"{wanted.a:.0f} were allowed: the model ended them. Servers that know it go on with "
                 "--field ignore_eos=true."
             )
     if wholes and min(whole.ok for whole in wholes) < _FEW:

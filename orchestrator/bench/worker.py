@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -54,8 +55,20 @@ async def _main() -> None:
     await _serve(lines)
 
 
+def _many_connections() -> None:
+    """As many open files as this process may have: each user has a connection."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Work until the input ends."""
+    _many_connections()
     try:
         import uvloop
     except ImportError:  # Windows
