@@ -137,8 +137,8 @@ def _warnings(
         if wanted.kind == "fixed" and whole.ok and whole.output_tokens / whole.ok < 0.9 * wanted.a:
             told.append(
                 f"{name}: answers had {whole.output_tokens / whole.ok:.1f} tokens on average, "
-                f"{wanted.a:.0f} were allowed: the model ended them. Servers that know it go on with "
-                "--field ignore_eos=true."
+                f"{wanted.a:.0f} were allowed: the model ended them. Servers that know it go on "
+                "with --field ignore_eos=true."
             )
     if wholes and min(whole.ok for whole in wholes) < _FEW:
         told.append("Fewer than 100 answers: the 99th percentile is close to the worst one.")

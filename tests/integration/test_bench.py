@@ -82,11 +82,11 @@ async def run(*words: str, expect: int = 0, env: dict[str, str] | None = None) -
 
 
 async def test_figures_are_what_the_engine_was_told(fake: FakeMaker) -> None:
-    """50 tokens/s a stream after 0.2 s, 4 users, 20 tokens: each figure has one true value.
+    """20 tokens/s a stream after 0.4 s, 4 users, 20 tokens: each figure has one true value.
 
     The engine paces by absolute times, so a busy machine delays events but adds nothing up.
     """
-    url = fake("--tps", "50", "--prefill-s", "0.2", "--usage-in-stream")
+    url = fake("--tps", "20", "--prefill-s", "0.4", "--usage-in-stream")
     done = await run(
         "bench", url, "--users", "4", "--requests", "16", "--output-tokens", "20",
         "--prompt-tokens", "30", "--slo", "ttft=5s,e2e=30s", "--json", "-",
@@ -97,11 +97,12 @@ async def test_figures_are_what_the_engine_was_told(fake: FakeMaker) -> None:
     }  # fmt: skip
     assert (found["output_tokens"], found["tokens_counted_by"]) == (16 * 20, "usage")
     assert found["prompt_tokens"] == 16 * 30
-    assert 0.2 <= found["ttft_s"]["p50"] <= 0.3
-    assert found["tpot_s"]["p50"] == pytest.approx(0.02, rel=0.05)
-    assert found["itl_s"]["mean"] == pytest.approx(0.02, rel=0.05)
+    assert 0.4 <= found["ttft_s"]["p50"] <= 0.5
+    assert found["tpot_s"]["p50"] == pytest.approx(0.05, rel=0.05)
+    assert found["itl_s"]["p50"] == pytest.approx(0.05, rel=0.05)
+    assert found["itl_s"]["mean"] == pytest.approx(0.05, rel=0.1)
     assert found["itl_s"]["count"] == 16 * 19
-    alone = 0.2 + 19 * 0.02
+    alone = 0.4 + 19 * 0.05
     assert alone <= found["e2e_s"]["p50"] <= alone * 1.2
     ideal = 4 * 20 / alone  # every user gets its 20 tokens in `alone` seconds
     assert 0.7 * ideal <= found["output_tokens_per_s"] <= ideal
@@ -124,7 +125,8 @@ async def test_an_open_loop_waits_for_nobody(fake: FakeMaker) -> None:
     assert found["requests"]["ok"] == 20
     assert found["tokens_counted_by"] == "events"
     assert found["window_s"] >= 19 / 20 + 3.03
-    assert httpx.get(f"{url}/stats", trust_env=False).json()["max_running"] == 20
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"{url}/stats")).json()["max_running"] == 20
     assert done.report["client"]["processes"] == 2
 
 
