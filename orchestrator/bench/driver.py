@@ -26,7 +26,13 @@ class Tally:
     records: list[Record] = field(default_factory=list)
     sent: int = 0
     failed: int = 0
-    tokens: int = 0
+    tokens: int = 0  # of ended requests
+    running: set[Exchange] = field(default_factory=set)
+
+    @property
+    def tokens_so_far(self) -> int:
+        """With those of the answers that still come."""
+        return self.tokens + sum(len(each.times) for each in self.running)
 
 
 def bytes_of(asking: Asking, workload: Workload, number: int) -> bytes:
@@ -89,7 +95,9 @@ class Driver:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
         exchange = Exchange(asking.target.dialect, asking.stream)
         tally.sent += 1
+        tally.running.add(exchange)
         record = await client.request(data, exchange, order.at, due)
+        tally.running.discard(exchange)
         tally.records.append(record)
         tally.failed += not record.ok
         tally.tokens += record.output_tokens

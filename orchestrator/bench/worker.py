@@ -28,7 +28,8 @@ def _say(value: dict[str, Any]) -> None:
 
 def _told(tally: Tally) -> None:
     done = len(tally.records)
-    _say({"done": done, "sent": tally.sent, "failed": tally.failed, "tokens": tally.tokens})
+    tokens = tally.tokens_so_far
+    _say({"done": done, "sent": tally.sent, "failed": tally.failed, "tokens": tokens})
 
 
 async def _serve(lines: asyncio.Queue[bytes]) -> None:

@@ -100,7 +100,9 @@ def bench(
     warmup: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Requests before, not counted (one per user).", rich_help_panel=_LOAD
+            min=0,
+            help="Requests before, not counted (one per user, 20 at most).",
+            rich_help_panel=_LOAD,
         ),
     ] = None,
     seed: Annotated[
