@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check orphans bench bench-engines bench-planner faults soak docs clean
+.PHONY: serve test test-fast check orphans bench bench-start bench-agreement bench-engines bench-planner faults soak docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -26,9 +26,17 @@ orphans: ## kill N processes of a running server one after another; nothing may 
 	@sh tools/setup.sh test
 	@ORPHAN_KILLS=$(N) .venv/bin/python -m pytest -q -rP tests/integration/test_orphans.py
 
-bench: ## start-up and first-token times of the served demo model
+bench: ## serve the demo model and load it: ARGS="--users 4 --html report.html", see docs/how-to/benchmark.md
+	@sh tools/setup.sh serve >&2
+	@.venv/bin/python -m bench.load $(ARGS)
+
+bench-start: ## start-up and first-token times of the served demo model
 	@sh tools/setup.sh serve
 	@.venv/bin/python bench/first_token.py
+
+bench-agreement: ## our figures beside those of vLLM's client, in turns: VLLM=path/to/bin/vllm ARGS="--rounds 3"
+	@sh tools/setup.sh test >&2
+	@.venv/bin/python -m bench.agreement --vllm $(VLLM) $(ARGS)
 
 bench-planner: ## the memory model against published figures; ROWS= MODELS= GPUS= files, JSON=1
 	@sh tools/setup.sh test >&2

@@ -14,6 +14,8 @@
       LaunchFailed                   503  launch_failed             70
         InsufficientMemory           503  insufficient_memory       70
       ControlUnavailable             503  control_unavailable       69
+      TargetUnreachable              503  target_unreachable        69
+      TargetRefused                  502  target_refused            77
       RequestError
         BadRequest                   400  invalid_request
         UnsupportedParameter         400  unsupported_parameter
@@ -141,6 +143,18 @@ class ControlUnavailable(EngineRoomError):
     """The admin API does not answer: nothing runs, or it runs elsewhere."""
 
     http_status, code, exit_code = 503, "control_unavailable", 69
+
+
+class TargetUnreachable(EngineRoomError):
+    """The server to be measured does not answer, or says that it takes nothing now."""
+
+    http_status, code, exit_code = 503, "target_unreachable", 69
+
+
+class TargetRefused(EngineRoomError):
+    """The server to be measured refused the trial request: key, model or a field."""
+
+    http_status, code, exit_code = 502, "target_refused", 77
 
 
 class RequestError(EngineRoomError):

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.cli import show
+from orchestrator.cli.bench import bench, check_streaming
 from orchestrator.cli.calibration import app as calibration
 from orchestrator.cli.client import Server, ask, checked, find_server
 from orchestrator.cli.doctor import doctor
@@ -286,6 +287,8 @@ def _deltas(answer: httpx.Response) -> Iterator[str]:
 
 app.command(name="pull")(pull_command)
 add_orders(app)
+app.command()(bench)
+app.command("test-streaming")(check_streaming)
 app.command()(events)
 app.command()(doctor)
 

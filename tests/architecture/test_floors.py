@@ -60,11 +60,35 @@ FLOORS: dict[str, int] = {
     "orchestrator.child": 4,
     "orchestrator.loaded": 5,
     "orchestrator.adaptive": 7,
+    "orchestrator.bench": 5,
     "orchestrator.cli": 8,
     "orchestrator.__main__": 9,
 }
 PURE = {
     "engine_launchers",
+    *(
+        f"orchestrator.bench.{part}"
+        for part in [
+            "answers",
+            "arrivals",
+            "compare",
+            "figures",
+            "histogram",
+            "html",
+            "lengths",
+            "load",
+            "orders",
+            "parse",
+            "plots",
+            "prompts",
+            "records",
+            "report",
+            "sse",
+            "streaming",
+            "targets",
+            "words",
+        ]
+    ),
     "orchestrator.doctor.facts",
     "orchestrator.doctor.judging",
     "orchestrator.engines.choosing",
@@ -193,6 +217,13 @@ def test_an_engines_program_and_ours_know_nothing_of_each_other() -> None:
 def test_pure_parts_of_a_program_need_nothing_installed(module: str) -> None:
     roots = {name.split(".")[0] for name in imports(MODULES[module])}
     assert roots <= sys.stdlib_module_names
+
+
+def test_the_bench_knows_nothing_of_what_it_measures() -> None:
+    parts = {name for name in MODULES if room(name) == "orchestrator.bench"}
+    assert len(parts) > 10
+    ours = {other for part in parts for other in imports(MODULES[part]) & set(MODULES)}
+    assert ours - parts <= {"orchestrator", "orchestrator.errors", "orchestrator.settings"}
 
 
 def test_the_shim_needs_nothing_but_the_standard_library() -> None:
