@@ -83,7 +83,9 @@ def settings_page() -> str:
 def _series(registry: CollectorRegistry) -> Iterator[str]:
     for collector in registry._collector_to_names:
         for metric in getattr(collector, "describe", list)():
-            labels = ", ".join(getattr(collector, "_labelnames", ()))
+            labels = ", ".join(
+                getattr(collector, "label_names", getattr(collector, "_labelnames", ()))
+            )
             suffix = "_total" if metric.type == "counter" else ""
             yield f"| `{metric.name}{suffix}` | {metric.type} | {labels} | {metric.documentation} |"
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from prometheus_client import Counter, Histogram
-
 from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.judging import Judge
 from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.observability.metrics import GatewayMetrics
+from orchestrator.observability.plain import Count
 
 _TICK_S = 0.1
 _SWEEP = 10  # ticks between sweeps
@@ -65,39 +64,21 @@ class Watch:
 class Page:
     """The series of one model and one path, looked up once."""
 
-    __slots__ = ("_codes", "_key", "_metrics", "queue", "seconds", "tokens", "ttft")
+    __slots__ = ("_codes", "_key", "_metrics", "first_token", "generated", "lasted", "waited")
 
     def __init__(self, metrics: GatewayMetrics, model: str, path: str) -> None:
         self._metrics, self._key = metrics, (model, path)
-        self._codes: dict[str, Counter] = {}
-        self.seconds: Histogram = metrics.seconds.labels(model, path)
-        self.ttft: Histogram | None = None
-        self.queue: Histogram | None = None
-        self.tokens: Counter | None = None
+        self._codes: dict[str, Count] = {}
+        self.lasted = metrics.seconds.labels(model, path).observe
+        self.first_token = metrics.ttft.labels(model).observe
+        self.waited = metrics.queue.labels(model).observe
+        self.generated = metrics.tokens.labels(model).inc
 
     def answered(self, code: str) -> None:
         """Count a request by its status."""
-        if (counter := self._codes.get(code)) is None:
-            counter = self._codes[code] = self._metrics.requests.labels(*self._key, code)
-        counter.inc()
-
-    def waited(self, seconds: float) -> None:
-        """A request got its place after so long."""
-        if self.queue is None:
-            self.queue = self._metrics.queue.labels(self._key[0])
-        self.queue.observe(seconds)
-
-    def first_token(self, seconds: float) -> None:
-        """The first token came after so long."""
-        if self.ttft is None:
-            self.ttft = self._metrics.ttft.labels(self._key[0])
-        self.ttft.observe(seconds)
-
-    def generated(self, tokens: int) -> None:
-        """Count tokens of an answer."""
-        if self.tokens is None:
-            self.tokens = self._metrics.tokens.labels(self._key[0])
-        self.tokens.inc(tokens)
+        if (count := self._codes.get(code)) is None:
+            count = self._codes[code] = self._metrics.requests.labels(*self._key, code)
+        count.value += 1
 
 
 @dataclass(eq=False)

@@ -79,17 +79,20 @@ class StreamGuard:
     def feed(self, data: bytes) -> bytes:
         """What the client may be sent of `data`; afterwards `done` or `error` may be set."""
         out: list[bytes] = []
+        shape, learner = self._shape, self._learner
         for payload in self._reader.feed(data):
-            if self.over:
+            if self.done or self.error is not None:
                 break
             self.events += 1
-            inside = self._learner.text(payload)
+            template = learner.template
+            inside = None if template is None else template.text(payload)
             if inside is None:
                 piece = self._look(payload)
             else:
+                learner.misses = 0
                 if inside:
                     self._piece(inside)
-                piece = self._shape.text(inside, payload)
+                piece = shape.text(inside, payload)
             if piece:
                 out.append(piece)
         if self._reader.endless and not self.over:
@@ -137,25 +140,32 @@ class StreamGuard:
         choices = value.get("choices")
         if not isinstance(choices, list):
             return self._fail(UpstreamInvalid("the engine sent an event without choices"))
-        if not all(isinstance(choice, dict) for choice in choices):
-            return self._fail(UpstreamInvalid("the engine sent a choice that is not an object"))
+        for choice in choices:
+            if not isinstance(choice, dict):
+                return self._fail(UpstreamInvalid("the engine sent a choice that is not an object"))
         self.begun = True
-        if isinstance(value.get("usage"), dict):
-            self.usage = value["usage"]
+        usage = value.get("usage")
+        if usage is not None and isinstance(usage, dict):
+            self.usage = usage
         text = self._text(choices)
         if text:
             self._piece(orjson.dumps(text)[1:-1])
-        self._learner.learn(payload, value)
+        if text and self.finish_reason is None:
+            self._learner.learn(payload, value)
+        else:
+            self._learner.template = None
         return self._shape.chunk(payload, value, text)
 
     def _text(self, choices: list[dict[str, Any]]) -> str:
         text = ""
         for choice in choices:
-            if choice.get("finish_reason") is not None:
-                self.finish_reason = str(choice["finish_reason"])
+            reason = choice.get("finish_reason")
+            if reason is not None:
+                self.finish_reason = str(reason)
             delta = choice.get("delta")
             part = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-            text += part if isinstance(part, str) else ""
+            if part and isinstance(part, str):
+                text += part
         return text
 
     def _piece(self, inside: bytes) -> None:

@@ -293,7 +293,7 @@ class Job:
         self._leave_engine()
         page = self._desk.page(self.model, self._path)
         page.answered(code)
-        page.seconds.observe(time.monotonic() - self._began)
+        page.lasted(time.monotonic() - self._began)
 
 
 def _died() -> UpstreamBroken:

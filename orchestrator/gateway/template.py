@@ -22,48 +22,40 @@ _EVER = 8  # misses in a row after which a stream is not worth learning any more
 class Template:
     """Bytes before and after the text of a payload."""
 
-    __slots__ = ("prefix", "shortest", "suffix")
+    __slots__ = ("_begin", "_end", "prefix", "suffix")
 
     def __init__(self, prefix: bytes, suffix: bytes) -> None:
         self.prefix, self.suffix = prefix, suffix
-        self.shortest = len(prefix) + len(suffix)
+        self._begin, self._end = len(prefix), -len(suffix)
 
     def text(self, payload: bytes) -> bytes | None:
         """The inside of the JSON string in `payload`, None where it is not of this kind."""
-        if (
-            len(payload) < self.shortest
-            or not payload.startswith(self.prefix)
-            or not payload.endswith(self.suffix)
-        ):
+        if not payload.startswith(self.prefix) or not payload.endswith(self.suffix):
             return None
-        found = payload[len(self.prefix) : len(payload) - len(self.suffix)]
-        if _INSIDE.fullmatch(found) is None or not is_utf8(found):
+        if len(payload) < self._begin - self._end:
+            return None
+        found = payload[self._begin : self._end]
+        if _INSIDE.fullmatch(found) is None or not (found.isascii() or is_utf8(found)):
             return None
         return found
 
 
 class Learner:
-    """The template of one stream: what the last event that had to be parsed gave."""
+    """The template of one stream: what the last event that had to be parsed gave.
 
-    __slots__ = ("_misses", "template")
+    `misses` counts those since the last that did not have to be.
+    """
+
+    __slots__ = ("misses", "template")
 
     def __init__(self) -> None:
         self.template: Template | None = None
-        self._misses = 0
-
-    def text(self, payload: bytes) -> bytes | None:
-        """As of the template; None where there is none."""
-        if self.template is None:
-            return None
-        found = self.template.text(payload)
-        if found is not None:
-            self._misses = 0
-        return found
+        self.misses = 0
 
     def learn(self, payload: bytes, value: dict[str, Any]) -> None:
         """Take the template of an event that was parsed, in place of the one before."""
-        self._misses += 1
-        self.template = learned(payload, value) if self._misses <= _EVER else None
+        self.misses += 1
+        self.template = learned(payload, value) if self.misses <= _EVER else None
 
 
 def learned(payload: bytes, value: dict[str, Any]) -> Template | None:
@@ -101,8 +93,6 @@ def learned(payload: bytes, value: dict[str, Any]) -> Template | None:
 
 def is_utf8(data: bytes) -> bool:
     """Whether the bytes are UTF-8."""
-    if data.isascii():
-        return True
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from engine_launchers.base import CrashCause
 from orchestrator import __version__
+from orchestrator.observability.plain import PlainCounter, PlainHistogram
 
 _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LONG = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
@@ -117,35 +118,35 @@ class GatewayMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         reg = self.registry
-        self.requests = Counter(
+        self.requests = PlainCounter(
             "engineroom_requests_total",
             "Requests by model, route template and HTTP status.",
             ["model", "route", "code"],
-            registry=reg,
+            reg,
         )
-        self.seconds = Histogram(
+        self.seconds = PlainHistogram(
             "engineroom_request_seconds",
             "Whole request, queue included.",
             ["model", "route"],
-            buckets=_SHORT,
-            registry=reg,
+            _SHORT,
+            reg,
         )
-        self.ttft = Histogram(
+        self.ttft = PlainHistogram(
             "engineroom_ttft_seconds",
             "Time to first token (TTFT), queue included.",
             ["model"],
-            buckets=_SHORT,
-            registry=reg,
+            _SHORT,
+            reg,
         )
-        self.queue = Histogram(
+        self.queue = PlainHistogram(
             "engineroom_queue_seconds",
             "Time that a request waited for a lease.",
             ["model"],
-            buckets=_SHORT,
-            registry=reg,
+            _SHORT,
+            reg,
         )
-        self.tokens = Counter(
-            "engineroom_generated_tokens_total", "Generated tokens.", ["model"], registry=reg
+        self.tokens = PlainCounter(
+            "engineroom_generated_tokens_total", "Generated tokens.", ["model"], reg
         )
         self.in_flight = Gauge("engineroom_in_flight", "Leased requests.", ["model"], registry=reg)
         self.waiting = Gauge(
