@@ -1,9 +1,10 @@
 """The wire between the planes: the only thing that supervisor and gateway share.
 
 Newline-delimited JSON over a Unix stream socket that the supervisor listens on. The gateway dials,
-says `Hello`, and gets a whole `RouteTable` at once and after every change: there are no deltas, so
-a lost connection needs no repair. The gateway sends `Report` after every table it applied and
-whenever its counts matter, and `Failed` when an engine broke under a request.
+says `Hello`, and gets a whole `KeyTable` and a whole `RouteTable` at once, and each again after
+every change: there are no deltas, so a lost connection needs no repair. The gateway sends `Report`
+after every table it applied and whenever its counts matter, and `Failed` when an engine broke under
+a request.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engine_launchers.base import CrashCause, Quirks, Served
+from orchestrator.access import KeyGrant
 
 LINE_LIMIT = 4 * 1024 * 1024
 ON_DEMAND = frozenset({"unloaded", "sleeping"})  # states of models that a request loads or wakes
@@ -101,6 +103,13 @@ class RouteTable(Message):
     models: tuple[ModelRoute, ...] = ()
 
 
+class KeyTable(Message):
+    """All API keys beside those of the gateway's own config, by their hashes."""
+
+    type: Literal["keys"] = "keys"
+    keys: tuple[KeyGrant, ...] = ()
+
+
 class Hello(Message):
     """First line of a gateway."""
 
@@ -148,8 +157,8 @@ class Failed(Message):
     why: str
 
 
-Wire = Annotated[RouteTable | Hello | Report | Failed, Field(discriminator="type")]
-_ADAPTER: TypeAdapter[RouteTable | Hello | Report | Failed] = TypeAdapter(Wire)
+Wire = RouteTable | KeyTable | Hello | Report | Failed
+_ADAPTER: TypeAdapter[Wire] = TypeAdapter(Annotated[Wire, Field(discriminator="type")])
 
 
 def encode(message: Message) -> bytes:
@@ -157,12 +166,12 @@ def encode(message: Message) -> bytes:
     return message.model_dump_json().encode() + b"\n"
 
 
-def decode(line: bytes) -> RouteTable | Hello | Report | Failed:
+def decode(line: bytes) -> Wire:
     """The message in one line; raises pydantic.ValidationError for anything else."""
     return _ADAPTER.validate_json(line)
 
 
-async def receive(reader: asyncio.StreamReader) -> RouteTable | Hello | Report | Failed | None:
+async def receive(reader: asyncio.StreamReader) -> Wire | None:
     """The next message, or None at the end of the connection."""
     try:
         line = await reader.readline()

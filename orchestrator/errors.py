@@ -19,6 +19,7 @@
         UnsupportedParameter         400  unsupported_parameter
         ContextLengthExceeded        400  context_length_exceeded
         Unauthorized                 401  invalid_api_key
+          KeyExpired                 401  api_key_expired
         UnknownModel                 404  model_not_found
         NotFound                     404  not_found
         MethodNotAllowed             405  method_not_allowed
@@ -27,6 +28,10 @@
         WrongContentType             415  unsupported_media_type
         PoisonRequest                422  poison_request
         QueueFull                    429  queue_full             Retry-After
+        TooManyRequests              429  requests_per_minute    Retry-After
+        TooManyTokens                429  tokens_per_minute      Retry-After
+        TooManyAtOnce                429  concurrent_requests    Retry-After
+        TooManyFailures              429  too_many_failures      Retry-After
         UpstreamBroken               502  engine_died
         UpstreamInvalid              502  upstream_invalid
         EngineError                  502  engine_error
@@ -36,6 +41,7 @@
         Draining                     503  draining               Retry-After
         ShuttingDown                 503  shutting_down
         UpstreamTimeout              504  engine_stalled
+        DeadlineExceeded             504  deadline_exceeded
 
 Each class carries its HTTP status, a code that a program can branch on, and the exit code of the
 command line (after BSD's sysexits). `retryable` tells a client whether the same request can succeed
@@ -171,6 +177,12 @@ class Unauthorized(RequestError):
     http_status, code, kind = 401, "invalid_api_key", "authentication_error"
 
 
+class KeyExpired(Unauthorized):
+    """The API key was good and its time is over."""
+
+    code = "api_key_expired"
+
+
 class UnknownModel(RequestError):
     """No model of that name is served."""
 
@@ -229,6 +241,30 @@ class QueueFull(_Busy):
     http_status, code, kind = 429, "queue_full", "rate_limit_error"
 
 
+class TooManyRequests(_Busy):
+    """The key has used up its requests per minute; see Retry-After."""
+
+    http_status, code, kind = 429, "requests_per_minute", "rate_limit_error"
+
+
+class TooManyTokens(_Busy):
+    """The key has used up its tokens per minute; see Retry-After."""
+
+    http_status, code, kind = 429, "tokens_per_minute", "rate_limit_error"
+
+
+class TooManyAtOnce(_Busy):
+    """The key has as many requests under way as it may have at once."""
+
+    http_status, code, kind = 429, "concurrent_requests", "rate_limit_error"
+
+
+class TooManyFailures(_Busy):
+    """This address gave too many wrong keys; a good one is let in all the same."""
+
+    http_status, code, kind = 429, "too_many_failures", "rate_limit_error"
+
+
 class EngineBusy(_Busy):
     """The engine lives and says that it takes nothing now."""
 
@@ -275,6 +311,12 @@ class UpstreamTimeout(RequestError):
     """The engine sent nothing for longer than the stall limit."""
 
     http_status, code, kind, retryable = 504, "engine_stalled", "server_error", True
+
+
+class DeadlineExceeded(RequestError):
+    """The time that the request itself gave (`timeout`) was over before its answer began."""
+
+    http_status, code, kind, retryable = 504, "deadline_exceeded", "server_error", True
 
 
 class ShuttingDown(RequestError):

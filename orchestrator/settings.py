@@ -80,6 +80,9 @@ class Settings(ModelSettings, BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File with one API key a line; readable by its owner only."
     )
+    keys_file: Path | None = Field(
+        None, description="Keys made by `engineroom keys`; unset: keys.json in the data directory."
+    )
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
     admin_port: Port = Field(8002, description="Port of the admin API; 0 takes any free one.")
     data_dir: Path | None = Field(

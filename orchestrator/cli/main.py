@@ -20,6 +20,7 @@ from orchestrator.cli.client import Server, ask, checked, find_server
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.events import events
+from orchestrator.cli.keys import app as keys
 from orchestrator.cli.options import (
     AdapterPath,
     Adapters,
@@ -80,6 +81,7 @@ app.command()(probe)
 app.command()(plan)
 app.add_typer(engines)
 app.add_typer(calibration)
+app.add_typer(keys)
 
 
 @app.command()

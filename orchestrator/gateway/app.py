@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,15 +23,17 @@ from orchestrator.errors import (
     MethodNotAllowed,
     NotFound,
     ShuttingDown,
-    Unauthorized,
+    UnknownModel,
 )
 from orchestrator.gateway.calls import Caller
 from orchestrator.gateway.connections import Connections
 from orchestrator.gateway.crowd import Room
 from orchestrator.gateway.exchange import ClientGone, Exchange, error_headers
 from orchestrator.gateway.handlers import Facts, Generating, Handler
+from orchestrator.gateway.keyring import KeyRing
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.outliers import Key
+from orchestrator.gateway.places import Target
 from orchestrator.gateway.quarantine import Quarantine
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.upstream import Upstream
@@ -52,11 +52,12 @@ class Gateway:
         self.router = Router(
             config.max_queue, config.queue_timeout_s, self._changed, on_lost=self._lost
         )
-        self.link = SupervisorLink(config, self.router)
+        self.keys = KeyRing(config.key_hashes, self.metrics.keys, time.monotonic, time.time)
+        self.link = SupervisorLink(config, self.router, self.keys)
         self.upstream = Upstream(config.stall_timeout_s)
         self.connections = Connections(self.metrics, config.write_timeout_s)
         caller = Caller(self.router, self.upstream, self.metrics, self.quarantine, self.link.failed)
-        generating = Generating(self.router, self.upstream, self.metrics, caller)
+        generating = Generating(self.router, self.upstream, self.metrics, caller, self.keys)
         self.app = Starlette(
             routes=[
                 self._posting("/generate", generating.generate),
@@ -114,16 +115,25 @@ class Gateway:
         async def endpoint(request: Request) -> Response:
             try:
                 if not public:
-                    check_key(self.config.key_hashes, request.headers.get("authorization"))
+                    address = request.client.host if request.client else ""
+                    said = request.headers.get("authorization")
+                    request.state.holder = self.keys.identify(said, address)
                 return await show(request)
             except EngineRoomError as error:
                 return JSONResponse(error.envelope(), error.http_status, error_headers(error))
 
         return Route(path, endpoint, methods=["GET"])
 
-    async def models(self, _: Request) -> Response:
-        """GET /models: every model with its state and load."""
-        return JSONResponse({"models": [self._model(route.name) for route in self.router.routes()]})
+    async def models(self, request: Request) -> Response:
+        """GET /models: every model that the key may use, with its state and load."""
+        seen = {x.route.name for x in self.router.targets() if self._visible(request, x)}
+        shown = [route.name for route in self.router.routes() if route.name in seen]
+        return JSONResponse({"models": [self._model(name) for name in shown]})
+
+    @staticmethod
+    def _visible(request: Request, target: Target) -> bool:
+        served, holder = target.served, request.state.holder
+        return bool(holder.may_use(served.name, target.route.name, served.adapter))
 
     def _model(self, name: str) -> dict[str, object]:
         route = self.router.find(name).route
@@ -141,14 +151,22 @@ class Gateway:
             "waiting": waiting,
         }
 
-    async def openai_models(self, _: Request) -> Response:
+    async def openai_models(self, request: Request) -> Response:
         """GET /v1/models."""
-        data = [self._openai_model(each.served.name) for each in self.router.targets()]
+        data = [
+            self._openai_model(each.served.name)
+            for each in self.router.targets()
+            if self._visible(request, each)
+        ]
         return JSONResponse({"object": "list", "data": data})
 
     async def openai_model(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
-        return JSONResponse(self._openai_model(request.path_params["model"]))
+        name = request.path_params["model"]
+        found = self._openai_model(name)
+        if not self._visible(request, self.router.find(name)):
+            raise UnknownModel("no model of that name is served, see /v1/models", param="model")
+        return JSONResponse(found)
 
     def _openai_model(self, name: str) -> dict[str, object]:
         target = self.router.find(name)
@@ -201,7 +219,9 @@ class _Posting:
         facts = Facts(began=time.monotonic())
         code = "499"
         try:
-            check_key(self._gateway.config.key_hashes, exchange.headers.get("authorization"))
+            address = (scope.get("client") or ("",))[0]
+            said = exchange.headers.get("authorization")
+            facts.holder = self._gateway.keys.identify(said, address)
             self._gateway.refuse_crowd()
             data = await exchange.read(self._gateway.config.max_body_bytes)
             await exchange.unless_gone(self._handler(exchange, data, facts))
@@ -230,21 +250,12 @@ class _Posting:
 
     def _count(self, facts: Facts, code: str) -> None:
         metrics = self._gateway.metrics
+        if facts.permit is not None:
+            facts.permit.close(facts.prompt, facts.tokens or facts.pieces)
         metrics.requests.labels(facts.model, self._path, code).inc()
         metrics.seconds.labels(facts.model, self._path).observe(time.monotonic() - facts.began)
         if facts.tokens:
             metrics.tokens.labels(facts.model).inc(facts.tokens)
-
-
-def check_key(hashes: tuple[str, ...], authorization: str | None) -> None:
-    """Compare with every accepted key, without leaving early. Raises Unauthorized."""
-    if not hashes:
-        return
-    scheme, _, key = (authorization or "").partition(" ")
-    given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
-    matches = [hmac.compare_digest(given, known) for known in hashes]
-    if scheme.lower() != "bearer" or not any(matches):
-        raise Unauthorized("give a valid API key as `Authorization: Bearer KEY`")
 
 
 async def _no_such_route(_: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import PoisonRequest, RequestError
+from orchestrator.gateway.asking import Ask
 from orchestrator.gateway.places import Lease, key_of
 from orchestrator.gateway.quarantine import Quarantine
 from orchestrator.gateway.retries import (
@@ -32,13 +33,14 @@ _TRIES = 2
 
 @dataclass(frozen=True)
 class Order:
-    """What an engine shall be asked: the model's name, the path, the body, and the client's body
-    by its hash."""
+    """What an engine shall be asked: the model's name, the path, the body, the client's body by its
+    hash, and what queue and routing have to know."""
 
     model: str
     path: str
     body: dict[str, Any]
     fingerprint: str
+    ask: Ask
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ from typing import Any
 
 from orchestrator.errors import BadRequest, RequestError
 from orchestrator.gateway import openai
+from orchestrator.gateway.asking import Ask, ask_for
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.calls import Call, Caller, Order
 from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.generate import GenerateRequest, result, to_completion
+from orchestrator.gateway.keyring import Holder, KeyRing, Permit
+from orchestrator.gateway.places import Target
 from orchestrator.gateway.quarantine import fingerprint
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.sse import DONE, event
@@ -33,16 +36,25 @@ class Facts:
     model: str = "other"
     ttft: float | None = None
     tokens: int = 0
+    holder: Holder | None = None
+    permit: Permit | None = None
+    prompt: int = 0
+    pieces: int = 0
 
 
 class Generating:
     """The handlers, over one router, one upstream and one maker of calls."""
 
     def __init__(
-        self, router: Router, upstream: Upstream, metrics: GatewayMetrics, caller: Caller
+        self,
+        router: Router,
+        upstream: Upstream,
+        metrics: GatewayMetrics,
+        caller: Caller,
+        keys: KeyRing,
     ) -> None:
         self._router, self._upstream, self._metrics = router, upstream, metrics
-        self._caller = caller
+        self._caller, self._keys = caller, keys
 
     async def generate(self, exchange: Exchange, data: bytes, facts: Facts) -> None:
         """POST /generate."""
@@ -78,7 +90,9 @@ class Generating:
         self._router.keep(route.name, request.keep_alive)
         body = {**to_completion(request, route.quirks), **target.call}
         body = openai.asking_usage(body, route.quirks)
-        async with self._caller.call(Order(route.name, _COMPLETIONS, body, sent)) as call:
+        ask = self._admit(exchange, facts, target, body, request)
+        async with self._caller.call(Order(route.name, _COMPLETIONS, body, sent, ask)) as call:
+            facts.prompt = ask.prompt_tokens
             parts: list[str] = []
             async with aclosing(call.stream.chunks()) as chunks:
                 async for chunk in chunks:
@@ -91,6 +105,7 @@ class Generating:
                     parts.append(chunk.text)
             seconds = time.monotonic() - call.began
             facts.tokens = await self._completion_tokens(call, parts)
+            facts.prompt = _prompt_tokens(call, ask)
             text = "".join(parts)
         reason = call.stream.guard.finish_reason or "stop"
         if stream:
@@ -122,7 +137,9 @@ class Generating:
         body = openai.asking_usage(body, quirks)
         values: list[dict[str, Any]] = []
         parts: list[str] = []
-        async with self._caller.call(Order(route.name, path, body, sent)) as call:
+        ask = self._admit(exchange, facts, target, body, request)
+        async with self._caller.call(Order(route.name, path, body, sent, ask)) as call:
+            facts.prompt = ask.prompt_tokens
             async with aclosing(call.stream.chunks()) as chunks:
                 async for chunk in chunks:
                     if chunk.text:
@@ -136,6 +153,7 @@ class Generating:
                     else:
                         values.append({**chunk.value, "model": name})
             facts.tokens = await self._completion_tokens(call, parts)
+            facts.prompt = _prompt_tokens(call, ask)
             counts = call.stream.guard.usage or openai.usage(call.prompt_tokens, facts.tokens)
         if not request.stream:
             await exchange.json(openai.whole_answer(values, counts))
@@ -144,7 +162,32 @@ class Generating:
             await exchange.send_event(event(openai.usage_chunk(values[-1], counts)))
         await exchange.finish(DONE)
 
+    def _admit(
+        self,
+        exchange: Exchange,
+        facts: Facts,
+        target: Target,
+        body: dict[str, Any],
+        request: GenerateRequest | openai.CompletionRequest | openai.ChatRequest,
+    ) -> Ask:
+        """Let the request in by its key's limits; the permit is closed when it is counted."""
+        holder, route = facts.holder or self._keys.identify(None), target.route
+        ask = ask_for(
+            route.name,
+            body,
+            exchange.headers,
+            facts.began,
+            key=holder.name,
+            ceiling=holder.limits.priority,
+            context=route.context,
+            priority=request.priority,
+            timeout=request.timeout,
+        )
+        facts.permit = self._keys.admit(holder, ask, target.served.name, target.served.adapter)
+        return ask
+
     def _first_token(self, facts: Facts) -> None:
+        facts.pieces += 1
         if facts.ttft is None:
             facts.ttft = time.monotonic() - facts.began
             self._metrics.ttft.labels(facts.model).observe(facts.ttft)
@@ -166,6 +209,12 @@ class Generating:
         except RequestError as error:
             self._caller.blame(call.lease, error)
             return len(parts)
+
+
+def _prompt_tokens(call: Call, ask: Ask) -> int:
+    """The engine's own count, or what it told before, or the estimate."""
+    counted = (call.stream.guard.usage or {}).get("prompt_tokens")
+    return counted if isinstance(counted, int) else call.prompt_tokens or ask.prompt_tokens
 
 
 def _frame(chunk: Chunk, model: str) -> bytes:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.control import LINE_LIMIT, Failed, Hello, Report, RouteTable, encode, receive
+from orchestrator.control import (
+    LINE_LIMIT,
+    Failed,
+    Hello,
+    KeyTable,
+    Report,
+    RouteTable,
+    encode,
+    receive,
+)
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.demand import Demand
 from orchestrator.supervision.instance import Instance
@@ -43,7 +52,7 @@ class GatewayLink:
         """`post` takes the events of a replica, by its id."""
         self._path = path
         self._post, self._on_change = post, on_change
-        self._table = RouteTable(version=0)
+        self._table, self._keys = RouteTable(version=0), KeyTable()
         self._server: asyncio.Server | None = None
         self._paces: dict[tuple[int, str, int], _Pace] = {}
         self._reports: dict[asyncio.StreamWriter, Report | None] = {}
@@ -76,6 +85,12 @@ class GatewayLink:
         line = encode(table)
         for writer in self._reports:
             writer.write(line)
+
+    def publish_keys(self, keys: KeyTable) -> None:
+        """Remember the API keys and send them to every gateway."""
+        self._keys = keys
+        for writer in self._reports:
+            writer.write(encode(keys))
 
     def in_flight(self, replica: str) -> int:
         """Requests that the gateways last reported on one replica."""
@@ -156,7 +171,7 @@ class GatewayLink:
                 return
             _log.info("gateway=%s pid=%s connected", hello.gateway, hello.pid)
             self._reports[writer] = None
-            writer.write(encode(self._table))
+            writer.write(encode(self._keys) + encode(self._table))  # in this order: none slips in
             self._on_change()
             while (message := await receive(reader)) is not None:
                 if isinstance(message, Report):

@@ -24,6 +24,7 @@ FLOORS: dict[str, int] = {
     "engine_launchers.base": 0,
     "orchestrator": 0,  # the package itself: its version
     "orchestrator.errors": 0,
+    "orchestrator.access": 0,
     "orchestrator.resources": 0,
     "engine_launchers": 1,
     "orchestrator.config_file": 1,
@@ -32,6 +33,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.settings": 3,
     "orchestrator.listening": 1,
     "orchestrator.endings": 1,
+    "orchestrator.keyfile": 1,
     "orchestrator.keys": 4,
     "orchestrator.control": 1,
     "orchestrator.supervision.events": 1,
@@ -47,6 +49,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.admin_orders": 4,
     "orchestrator.doctor": 4,
     "orchestrator.admin_events": 4,
+    "orchestrator.admin_keys": 4,
     "orchestrator.admin": 5,
     "orchestrator.tables": 3,
     "orchestrator.external": 4,
@@ -65,6 +68,7 @@ FLOORS: dict[str, int] = {
 }
 PURE = {
     "engine_launchers",
+    "orchestrator.access",
     "orchestrator.doctor.facts",
     "orchestrator.doctor.judging",
     "orchestrator.engines.choosing",
@@ -94,6 +98,9 @@ PURE = {
     "orchestrator.supervision.progress",
     "orchestrator.supervision.schedule",
     "orchestrator.supervision.silence",
+    "orchestrator.gateway.asking",
+    "orchestrator.gateway.buckets",
+    "orchestrator.gateway.keyring",
     "orchestrator.gateway.sse",
     "orchestrator.gateway.stream",
     "orchestrator.gateway.generate",

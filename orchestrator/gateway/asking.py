@@ -1,0 +1,129 @@
+"""What a request asks for, as far as queue, limits and routing care. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.access import ANONYMOUS
+from orchestrator.errors import BadRequest
+
+PRIORITY_HEADER = "x-request-priority"
+TIMEOUT_HEADER = "x-request-timeout"
+SESSION_HEADER = "x-session-id"
+MAX_TIMEOUT_S = 86_400.0
+_BYTES_PER_TOKEN = 4  # English text, most tokenizers; put right when the engine has counted
+_NEW_TOKENS = 256  # an answer whose length nobody said
+_SESSION_LENGTH = 256
+_PREFIX = 1024  # characters: below it there is little that an engine could keep
+_FIRST = frozenset({"system", "developer"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: what it costs, how urgent it is, and where its prompt may be known already.
+
+    `model` is the route's name, `key` the name of the API key. `deadline` is in monotonic seconds.
+    `affinity` is a hash of what the request shares with its like; empty for "anywhere".
+    """
+
+    model: str
+    key: str = ANONYMOUS
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    affinity: bytes = b""
+
+    @property
+    def cost(self) -> int:
+        """Tokens that it may take, prompt and answer; at least one."""
+        return max(1, self.prompt_tokens + self.new_tokens)
+
+
+def ask_for(
+    model: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    now: float,
+    *,
+    key: str = ANONYMOUS,
+    ceiling: int = 0,
+    context: int = 1 << 30,
+    priority: int | None = None,
+    timeout: float | None = None,
+) -> Ask:
+    """The ask behind an engine body (`prompt` or `messages`) and the client's headers.
+
+    `ceiling` is the key's highest priority; `priority` and `timeout` (seconds) are the body's own
+    and beat the headers. Raises BadRequest for a header that is no number.
+    """
+    if priority is None:
+        priority = int(_number(headers, PRIORITY_HEADER, -100, 100) or 0)
+    if timeout is None:
+        timeout = _number(headers, TIMEOUT_HEADER, 0.001, MAX_TIMEOUT_S)
+    limit = body.get("max_tokens")
+    return Ask(
+        model=model,
+        key=key,
+        prompt_tokens=min(context, estimate_tokens(body)),
+        new_tokens=min(context, limit if isinstance(limit, int) else _NEW_TOKENS),
+        priority=min(priority, ceiling),
+        deadline=None if timeout is None else now + timeout,
+        affinity=affinity(body, headers.get(SESSION_HEADER)),
+    )
+
+
+def estimate_tokens(body: Mapping[str, Any]) -> int:
+    """Tokens of the prompt by its length, without asking a tokenizer."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return len(prompt) // _BYTES_PER_TOKEN + 1
+    length = sum(len(_text(each)) for each in body.get("messages") or ())
+    return length // _BYTES_PER_TOKEN + 1
+
+
+def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
+    """What sends like requests to the same replica: the session, or how the conversation began.
+
+    A conversation keeps its first system prompt and its first question however long it grows. A
+    plain prompt counts by its beginning; a short one goes anywhere.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    if session:
+        digest.update(b"s" + session[:_SESSION_LENGTH].encode("utf-8", "surrogateescape"))
+        return digest.digest()
+    messages, prompt = body.get("messages"), body.get("prompt")
+    if isinstance(prompt, str) and len(prompt) >= _PREFIX:
+        digest.update(b"p" + prompt[:_PREFIX].encode("utf-8", "replace"))
+        return digest.digest()
+    if not messages:
+        return b""
+    for message in messages:
+        digest.update(f"{message.get('role')}\0{_text(message)}\0".encode("utf-8", "replace"))
+        if message.get("role") not in _FIRST:
+            break
+    return digest.digest()
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _number(headers: Mapping[str, str], name: str, least: float, most: float) -> float | None:
+    """A header's number within its bounds, None where there is no such header."""
+    said = headers.get(name)
+    if said is None:
+        return None
+    try:
+        value = float(said)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise BadRequest(f"the header {name} has to be a number from {least:g} to {most:g}")
+    return value
