@@ -1,8 +1,8 @@
 """A replica as the simulation sees it: a prefix cache, a prefill line, and a batch that decodes.
 
 Prefill is one at a time and costs time for each token that the cache does not hold; decoding shares
-the batch, and each step gets slower the more run at once. The cache holds whole blocks of prompts by
-their chains, and forgets what was not used for the longest time.
+the batch, and each step gets slower the more run at once. The cache holds whole blocks of prompts
+by their chains, and forgets what was not used for the longest time.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from bench.routing.replicas import BLOCK, Chain
 
 @dataclass(frozen=True)
 class Turn:
-    """One request: its prompt, its answer's length in tokens, and its affinity as `asking` makes it.
+    """One request: its prompt, its answer's length in tokens, and its affinity as in `asking`.
 
     `thinks` is the pause before the next turn, in seconds.
     """
@@ -36,7 +36,7 @@ def _affinity(*what: object) -> bytes:
 
 
 class SharedPrefix:
-    """Agents: `prefixes` long system prompts, popular ones far more often; a short question each."""
+    """Agents: `prefixes` long system prompts, some far more often than others; a question each."""
 
     name = "shared prefix"
 

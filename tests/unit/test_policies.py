@@ -17,7 +17,7 @@ from orchestrator.gateway.policies.base import Policy
 from orchestrator.gateway.policies.choice import policy_for
 from orchestrator.gateway.policies.least import Least
 from orchestrator.gateway.policies.pair import Pair
-from orchestrator.gateway.policies.prefix import BOUND, Prefix, Ring
+from orchestrator.gateway.policies.prefix import BOUND, FLOOR, Prefix, Ring
 from tests.unit.test_routing import replica, router, table
 
 
@@ -70,7 +70,7 @@ def test_affinity_never_goes_over_its_bound_where_it_can_be_kept(
     fleet: Fixed, affinity: bytes
 ) -> None:
     chosen = made("prefix", fleet.size).choose(fleet, affinity)
-    most = math.ceil(BOUND * (fleet.total + 1) / fleet.size)
+    most = max(FLOOR, math.ceil(BOUND * (fleet.total + 1) / fleet.size))
     within = [n for n in range(fleet.size) if fleet.open(n) and fleet.loads[n] < most]
     if within and fleet.size > 1:
         assert chosen in within
@@ -156,3 +156,45 @@ async def test_the_router_keeps_a_conversation_on_its_replica_while_that_is_open
         now = await where(bytes([number]))
         assert now != "m-1"
         assert now == home or home == "m-1"
+
+
+def test_a_prompt_of_everybody_is_everywhere_and_a_rare_one_in_one_place() -> None:
+    policy, met = made("prefix", 8), dict[bytes, Counter[int]]()
+    groups = [bytes([n]) * 8 for n in range(40)]
+    for number in range(6000):
+        group = groups[0] if number % 2 else groups[number % 40]
+        chosen = policy.choose(Fixed([0] * 8), group + number.to_bytes(8, "big"))
+        assert chosen is not None
+        met.setdefault(group, Counter())[chosen] += 1
+    popular = met.pop(groups[0])
+    assert len(popular) == 8
+    assert all(counts.most_common(1)[0][1] == counts.total() for counts in met.values())
+    assert len({next(iter(counts)) for counts in met.values()}) > 5
+
+
+def test_a_conversation_stays_where_it_is_while_its_group_keeps_its_share() -> None:
+    policy = made("prefix", 16)
+    chats = [bytes(8) + bytes([n]) * 8 for n in range(30)]
+    others = random.Random(1)
+    for turn in range(200):  # an eighth of all requests: a share of two and a half replicas
+        for chat in chats:
+            policy.choose(Fixed([0] * 16), chat)
+        for _ in range(430):
+            policy.choose(Fixed([0] * 16), others.randbytes(16))
+        homes = [policy.choose(Fixed([0] * 16), chat) for chat in chats]
+        if turn == 100:
+            early = homes
+    assert homes == early
+    assert 1 < len(set(homes)) <= 4
+
+
+@given(FLEETS, st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=30))
+def test_two_hashes_break_no_promise(fleet: Fixed, asked: list[bytes]) -> None:
+    policy = made("prefix", fleet.size)
+    most = max(FLOOR, math.ceil(BOUND * (fleet.total + 1) / fleet.size))
+    within = {n for n in range(fleet.size) if fleet.open(n) and fleet.loads[n] < most}
+    for affinity in asked:
+        chosen = policy.choose(fleet, affinity)
+        assert (chosen is None) == (len(fleet.closed) == fleet.size)
+        if within and fleet.size > 1:
+            assert chosen in within

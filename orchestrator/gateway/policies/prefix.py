@@ -29,6 +29,7 @@ HALF = 8  # bytes of each of the two hashes
 _POINTS = 64
 _WALKS = 512
 _LATEST = 2048
+_EARLY = 64
 
 
 class Ring:
@@ -80,20 +81,26 @@ class _Walk:
 
 
 class _Shares:
-    """How much of the latest requests each group is."""
+    """How much of the latest requests each group is: this window, and what it leaves of the last.
 
-    def __init__(self, latest: int) -> None:
-        self._latest, self._counts = latest, Counter[bytes]()
-        self._total = 0
+    `early`: with fewer requests than that nothing is known yet.
+    """
+
+    def __init__(self, window: int, early: int) -> None:
+        self._window, self._early = window, early
+        self._now, self._last = Counter[bytes](), Counter[bytes]()
+        self._seen = 0
 
     def seen(self, group: bytes) -> float:
         """The share of `group`, this request included."""
-        self._counts[group] += 1
-        self._total += 1
-        if self._total > 2 * self._latest:  # half of it is forgotten, and all that is rare
-            self._counts = Counter({name: n // 2 for name, n in self._counts.items() if n > 1})
-            self._total = self._counts.total()
-        return self._counts[group] / max(self._total, self._latest)
+        if self._seen == self._window:
+            self._now, self._last, self._seen = Counter(), self._now, 0
+        self._seen += 1
+        self._now[group] += 1
+        if not self._last:
+            return self._now[group] / max(self._seen, self._early)
+        rest = 1 - self._seen / self._window
+        return (self._now[group] + rest * self._last[group]) / self._window
 
 
 class Prefix:
@@ -101,7 +108,7 @@ class Prefix:
 
     def __init__(self, ids: Sequence[str], otherwise: Policy) -> None:
         self._ring, self._otherwise = Ring(ids), otherwise
-        self._shares = _Shares(max(_LATEST, 8 * len(ids)))
+        self._shares = _Shares(max(_LATEST, 8 * len(ids)), max(_EARLY, 2 * len(ids)))
         self._walks: dict[bytes, _Walk] = {}
 
     def choose(self, fleet: Fleet, affinity: bytes) -> int | None:
