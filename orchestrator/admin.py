@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from engine_launchers.machine import HardwareProfile
 from orchestrator import __version__
 from orchestrator.admin_events import add_events
+from orchestrator.admin_keys import add_keys
 from orchestrator.admin_orders import add_orders
 from orchestrator.errors import (
     BadRequest,
@@ -28,6 +29,7 @@ from orchestrator.errors import (
     Unauthorized,
     UnsupportedParameter,
 )
+from orchestrator.keyfile import KeyFile
 from orchestrator.observability.metrics import CONTENT_TYPE
 from orchestrator.supervision.lines import Lines
 from orchestrator.supervision.operator import Operator
@@ -75,7 +77,11 @@ def read_or_make_token(path: Path) -> str:
 
 
 def build_admin(
-    supervisor: Supervisor, operator: Operator, token: str, shut_down: Callable[[], None]
+    supervisor: Supervisor,
+    operator: Operator,
+    token: str,
+    shut_down: Callable[[], None],
+    keys: KeyFile,
 ) -> FastAPI:
     """The admin application of one supervisor."""
     app = FastAPI(
@@ -90,6 +96,7 @@ def build_admin(
     _add_views(app, supervisor, guard)
     _add_logs(app, supervisor, guard)
     add_orders(app, supervisor, operator, guard, shut_down)
+    add_keys(app, keys, supervisor.link, supervisor.store, guard)
     add_events(app, supervisor.store, guard)
     return app
 

@@ -1,9 +1,10 @@
 """The wire between the planes: the only thing that supervisor and gateway share.
 
 Newline-delimited JSON over a Unix stream socket that the supervisor listens on. The gateway dials,
-says `Hello`, and gets a whole `RouteTable` at once and after every change: there are no deltas, so
-a lost connection needs no repair. The gateway sends `Report` after every table it applied and
-whenever its counts matter, and `Failed` when an engine broke under a request.
+says `Hello`, and gets a whole `KeyTable` and a whole `RouteTable` at once, and each again after
+every change: there are no deltas, so a lost connection needs no repair. The gateway sends `Report`
+after every table it applied and whenever its counts matter, and `Failed` when an engine broke under
+a request.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from engine_launchers.base import CrashCause, Quirks, Served
+from orchestrator.access import KeyGrant
 
 LINE_LIMIT = 4 * 1024 * 1024
+Routing = Literal["auto", "least", "prefix", "p2c"]
 ON_DEMAND = frozenset({"unloaded", "sleeping"})  # states of models that a request loads or wakes
 
 
@@ -61,7 +64,8 @@ class ModelRoute(Message):
     serving. `expected` tells whether waiting makes sense: False for a model that somebody stopped
     or that failed. `routes` is the allow-list of upstream paths. `served` holds every name that
     clients may give, `name` first; empty means just that one. `lost` tells of replicas whose last
-    engine crashed what the crash was: it may have been a request's doing.
+    engine crashed what the crash was: it may have been a request's doing. `routing` is how the
+    replica of a request is chosen. `defaults` are parameters of requests that say nothing.
     """
 
     name: str
@@ -80,6 +84,8 @@ class ModelRoute(Message):
     eos_token: str | None = None
     replicas: tuple[Replica, ...] = ()
     lost: dict[str, CrashCause] = Field(default_factory=dict)
+    routing: Routing = "auto"
+    defaults: dict[str, int | float] = Field(default_factory=dict)
 
     @property
     def names(self) -> tuple[Served, ...]:
@@ -110,7 +116,10 @@ class GatewayConfig(Message):
     port: int
     control_socket: str | None
     key_hashes: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_queue: int
+    max_queue_tokens: int = 1 << 20
     queue_timeout_s: float
     max_body_bytes: int
     stall_timeout_s: float
@@ -120,6 +129,13 @@ class GatewayConfig(Message):
     body_timeout_s: float = 30.0
     log_level: str
     table: RouteTable | None = None
+
+
+class KeyTable(Message):
+    """All API keys beside those of the gateway's own config, by their hashes."""
+
+    type: Literal["keys"] = "keys"
+    keys: tuple[KeyGrant, ...] = ()
 
 
 class Hello(Message):
@@ -172,8 +188,8 @@ class Failed(Message):
     why: str
 
 
-Wire = Annotated[RouteTable | Hello | Report | Failed, Field(discriminator="type")]
-_ADAPTER: TypeAdapter[RouteTable | Hello | Report | Failed] = TypeAdapter(Wire)
+Wire = RouteTable | KeyTable | Hello | Report | Failed
+_ADAPTER: TypeAdapter[Wire] = TypeAdapter(Annotated[Wire, Field(discriminator="type")])
 
 
 def encode(message: Message) -> bytes:
@@ -181,12 +197,12 @@ def encode(message: Message) -> bytes:
     return message.model_dump_json().encode() + b"\n"
 
 
-def decode(line: bytes) -> RouteTable | Hello | Report | Failed:
+def decode(line: bytes) -> Wire:
     """The message in one line; raises pydantic.ValidationError for anything else."""
     return _ADAPTER.validate_json(line)
 
 
-async def receive(reader: asyncio.StreamReader) -> RouteTable | Hello | Report | Failed | None:
+async def receive(reader: asyncio.StreamReader) -> Wire | None:
     """The next message, or None at the end of the connection."""
     try:
         line = await reader.readline()

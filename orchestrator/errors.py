@@ -21,6 +21,8 @@
         UnsupportedParameter         400  unsupported_parameter
         ContextLengthExceeded        400  context_length_exceeded
         Unauthorized                 401  invalid_api_key
+          KeyExpired                 401  api_key_expired
+        WrongHost                    403  host_not_allowed
         UnknownModel                 404  model_not_found
         NotFound                     404  not_found
         MethodNotAllowed             405  method_not_allowed
@@ -31,6 +33,10 @@
         PoisonRequest                422  poison_request
         QueueFull                    429  queue_full             Retry-After
         HeadTooLarge                 431  head_too_large
+        TooManyRequests              429  requests_per_minute    Retry-After
+        TooManyTokens                429  tokens_per_minute      Retry-After
+        TooManyAtOnce                429  concurrent_requests    Retry-After
+        TooManyFailures              429  too_many_failures      Retry-After
         UpstreamBroken               502  engine_died
         UpstreamInvalid              502  upstream_invalid
         EngineError                  502  engine_error
@@ -40,6 +46,7 @@
         Draining                     503  draining               Retry-After
         ShuttingDown                 503  shutting_down
         UpstreamTimeout              504  engine_stalled
+        DeadlineExceeded             504  deadline_exceeded
 
 Each class carries its HTTP status, a code that a program can branch on, and the exit code of the
 command line (after BSD's sysexits). `retryable` tells a client whether the same request can succeed
@@ -47,8 +54,6 @@ later. The message is for people: what was wrong, and what to do.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
 
 
 class EngineRoomError(Exception):
@@ -187,6 +192,18 @@ class Unauthorized(RequestError):
     http_status, code, kind = 401, "invalid_api_key", "authentication_error"
 
 
+class KeyExpired(Unauthorized):
+    """The API key was good and its time is over."""
+
+    code = "api_key_expired"
+
+
+class WrongHost(RequestError):
+    """The request's Host is not one of `allowed_hosts`."""
+
+    http_status, code, kind = 403, "host_not_allowed", "permission_error"
+
+
 class UnknownModel(RequestError):
     """No model of that name is served."""
 
@@ -257,6 +274,30 @@ class QueueFull(_Busy):
     http_status, code, kind = 429, "queue_full", "rate_limit_error"
 
 
+class TooManyRequests(_Busy):
+    """The key has used up its requests per minute; see Retry-After."""
+
+    http_status, code, kind = 429, "requests_per_minute", "rate_limit_error"
+
+
+class TooManyTokens(_Busy):
+    """The key has used up its tokens per minute; see Retry-After."""
+
+    http_status, code, kind = 429, "tokens_per_minute", "rate_limit_error"
+
+
+class TooManyAtOnce(_Busy):
+    """The key has as many requests under way as it may have at once."""
+
+    http_status, code, kind = 429, "concurrent_requests", "rate_limit_error"
+
+
+class TooManyFailures(_Busy):
+    """This address gave too many wrong keys; a good one is let in all the same."""
+
+    http_status, code, kind = 429, "too_many_failures", "rate_limit_error"
+
+
 class EngineBusy(_Busy):
     """The engine lives and says that it takes nothing now."""
 
@@ -305,30 +346,13 @@ class UpstreamTimeout(RequestError):
     http_status, code, kind, retryable = 504, "engine_stalled", "server_error", True
 
 
+class DeadlineExceeded(RequestError):
+    """The time that the request itself gave (`timeout`) was over before its answer began."""
+
+    http_status, code, kind, retryable = 504, "deadline_exceeded", "server_error", True
+
+
 class ShuttingDown(RequestError):
     """The gateway process ended before the answer was complete."""
 
     http_status, code, kind, retryable = 503, "shutting_down", "server_error", True
-
-
-def from_envelope(error: Mapping[str, object]) -> EngineRoomError:
-    """The exception behind an error object that came over the wire; its class follows `code`.
-
-    A code that this version does not know becomes an EngineRoomError that carries it.
-    """
-    code = str(error.get("code") or EngineRoomError.code)
-    cls = next((each for each in tree(EngineRoomError) if each.code == code), EngineRoomError)
-    made = cls(str(error.get("message") or "the server gave no reason"))
-    param = error.get("param")
-    made.param = None if param is None else str(param)
-    made.code = code
-    made.retryable = bool(error.get("retryable", made.retryable))
-    return made
-
-
-def tree(root: type[EngineRoomError]) -> Iterator[type[EngineRoomError]]:
-    """A class and what is derived from it in this file: other modules' own reuse our codes."""
-    yield root
-    for each in root.__subclasses__():
-        if each.__module__ == __name__:
-            yield from tree(each)

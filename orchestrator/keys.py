@@ -1,19 +1,20 @@
-"""Who may use the gateway: API keys from the settings, kept as hashes only."""
+"""Who may use the gateway: API keys from the settings and the keys file, kept as hashes only."""
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.access import hash_of
 from orchestrator.errors import ConfigError
+from orchestrator.keyfile import KeyFile
 from orchestrator.settings import Settings
 
 
 class KeyPolicy(BaseModel):
-    """Who may use the gateway: SHA-256 hashes of the accepted keys, empty for everybody."""
+    """SHA-256 hashes of the settings' own keys. Empty, and no key in the keys file: everybody."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,12 +37,19 @@ def key_policy(settings: Settings) -> KeyPolicy:
     if settings.api_keys_file is not None:
         keys += _read_key_file(settings.api_keys_file.expanduser())
     keys = [key.strip() for key in keys if key.strip() and not key.strip().startswith("#")]
-    if not keys and not is_loopback(settings.host) and not settings.allow_anonymous:
+    named = KeyFile(keys_path(settings)).all()
+    if not keys and not named and not is_loopback(settings.host) and not settings.allow_anonymous:
         raise ConfigError(
             f"host {settings.host} is reachable from other machines but no API keys are set: set "
-            "ENGINEROOM_API_KEYS or api_keys_file, or ALLOW_ANONYMOUS=1 to serve everybody"
+            "ENGINEROOM_API_KEYS or api_keys_file, make one with `engineroom keys create NAME`, or "
+            "ALLOW_ANONYMOUS=1 to serve everybody"
         )
-    return KeyPolicy(hashes=tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys))
+    return KeyPolicy(hashes=tuple(hash_of(key) for key in keys))
+
+
+def keys_path(settings: Settings) -> Path:
+    """Where the keys are kept that `engineroom keys` makes."""
+    return (settings.keys_file or settings.data / "keys.json").expanduser().absolute()
 
 
 def _read_key_file(path: Path) -> list[str]:

@@ -51,6 +51,8 @@ def model_order(decision: Decision, program: str) -> ModelOrder:
         preload=not settings.listed if settings.preload is None else settings.preload,
         replicas=settings.replicas or 1,
         max_concurrency=settings.max_concurrency,
+        routing=settings.routing,
+        defaults=settings.defaults.model_dump(exclude_none=True) if settings.defaults else {},
     )
 
 

@@ -26,7 +26,8 @@ from orchestrator.endings import on_change_of, on_hangup, on_parent_gone, on_sig
 from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.shelf import Shelf
 from orchestrator.errors import ConfigError, LaunchFailed
-from orchestrator.keys import key_policy
+from orchestrator.keyfile import KeyFile
+from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of, reserve
 from orchestrator.ordering import Install, Orderer
 from orchestrator.runtimes.external import ExternalRuntime
@@ -146,7 +147,7 @@ async def serve(
                 client,
             )
             operator = Operator(supervisor)
-            admin = _admin(supervisor, operator, token, stopping)
+            admin = _admin(supervisor, operator, token, stopping, KeyFile(keys_path(asked)))
             on_hangup(operator.reload_soon)
             watching = asyncio.create_task(on_change_of(planning.file, operator.reload_soon))
             supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
@@ -188,9 +189,9 @@ async def _run(
 
 
 def _admin(
-    supervisor: Supervisor, operator: Operator, token: str, stopping: asyncio.Event
+    supervisor: Supervisor, operator: Operator, token: str, stopping: asyncio.Event, keys: KeyFile
 ) -> _Admin:
-    app = build_admin(supervisor, operator, token, stopping.set)
+    app = build_admin(supervisor, operator, token, stopping.set, keys)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
     )
@@ -264,7 +265,10 @@ def _gateway(
         port=settings.port,
         control_socket=str(run / "control.sock"),
         key_hashes=hashes,
+        allowed_hosts=settings.allowed_hosts,
+        cors_origins=settings.cors_origins,
         max_queue=settings.max_queue,
+        max_queue_tokens=settings.max_queue_tokens,
         queue_timeout_s=settings.queue_timeout_s,
         max_body_bytes=settings.max_body_bytes,
         stall_timeout_s=settings.stall_timeout_s,

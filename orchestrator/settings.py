@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
 from orchestrator.model_settings import ModelEntry, ModelSettings
-from orchestrator.setting_types import Port, PositiveSeconds, Seconds, lower
+from orchestrator.setting_types import Hosts, Origins, Port, PositiveSeconds, Seconds, lower
 
 PREFIX = "ENGINEROOM_"
 
@@ -40,7 +40,7 @@ DOCUMENT_VARIABLES: dict[str, str] = {
 }
 
 # Too much for a variable.
-FILE_ONLY = frozenset({"models"})
+FILE_ONLY = frozenset({"models", "defaults"})
 
 # Variables with our prefix that are not settings: they choose the file, or belong to the Makefile.
 _NOT_SETTINGS = {"ENGINEROOM_CONFIG"}
@@ -80,6 +80,15 @@ class Settings(ModelSettings, BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File with one API key a line; readable by its owner only."
     )
+    keys_file: Path | None = Field(
+        None, description="Keys made by `engineroom keys`; unset: keys.json in the data directory."
+    )
+    allowed_hosts: Hosts = Field(
+        (), description="Names by which clients may call the gateway (Host header); none: any."
+    )
+    cors_origins: Origins = Field(
+        (), description="Web pages' origins that browsers let read answers; none: no CORS."
+    )
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
     admin_port: Port = Field(8002, description="Port of the admin API; 0 takes any free one.")
     data_dir: Path | None = Field(
@@ -91,6 +100,9 @@ class Settings(ModelSettings, BaseSettings):
 
     max_queue: int = Field(
         64, ge=0, le=100_000, description="Requests that may wait per model; more get 429."
+    )
+    max_queue_tokens: int = Field(
+        1 << 20, ge=1, le=1 << 40, description="Prompt tokens that may wait per model; then 429."
     )
     queue_timeout_s: PositiveSeconds = Field(
         120.0, description="Longest wait in the queue, seconds; then 503."

@@ -22,6 +22,7 @@ from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.events import events
 from orchestrator.cli.gateway import gateway
+from orchestrator.cli.keys import app as keys
 from orchestrator.cli.options import (
     AdapterPath,
     Adapters,
@@ -83,6 +84,7 @@ app.command()(plan)
 app.command()(gateway)
 app.add_typer(engines)
 app.add_typer(calibration)
+app.add_typer(keys)
 
 
 @app.command()

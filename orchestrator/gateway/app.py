@@ -1,11 +1,9 @@
-"""Puts the gateway together: routes, keys, metrics, lifespan."""
+"""Puts the gateway together: its parts, its routes, its keys, its lifespan."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -17,33 +15,35 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from engine_launchers.base import CrashCause
-from orchestrator.control import ON_DEMAND, GatewayConfig
+from orchestrator.control import GatewayConfig
 from orchestrator.errors import (
     EngineRoomError,
     GatewayBusy,
     MethodNotAllowed,
     NotFound,
     ShuttingDown,
-    Unauthorized,
 )
 from orchestrator.gateway.connections import Connections
 from orchestrator.gateway.crowd import Room
 from orchestrator.gateway.desk import Desk, Watch
 from orchestrator.gateway.door import ClientProtocol
+from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.exchange import Exchange, error_headers
 from orchestrator.gateway.judging import Judge
+from orchestrator.gateway.keyring import Holder, KeyRing
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.manners import manners_of
 from orchestrator.gateway.ollama_pages import OllamaPages
-from orchestrator.gateway.openapi import document
 from orchestrator.gateway.outliers import Key
+from orchestrator.gateway.pages import Pages
 from orchestrator.gateway.quarantine import Quarantine
 from orchestrator.gateway.readers import READERS
 from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
-from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
+from orchestrator.gateway.visitors import Visitors
+from orchestrator.observability.metrics import GatewayMetrics
 
 _FLUSH_S = 0.5  # for the last events of what is cut off
 
@@ -56,9 +56,15 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self.quarantine = Quarantine()
         self.router = Router(
-            config.max_queue, config.queue_timeout_s, self._changed, on_lost=self._lost
+            config.max_queue,
+            config.queue_timeout_s,
+            self._changed,
+            on_lost=self._lost,
+            max_queue_tokens=config.max_queue_tokens,
         )
-        self.link = SupervisorLink(config, self.router)
+        self.keys = KeyRing(config.key_hashes, self.metrics.keys, time.monotonic, time.time)
+        self.doors = Doors(config.allowed_hosts, config.cors_origins)
+        self.link = SupervisorLink(config, self.router, self.keys)
         self.pool = EnginePool()
         self.connections = Connections(self.metrics, config.write_timeout_s)
         self.desk = Desk(
@@ -69,6 +75,8 @@ class Gateway:
             metrics=self.metrics,
             watch=Watch(self.pool.sweep, self.connections.sweep),
             admit=self.admit,
+            keys=self.keys,
+            doors=self.doors,
             ids=RequestIds(),
             stall_timeout_s=config.stall_timeout_s,
             max_body_bytes=config.max_body_bytes,
@@ -76,29 +84,30 @@ class Gateway:
             head_s=config.head_timeout_s,
             body_s=config.body_timeout_s,
         )
+        pages = Pages(self.router, self.metrics, self.link, config.version)
         ollama = OllamaPages(self.router)
         self.app = Starlette(
             routes=[
                 *(Route(path, _only_posted, methods=["POST"]) for path in READERS),
-                self._getting("/models", self.models),
-                self._getting("/v1/models", self.openai_models),
-                self._getting("/v1/models/{model}", self.openai_model),
+                self._getting("/models", pages.models),
+                self._getting("/v1/models", pages.openai_models),
+                self._getting("/v1/models/{model}", pages.openai_model),
                 self._getting("/api/tags", ollama.tags),
                 self._getting("/api/ps", ollama.running),
                 self._getting("/api/version", ollama.version, public=True),
                 self._getting("/api/show", ollama.show, method="POST"),
                 self._getting("/", ollama.hello, public=True),
-                self._getting("/openapi.json", self.openapi, public=True),
-                self._getting("/metrics", self.show_metrics),
-                self._getting("/health", self.health, public=True),
-                self._getting("/health/live", self.live, public=True),
-                self._getting("/health/ready", self.health_ready, public=True),
+                self._getting("/openapi.json", pages.openapi, public=True),
+                self._getting("/metrics", pages.show_metrics),
+                self._getting("/health", pages.health, public=True),
+                self._getting("/health/live", pages.live, public=True),
+                self._getting("/health/ready", pages.health_ready, public=True),
             ],
             lifespan=self._lifespan,
             exception_handlers={HTTPException: _no_such_route},
         )
         self.app.router.redirect_slashes = False
-        self.asgi = self.desk.ids.around(self.app)
+        self.asgi = self.desk.ids.around(Visitors(self.app, self.doors))
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -130,12 +139,14 @@ class Gateway:
     def _changed(self) -> None:
         self.link.changed()
 
-    def admit(self, headers: dict[bytes, bytes]) -> None:
-        """Raise Unauthorized, or GatewayBusy when no descriptor is left for another connection."""
-        check_key(self.config.key_hashes, given_key(headers))
+    def admit(self, headers: dict[bytes, bytes], address: str) -> Holder:
+        """Whose request it is. Raises GatewayBusy when no descriptor is left for another."""
+        self.doors.check(_text(headers.get(b"host")))
+        holder = self.keys.identify(given_key(headers), address)
         if self.connections.room(self.pool.count) is Room.NONE_TO_SPARE:
             told = "the gateway has no file descriptors left for another request; try again"
             raise GatewayBusy(told)
+        return holder
 
     # --- endpoints ------------------------------------------------------------------------------
 
@@ -149,7 +160,9 @@ class Gateway:
         async def endpoint(request: Request) -> Response:
             try:
                 if not public:
-                    check_key(self.config.key_hashes, given_key(dict(request.headers.raw)))
+                    address = request.client.host if request.client else ""
+                    said = given_key(dict(request.headers.raw))
+                    request.state.holder = self.keys.identify(said, address)
                 return await show(request)
             except EngineRoomError as error:
                 told = manners_of(path).error(error)
@@ -158,100 +171,15 @@ class Gateway:
 
         return Route(path, endpoint, methods=[method])
 
-    async def openapi(self, _: Request) -> Response:
-        """GET /openapi.json."""
-        return JSONResponse(document(self.config.version))
 
-    async def models(self, _: Request) -> Response:
-        """GET /models: every model with its state and load."""
-        return JSONResponse({"models": [self._model(route.name) for route in self.router.routes()]})
-
-    def _model(self, name: str) -> dict[str, object]:
-        route = self.router.find(name).route
-        running, waiting = self.router.model_load(name)
-        return {
-            "name": name,
-            "state": route.state,
-            "ready": self.router.ready(name),
-            "why": route.why,
-            "engine": route.engine,
-            "aliases": [each.name for each in route.names[1:] if each.adapter is None],
-            "adapters": sorted({each.adapter for each in route.names if each.adapter}),
-            "context": route.context,
-            "in_flight": running,
-            "waiting": waiting,
-        }
-
-    async def openai_models(self, _: Request) -> Response:
-        """GET /v1/models."""
-        data = [self._openai_model(each.served.name) for each in self.router.targets()]
-        return JSONResponse({"object": "list", "data": data})
-
-    async def openai_model(self, request: Request) -> Response:
-        """GET /v1/models/{model}."""
-        return JSONResponse(self._openai_model(request.path_params["model"]))
-
-    def _openai_model(self, name: str) -> dict[str, object]:
-        target = self.router.find(name)
-        route = target.route
-        head = {"id": name, "object": "model", "created": route.created, "owned_by": "engineroom"}
-        # As vLLM tells it: the model behind another name, and whose adapter this is.
-        parent = {"root": route.name, "parent": route.name if target.served.adapter else None}
-        return {**head, **parent, "max_model_len": route.context}
-
-    async def show_metrics(self, _: Request) -> Response:
-        """GET /metrics."""
-        for route in self.router.routes():
-            running, waiting = self.router.model_load(route.name)
-            self.metrics.in_flight.labels(route.name).set(running)
-            self.metrics.waiting.labels(route.name).set(waiting)
-            self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
-            self.metrics.ejected.labels(route.name).set(self.router.ejected(route.name))
-        return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
-
-    async def health(self, _: Request) -> Response:
-        """GET /health: always 200 while this process lives; the truth is in the body."""
-        models = [self._model(route.name) for route in self.router.routes()]
-        able = [each for each in models if each["ready"] or each["state"] in ON_DEMAND]
-        if self.router.draining:
-            status = "draining"
-        elif not models:
-            status = "starting"
-        else:
-            status = "ok" if len(able) == len(models) else "degraded"
-        supervisor = "connected" if self.link.connected else "away"
-        return JSONResponse({"status": status, "supervisor": supervisor, "models": models})
-
-    async def live(self, _: Request) -> Response:
-        """GET /health/live: this process answers."""
-        return JSONResponse({"status": "ok"})
-
-    async def health_ready(self, _: Request) -> Response:
-        """GET /health/ready: 200 when a model can generate, now or when it is asked for."""
-        routes = self.router.routes()
-        able = any(
-            self.router.ready(each.name) or (each.state in ON_DEMAND and each.expected)
-            for each in routes
-        )
-        ready = able and not self.router.draining
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
-
-
-def given_key(headers: dict[bytes, bytes]) -> bytes | None:
+def given_key(headers: dict[bytes, bytes]) -> str | None:
     """What a request gives as its key, as an authorization; Anthropic's clients have a header."""
     own = headers.get(b"x-api-key")
-    return headers.get(b"authorization") or (None if own is None else b"Bearer " + own)
+    return _text(headers.get(b"authorization") or (None if own is None else b"Bearer " + own))
 
 
-def check_key(hashes: tuple[str, ...], authorization: bytes | None) -> None:
-    """Compare with every accepted key, without leaving early. Raises Unauthorized."""
-    if not hashes:
-        return
-    scheme, _, key = (authorization or b"").partition(b" ")
-    given = hashlib.sha256(key.strip()).hexdigest()
-    matches = [hmac.compare_digest(given, known) for known in hashes]
-    if scheme.lower() != b"bearer" or not any(matches):
-        raise Unauthorized("give a valid API key as `Authorization: Bearer KEY`")
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
 
 
 async def _only_posted(request: Request) -> Response:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.judging import Judge
+from orchestrator.gateway.keyring import Holder, KeyRing
 from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
@@ -85,7 +87,7 @@ class Page:
 class Desk:
     """See the module. Times in seconds, sizes in bytes; `comment_s` 0: no comments.
 
-    `admit` takes a request's headers and raises what keeps it out.
+    `admit` takes a request's headers and its client's address, and raises what keeps it out.
     """
 
     router: Router
@@ -94,7 +96,9 @@ class Desk:
     judge: Judge
     metrics: GatewayMetrics
     watch: Watch
-    admit: Callable[[dict[bytes, bytes]], None]
+    admit: Callable[[dict[bytes, bytes], str], Holder]
+    keys: KeyRing
+    doors: Doors
     stall_timeout_s: float
     max_body_bytes: int
     ids: RequestIds

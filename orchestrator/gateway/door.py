@@ -188,7 +188,11 @@ class ClientProtocol(HttpToolsProtocol):
         self._desk.watch.all.add(exchange)
         job = Job(self._desk, exchange, exchange.path)
         try:
-            self._desk.admit(exchange.headers)
+            if (doors := self._desk.doors).closed:
+                origin = exchange.headers.get(b"origin", b"").decode("latin-1") or None
+                exchange.more = b"".join(b"%b: %b\r\n" % each for each in doors.answer(origin))
+            address = self.client[0] if self.client else ""
+            job.holder = self._desk.admit(exchange.headers, address)
             exchange.begin(job, self.loop.time())
         except EngineRoomError as error:
             job.fail(error)

@@ -20,6 +20,20 @@ _UTF8 = (b"", b"charset=utf-8", b'charset="utf-8"')
 _PHRASES = {each.value: each.phrase.encode() for each in HTTPStatus}
 
 
+class Texts:
+    """Header values as text, by their names in lower case."""
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: dict[bytes, bytes]) -> None:
+        self._headers = headers
+
+    def get(self, name: str) -> str | None:
+        """None where there is no such header."""
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+
 class Worker(Protocol):
     """Who makes the answer."""
 
@@ -48,26 +62,9 @@ class Exchange:
     """See the module. `status` is None until an answer has begun."""
 
     __slots__ = (
-        "_body_s",
-        "_door",
-        "_limit",
-        "_manners",
-        "_parts",
-        "_since",
-        "_size",
-        "_started",
-        "chunked",
-        "disconnected",
-        "headers",
-        "id",
-        "keep_alive",
-        "more_body",
-        "path",
-        "response_complete",
-        "status",
-        "streaming",
-        "worker",
-        "written",
+        "_body_s", "_door", "_limit", "_manners", "_parts", "_since", "_size", "_started",
+        "chunked", "disconnected", "headers", "id", "keep_alive", "more", "more_body", "path",
+        "response_complete", "status", "streaming", "worker", "written",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +79,7 @@ class Exchange:
         id: bytes,
     ) -> None:
         self._door, self.path, self.headers, self._limit = door, path, headers, limit
-        self.id = id
+        self.id, self.more = id, b""
         self._body_s, self._manners = body_s, manners_of(path)
         self.keep_alive, self.chunked = keep_alive, chunked
         self._parts: list[bytes] = []
@@ -219,7 +216,8 @@ class Exchange:
         self.status = status
         close = b"" if self.keep_alive else b"connection: close\r\n"
         return b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
-            status, _PHRASES.get(status, b""), self._door.common_headers(), self.id, lines, close,
+            status, _PHRASES.get(status, b""), self._door.common_headers(), self.id,
+            self.more + lines, close,
         )  # fmt: skip
 
     def _chunk(self, data: bytes) -> bytes:

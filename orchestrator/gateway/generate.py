@@ -11,6 +11,8 @@ from orchestrator.gateway.keep_alive import KeepAlive
 
 Number = StrictFloat | StrictInt
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one"
+Priority = Annotated[StrictInt, Field(ge=-100, le=100)]
+Timeout = Annotated[Number, Field(gt=0, le=86_400)]
 StopText = Annotated[StrictStr, Field(min_length=1, max_length=64)]
 
 
@@ -30,6 +32,8 @@ class GenerateRequest(BaseModel):
     model: StrictStr | None = None
     stream: StrictBool = False
     keep_alive: KeepAlive | None = None
+    priority: Priority | None = None
+    timeout: Timeout | None = None
 
 
 def to_completion(request: GenerateRequest, quirks: Quirks) -> dict[str, Any]:

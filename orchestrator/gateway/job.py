@@ -18,12 +18,14 @@ import orjson
 
 from orchestrator.control import Replica
 from orchestrator.errors import EngineRoomError, RequestError, UpstreamBroken
+from orchestrator.gateway.asking import Ask, ask_for
 from orchestrator.gateway.call import Call
 from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.engine_connection import Address, EngineConnection
 from orchestrator.gateway.engine_pool import NotReached, address_of, head_of
-from orchestrator.gateway.exchange import Exchange
+from orchestrator.gateway.exchange import Exchange, Texts
 from orchestrator.gateway.guard import Guard, StreamGuard
+from orchestrator.gateway.keyring import Holder, Permit
 from orchestrator.gateway.orders import Order
 from orchestrator.gateway.places import Lease
 from orchestrator.gateway.readers import READERS
@@ -40,8 +42,9 @@ class Job:
     """See the module. `exchange` is the client's side of it."""
 
     __slots__ = (
-        "_avoid", "_began", "_call", "_desk", "_exchange", "_lease", "_order", "_over", "_path",
-        "_prompt_tokens", "_request", "_size", "_stream", "_task", "_tries", "_ttft", "model",
+        "_ask", "_avoid", "_began", "_call", "_desk", "_exchange", "_lease", "_order", "_over",
+        "_path", "_permit", "_prompt_tokens", "_request", "_size", "_stream", "_task", "_tries",
+        "_ttft", "_used", "holder", "model",
     )  # fmt: skip
 
     def __init__(self, desk: Desk, exchange: Exchange, path: str) -> None:
@@ -50,6 +53,10 @@ class Job:
         self._over = False
         self._began = time.monotonic()
         self._order: Order
+        self._ask: Ask
+        self._permit: Permit | None = None
+        self._used = (0, 0)  # tokens, of the prompt and of the answer
+        self.holder: Holder
         self._lease: Lease | None = None
         self._call: Call | None = None
         self._task: asyncio.Task[None] | None = None
@@ -70,6 +77,7 @@ class Job:
             self._stream = order.answer.stream
             self._size = characters(order.body)
             refuse_hopeless(order.route, order.body, self._size)
+            self._admit(order)
             self._request = orjson.dumps(order.body)
             self._desk.judge.asked()
             if order.waits:
@@ -80,6 +88,23 @@ class Job:
             self._trouble(error)
         except Exception:  # noqa: BLE001 - the last line: log it, tell the client, serve on
             self._internal()
+
+    def _admit(self, order: Order) -> None:
+        """Raise which of its key's limits keeps it out; the permit is closed at the end."""
+        holder, served, route = self.holder, order.target.served, order.route
+        ask = self._ask = ask_for(
+            route.name,
+            order.body,
+            Texts(self._exchange.headers),
+            self._began,
+            key=holder.name,
+            ceiling=holder.limits.priority,
+            context=route.context,
+            priority=order.priority,
+            timeout=order.timeout,
+            choice=len(route.replicas) > 1,
+        )
+        self._permit = self._desk.keys.admit(holder, ask, served.name, served.adapter)
 
     def fail(self, error: EngineRoomError) -> None:
         """Tell the client that there is no answer, or no more of it, and be done."""
@@ -117,11 +142,11 @@ class Job:
     # --- a place --------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        router, name, again = self._desk.router, self.model, self._tries > 1
+        router, ask, again = self._desk.router, self._ask, self._tries > 1
         self._desk.judge.refuse_poison(self._order)
-        lease = router.take_now(name, again, self._avoid)
+        lease = router.take_now(ask, again, self._avoid)
         if lease is None:
-            self._later(router.take(name, again, self._avoid), self._placed)
+            self._later(router.take(ask, again, self._avoid), self._placed)
         else:
             self._placed(lease)
 
@@ -135,9 +160,9 @@ class Job:
         elif lease.route.quirks.tokenize_path is None:
             self._call_engine(lease, 0)
         else:
-            self._later(self._ask(lease, self._order), partial(self._call_engine, lease))
+            self._later(self._measure(lease, self._order), partial(self._call_engine, lease))
 
-    async def _ask(self, lease: Lease, order: Order) -> int:
+    async def _measure(self, lease: Lease, order: Order) -> int:
         with lease.tally.owing():
             return await self._desk.tokenizers.of_prompt(lease.route, lease.replica, order.body)
 
@@ -168,6 +193,7 @@ class Job:
 
     def relay(self, call: Call, data: bytes) -> None:
         """Bytes for the client; none while only the engine's side has begun."""
+        self._used = self._ask.prompt_tokens, call.guard.pieces
         if self._ttft is None and call.guard.pieces:
             self._ttft = time.monotonic() - self._began
             self._desk.page(self.model, self._path).first_token(self._ttft)
@@ -195,7 +221,9 @@ class Job:
             return guard.pieces
 
     def _finish(self, call: Call, tokens: int) -> None:
-        lease = call.lease
+        lease, told = call.lease, (call.guard.usage or {}).get("prompt_tokens")
+        prompt = told if isinstance(told, int) else self._prompt_tokens or self._ask.prompt_tokens
+        self._used, lease.tokens = (prompt, tokens), prompt + tokens
         seconds = time.monotonic() - lease.granted
         end = End(self._prompt_tokens, tokens, seconds, self._ttft, lease.waited_s)
         self._desk.judge.answered(self._order, lease)
@@ -291,6 +319,8 @@ class Job:
     def _end(self, code: str) -> None:
         self._over = True
         self._leave_engine()
+        if self._permit is not None:
+            self._permit.close(*self._used)
         page = self._desk.page(self.model, self._path)
         page.answered(code)
         page.lasted(time.monotonic() - self._began)

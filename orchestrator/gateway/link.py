@@ -17,11 +17,13 @@ from orchestrator.control import (
     Failed,
     GatewayConfig,
     Hello,
+    KeyTable,
     Report,
     RouteTable,
     encode,
     receive,
 )
+from orchestrator.gateway.keyring import KeyRing
 from orchestrator.gateway.places import Lease
 from orchestrator.gateway.routing import Router
 
@@ -35,8 +37,8 @@ _log = logging.getLogger("engineroom.gateway")
 class SupervisorLink:
     """Dials the supervisor for as long as the gateway lives."""
 
-    def __init__(self, config: GatewayConfig, router: Router) -> None:
-        self._config, self._router = config, router
+    def __init__(self, config: GatewayConfig, router: Router, keys: KeyRing) -> None:
+        self._config, self._router, self._keys = config, router, keys
         self._writer: asyncio.StreamWriter | None = None
         self._pending: asyncio.TimerHandle | None = None
         self._soon = False
@@ -65,6 +67,8 @@ class SupervisorLink:
                 if isinstance(message, RouteTable):
                     self._router.apply(message)
                     self._send_report()
+                elif isinstance(message, KeyTable):
+                    self._keys.apply(message.keys)
             _log.warning("supervisor is away; serving on with the last routes")
         finally:
             self._writer = None

@@ -7,19 +7,21 @@ loaded model stays is not known here: it is told as far away, since it stays unt
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.control import ModelCard, ModelRoute
 from orchestrator.gateway.ollama import LATEST
 from orchestrator.gateway.ollama_answers import stamp
+from orchestrator.gateway.places import Target
 
 VERSION = "0.13.0"  # the API that is spoken: tools ask for what an older one lacks
 _STAYS_S = 10 * 365 * 86_400.0
 
 
-def tags(routes: list[ModelRoute]) -> dict[str, Any]:
+def tags(targets: Sequence[Target]) -> dict[str, Any]:
     """GET /api/tags: every model, loaded or not."""
-    return {"models": [_listed(route, name) for route in routes for name in _names(route)]}
+    return {"models": [_listed(each.route, each.served.name) for each in targets]}
 
 
 def loaded(routes: list[ModelRoute], now: float) -> dict[str, Any]:
@@ -58,10 +60,6 @@ def show(route: ModelRoute) -> dict[str, Any]:
         "capabilities": abilities,
         "modified_at": stamp(route.created),
     }
-
-
-def _names(route: ModelRoute) -> list[str]:
-    return [each.name for each in route.names]
 
 
 def _listed(route: ModelRoute, name: str) -> dict[str, Any]:

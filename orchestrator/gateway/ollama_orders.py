@@ -9,6 +9,7 @@ from orchestrator.control import ON_DEMAND
 from orchestrator.errors import BadRequest
 from orchestrator.gateway import openai
 from orchestrator.gateway.body import check, parse
+from orchestrator.gateway.defaults import with_defaults
 from orchestrator.gateway.ollama import (
     LATEST,
     OllamaChatRequest,
@@ -48,7 +49,7 @@ def _ollama(
         reason = "unload" if unload else "load"
         answer = OllamaLoaded(told, reason, request.streams, time.time)
         gone = unload and route.state in ON_DEMAND
-        return Order(route, COMPLETIONS, {"prompt": ""}, answer, data, calls=False, waits=not gone)
+        return Order(target, COMPLETIONS, {"prompt": ""}, answer, data, calls=False, waits=not gone)
     asked = to_openai(request, chats)
     if "repeat_penalty" in asked:
         asked[route.quirks.repetition_field] = asked.pop("repeat_penalty")
@@ -61,9 +62,12 @@ def _ollama(
     else:
         plain = check(openai.CompletionRequest, asked)
         body = openai.upstream_body(plain, quirks.completion_fields)
+    if route.defaults:
+        allowed = quirks.chat_fields if path == CHAT else quirks.completion_fields
+        body = with_defaults(body, asked.keys(), route.defaults, quirks, allowed)
     body = openai.asking_usage({**body, **target.call}, quirks)
     answer_ = OllamaAnswer(told, request.streams, time.time)
-    return Order(route, path, body, answer_, data)
+    return Order(target, path, body, answer_, data)
 
 
 READERS: dict[str, Reader] = {

@@ -12,7 +12,8 @@ from orchestrator.gateway import ollama_models
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.ollama import OllamaShowRequest
 from orchestrator.gateway.ollama_orders import target_of
-from orchestrator.gateway.routing import Router
+from orchestrator.gateway.pages import visible
+from orchestrator.gateway.routing import Router, unknown_model
 
 _BODY_LIMIT = 64 * 1024
 
@@ -23,13 +24,16 @@ class OllamaPages:
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    async def tags(self, _: Request) -> Response:
+    async def tags(self, request: Request) -> Response:
         """GET /api/tags."""
-        return JSONResponse(ollama_models.tags(self._router.routes()))
+        seen = [each for each in self._router.targets() if visible(request, each)]
+        return JSONResponse(ollama_models.tags(seen))
 
-    async def running(self, _: Request) -> Response:
+    async def running(self, request: Request) -> Response:
         """GET /api/ps."""
-        return JSONResponse(ollama_models.loaded(self._router.routes(), time.time()))
+        seen = {x.route.name for x in self._router.targets() if visible(request, x)}
+        routes = [route for route in self._router.routes() if route.name in seen]
+        return JSONResponse(ollama_models.loaded(routes, time.time()))
 
     async def show(self, request: Request) -> Response:
         """POST /api/show."""
@@ -42,7 +46,10 @@ class OllamaPages:
         name = asked.model or asked.name
         if not name:
             raise BadRequest("name a model", param="model")
-        return JSONResponse(ollama_models.show(target_of(self._router, name).route))
+        target = target_of(self._router, name)
+        if not visible(request, target):
+            raise unknown_model()
+        return JSONResponse(ollama_models.show(target.route))
 
     async def version(self, _: Request) -> Response:
         """GET /api/version."""

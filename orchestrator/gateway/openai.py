@@ -22,7 +22,7 @@ from pydantic import (
 
 from engine_launchers.base import Quirks
 from orchestrator.errors import BadRequest, UnsupportedParameter
-from orchestrator.gateway.generate import MAX_SEED, Number, StopText
+from orchestrator.gateway.generate import MAX_SEED, Number, Priority, StopText, Timeout
 from orchestrator.gateway.keep_alive import KeepAlive
 
 Limit = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
@@ -51,6 +51,10 @@ def _without_nulls(value: Any) -> Any:
 _NEUTRAL = frozenset(
     {"stream_options", "store", "service_tier", "parallel_tool_calls", "logprobs", "top_logprobs"}
 ) | {"echo"}
+
+
+# Fields for us, not for the engine; vLLM has a `priority` of its own, which counts downwards.
+_OURS = frozenset({"model", "keep_alive", "priority", "timeout"})
 
 
 class _Common(BaseModel):
@@ -85,6 +89,8 @@ class _Common(BaseModel):
     logprobs: Literal[False, 0] | None = None
     top_logprobs: Literal[0] | None = None
     keep_alive: KeepAlive | None = None
+    priority: Priority | None = None
+    timeout: Timeout | None = None
 
     _nulls = model_validator(mode="before")(_without_nulls)
 
@@ -241,7 +247,7 @@ def upstream_body(
     Raises UnsupportedParameter naming a field.
     """
     body = request.model_dump(
-        exclude_unset=True, exclude_none=True, by_alias=True, exclude={"model", "keep_alive"}
+        exclude_unset=True, exclude_none=True, by_alias=True, exclude=set(_OURS)
     )
     if isinstance(request, ChatRequest):
         body["messages"] = [message.plain() for message in request.messages]

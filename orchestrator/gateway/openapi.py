@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.errors import RequestError, tree
+from orchestrator.envelopes import tree
+from orchestrator.errors import RequestError
 from orchestrator.gateway import anthropic, ollama, openai, responses
 from orchestrator.gateway.generate import GenerateRequest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -11,8 +11,10 @@ from orchestrator.control import ModelRoute
 from orchestrator.errors import BadRequest
 from orchestrator.gateway import openai, quick
 from orchestrator.gateway.body import parse
+from orchestrator.gateway.defaults import with_defaults
 from orchestrator.gateway.generate import GenerateRequest, to_completion
 from orchestrator.gateway.guard import Guard, StreamGuard
+from orchestrator.gateway.places import Target
 from orchestrator.gateway.quarantine import fingerprint
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.shapes import Answer, Passing, TokenStream, WholeAnswer, WholeText
@@ -28,10 +30,11 @@ GuardMaker = Callable[[Answer, bool], Guard]
 class Order:
     """What an engine shall be asked, and the answer that is made of what it says.
 
-    `calls` False: nothing is asked, the model only has to be there; without `waits` not even that.
+    `priority` and `timeout` (seconds) are what the body says of them. `calls` False: nothing is
+    asked, the model only has to be there; without `waits` not even that.
     """
 
-    route: ModelRoute
+    target: Target
     path: str
     body: dict[str, Any]
     answer: Answer
@@ -39,6 +42,13 @@ class Order:
     guard: GuardMaker = StreamGuard
     calls: bool = True
     waits: bool = True
+    priority: int | None = None
+    timeout: float | None = None
+
+    @property
+    def route(self) -> ModelRoute:
+        """The model's."""
+        return self.target.route
 
     @cached_property
     def fingerprint(self) -> str:
@@ -59,11 +69,17 @@ def _generate(router: Router, data: bytes, facts: Facts, stream: bool) -> Order:
     route = target.route
     facts.model = route.name
     router.keep(route.name, request.keep_alive)
-    body = {**to_completion(request, route.quirks), **target.call}
-    body = openai.asking_usage(body, route.quirks)
+    quirks = route.quirks
+    body = to_completion(request, quirks)
+    if route.defaults:
+        said = request.model_fields_set
+        body = with_defaults(body, said, route.defaults, quirks, quirks.completion_fields)
+    body = openai.asking_usage({**body, **target.call}, quirks)
     plain = WholeText(target.served.name)
     answer: Answer = TokenStream() if stream or request.stream else plain
-    return Order(route, COMPLETIONS, body, answer, data)
+    order = Order(target, COMPLETIONS, body, answer, data)
+    order.priority, order.timeout = request.priority, request.timeout
+    return order
 
 
 def _constructed(fields: dict[str, Any]) -> GenerateRequest:
@@ -95,14 +111,22 @@ def _openai(
         raise BadRequest(f"the engine of {route.name} does not offer {path}")
     quirks = route.quirks
     allowed = quirks.chat_fields if chat else quirks.completion_fields
+    said: Collection[str] = () if usual is None else usual.keys()
     if usual is not None and usual.keys() <= allowed:
         body = {**usual, "stream": True}
     else:
-        body = openai.upstream_body(request or parse(model, data), allowed)
+        request = request or parse(model, data)
+        said = request.model_fields_set
+        body = openai.upstream_body(request, allowed)
+    if route.defaults:
+        body = with_defaults(body, said, route.defaults, quirks, allowed)
     body = openai.asking_usage({**body, **target.call}, quirks)
     served = target.served.name
     answer: Answer = Passing(served, usage) if stream else WholeAnswer(served)
-    return Order(route, path, body, answer, data)
+    order = Order(target, path, body, answer, data)
+    if request is not None:
+        order.priority, order.timeout = request.priority, request.timeout
+    return order
 
 
 _CHAT_FIELDS = (quick.CHAT, "messages")

@@ -37,7 +37,7 @@ def _messages(router: Router, data: bytes, facts: Facts) -> Order:
     name = target.served.name
     answer: Answer = TypedPassing(name) if request.stream else WholeMessage(name)
     guard = partial(_guard, dialect=MESSAGES)
-    return Order(target.route, anthropic.MESSAGES, body, answer, data, guard)
+    return Order(target, anthropic.MESSAGES, body, answer, data, guard)
 
 
 def _responses(router: Router, data: bytes, facts: Facts) -> Order:
@@ -48,7 +48,7 @@ def _responses(router: Router, data: bytes, facts: Facts) -> Order:
     name = target.served.name
     answer: Answer = TypedPassing(name) if request.stream else WholeResponse(name)
     guard = partial(_guard, dialect=RESPONSES)
-    return Order(target.route, responses.RESPONSES, body, answer, data, guard)
+    return Order(target, responses.RESPONSES, body, answer, data, guard)
 
 
 def _count(router: Router, data: bytes, facts: Facts) -> Order:
@@ -56,7 +56,7 @@ def _count(router: Router, data: bytes, facts: Facts) -> Order:
     target = _target(router, request.model, facts, anthropic.COUNT_TOKENS)
     body = {**anthropic.upstream_body(request), **target.call}
     answer = WholePassing(target.served.name)
-    return Order(target.route, anthropic.COUNT_TOKENS, body, answer, data, WholeGuard)
+    return Order(target, anthropic.COUNT_TOKENS, body, answer, data, WholeGuard)
 
 
 READERS: dict[str, Reader] = {

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from engine_launchers.base import CrashCause
 from orchestrator import __version__
+from orchestrator.observability.key_metrics import KeyMetrics
 from orchestrator.observability.plain import PlainCounter, PlainHistogram
 
 _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -176,6 +177,7 @@ class GatewayMetrics:
             registry=reg,
         )
         self._add_engine_faults()
+        self.keys = KeyMetrics(reg)
 
     def _add_engine_faults(self) -> None:
         reg = self.registry

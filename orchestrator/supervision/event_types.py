@@ -30,6 +30,9 @@ TYPES: Mapping[str, str] = {
     "config.reloaded": "Settings were read anew: models `added`, `removed`, `changed`, `kept`.",
     "config.rejected": "Settings were read anew and are not valid, and `why`; the old ones stay.",
     "calibration.cleared": "An operator had what was learned forgotten; `count` experiences.",
+    "key.created": "An operator made an API key.",
+    "key.changed": "An operator changed what an API key may do: the `changed` fields.",
+    "key.revoked": "An operator revoked an API key.",
     "storage.degraded": "State is kept in memory only, and `why`; serving goes on.",
     "storage.recovered": "The disk can be written again, and has all that memory had.",
     "state.recovered": "The state file was lost or damaged (`why`) and made again; `aside` lists "

@@ -17,6 +17,7 @@ from orchestrator.control import (
     Dealings,
     Failed,
     Hello,
+    KeyTable,
     Report,
     RouteTable,
     encode,
@@ -54,7 +55,7 @@ class GatewayLink:
         generation were decoded at, in tokens per second."""
         self._path = path
         self._post, self._on_change, self._on_speed = post, on_change, on_speed
-        self._table = RouteTable(version=0)
+        self._table, self._keys = RouteTable(version=0), KeyTable()
         self._server: asyncio.Server | None = None
         self._paces: dict[tuple[int, str, int], _Pace] = {}
         self._reports: dict[asyncio.StreamWriter, Report | None] = {}
@@ -87,6 +88,12 @@ class GatewayLink:
         line = encode(table)
         for writer in self._reports:
             writer.write(line)
+
+    def publish_keys(self, keys: KeyTable) -> None:
+        """Remember the API keys and send them to every gateway."""
+        self._keys = keys
+        for writer in self._reports:
+            writer.write(encode(keys))
 
     def in_flight(self, replica: str) -> int:
         """Requests that the gateways last reported on one replica."""
@@ -167,7 +174,7 @@ class GatewayLink:
                 return
             _log.info("gateway=%s pid=%s connected", hello.gateway, hello.pid)
             self._reports[writer] = None
-            writer.write(encode(self._table))
+            writer.write(encode(self._keys) + encode(self._table))  # in this order: none slips in
             self._on_change()
             while (message := await receive(reader)) is not None:
                 if isinstance(message, Report):

@@ -214,7 +214,12 @@ class Operator:
             pool.wanted = True
         wanted = replace(order, keeping=keeping, replicas=replicas)
         pool.order = replace(
-            now, keeping=keeping, preload=order.preload, max_concurrency=order.max_concurrency
+            now,
+            keeping=keeping,
+            preload=order.preload,
+            max_concurrency=order.max_concurrency,
+            routing=order.routing,
+            defaults=order.defaults,
         )
         pool.spawn(partial(pool.change, wanted, drain_s, "its settings changed"))
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+from prometheus_client import CollectorRegistry
+
 from engine_launchers.base import Quirks
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
+from orchestrator.gateway.keyring import KeyRing
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.routing import Router
+from orchestrator.observability.key_metrics import KeyMetrics
 from orchestrator.supervision import gateways
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.gateways import GatewayLink
@@ -56,7 +61,8 @@ class Channel:
         write_timeout_s=60, log_level="info",
         )  # fmt: skip
         self.router = Router(9, 9.0, lambda: self.there.changed())
-        self.there = SupervisorLink(config, self.router)
+        self.keys = KeyRing((), KeyMetrics(CollectorRegistry()), time.monotonic, time.time)
+        self.there = SupervisorLink(config, self.router, self.keys)
 
     async def until(self, work: Work, generation: int = 1) -> None:
         async with asyncio.timeout(5):

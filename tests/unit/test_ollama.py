@@ -23,6 +23,7 @@ from orchestrator.gateway.ollama import (
 )
 from orchestrator.gateway.ollama_answers import Times, Told, line, stamp
 from orchestrator.gateway.ollama_models import loaded, show, size, tags
+from orchestrator.gateway.places import Target
 
 
 def route(name: str, **fields: Any) -> ModelRoute:
@@ -157,7 +158,7 @@ def test_models_are_listed_with_a_tag_and_what_they_are() -> None:
     )  # fmt: skip
     replica = Replica(id="a-0", generation=1, base_url="x", accepting=True, max_concurrency=1)
     both = [route("a", card=card, replicas=(replica,)), route("b:7b", card=card)]
-    listed = tags(both)["models"]
+    listed = tags([Target(each, each.names[0]) for each in both])["models"]
     assert [each["name"] for each in listed] == ["a:latest", "b:7b"]
     assert listed[0]["details"]["parameter_size"] == "7.2B"
     assert listed[0]["digest"] != listed[1]["digest"]

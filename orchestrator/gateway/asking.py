@@ -1,0 +1,149 @@
+"""What a request asks for, as far as queue, limits and routing care. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestrator.access import ANONYMOUS
+from orchestrator.errors import BadRequest
+
+PRIORITY_HEADER = "x-request-priority"
+TIMEOUT_HEADER = "x-request-timeout"
+SESSION_HEADER = "x-session-id"
+MAX_TIMEOUT_S = 86_400.0
+_BYTES_PER_TOKEN = 4  # English text, most tokenizers; put right when the engine has counted
+_NEW_TOKENS = 256  # an answer whose length nobody said
+_SESSION_LENGTH = 256
+_PREFIX = 1024  # characters: below it there is little that an engine could keep
+_FIRST = frozenset({"system", "developer"})
+
+
+class Texts(Protocol):
+    """Headers by their names in lower case."""
+
+    def get(self, name: str, /) -> str | None:
+        """None where there is no such header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: what it costs, how urgent it is, and where its prompt may be known already.
+
+    `model` is the route's name, `key` the name of the API key. `deadline` is in monotonic seconds.
+    `affinity` is a hash of what the request shares with its like; empty for "anywhere".
+    """
+
+    model: str
+    key: str = ANONYMOUS
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    affinity: bytes = b""
+
+    @property
+    def cost(self) -> int:
+        """Tokens that it may take, prompt and answer; at least one."""
+        return max(1, self.prompt_tokens + self.new_tokens)
+
+
+def ask_for(
+    model: str,
+    body: Mapping[str, Any],
+    headers: Texts,
+    now: float,
+    *,
+    key: str = ANONYMOUS,
+    ceiling: int = 0,
+    context: int = 1 << 30,
+    priority: int | None = None,
+    timeout: float | None = None,
+    choice: bool = True,
+) -> Ask:
+    """The ask behind an engine body (`prompt` or `messages`) and the client's headers.
+
+    `ceiling` is the key's highest priority; `priority` and `timeout` (seconds) are the body's own
+    and beat the headers. Without a `choice` of replicas nothing is hashed. Raises BadRequest for a
+    header that is no number.
+    """
+    if priority is None:
+        priority = int(_number(headers, PRIORITY_HEADER, -100, 100) or 0)
+    if timeout is None:
+        timeout = _number(headers, TIMEOUT_HEADER, 0.001, MAX_TIMEOUT_S)
+    limit = body.get("max_tokens", body.get("max_output_tokens"))
+    return Ask(
+        model=model,
+        key=key,
+        prompt_tokens=min(context, estimate_tokens(body)),
+        new_tokens=min(context, limit if isinstance(limit, int) else _NEW_TOKENS),
+        priority=min(priority, ceiling),
+        deadline=None if timeout is None else now + timeout,
+        affinity=affinity(body, headers.get(SESSION_HEADER)) if choice else b"",
+    )
+
+
+def estimate_tokens(body: Mapping[str, Any]) -> int:
+    """Tokens of the prompt by its length, without asking a tokenizer."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return len(prompt) // _BYTES_PER_TOKEN + 1
+    said = body.get("input")
+    if isinstance(said, str):
+        return len(said) // _BYTES_PER_TOKEN + 1
+    length = sum(len(_text(each)) for each in body.get("messages") or said or ())
+    return length // _BYTES_PER_TOKEN + 1
+
+
+def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
+    """What sends like requests to the same replica; empty for "anywhere".
+
+    A session says it all. A chat has two hashes: of a system prompt that is long enough to be worth
+    sharing, and of how this conversation began, its first question included, which stays the same
+    however long it grows. A plain prompt counts by its beginning; a short one goes anywhere.
+    """
+    if session:
+        return _hash(b"s" + session[:_SESSION_LENGTH].encode("utf-8", "surrogateescape"))
+    messages, prompt = body.get("messages"), body.get("prompt")
+    if isinstance(prompt, str) and len(prompt) >= _PREFIX:
+        return _hash(b"p" + prompt[:_PREFIX].encode("utf-8", "replace"))
+    if not messages:
+        return b""
+    system, first = "", ""
+    for message in messages:
+        said = f"{message.get('role')}\0{_text(message)}\0"
+        if message.get("role") not in _FIRST:
+            first = said
+            break
+        system += said
+    own = _hash((system + first).encode("utf-8", "replace"))
+    if len(system) < _PREFIX:
+        return own
+    return _hash(system.encode("utf-8", "replace")) + own
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _number(headers: Texts, name: str, least: float, most: float) -> float | None:
+    """A header's number within its bounds, None where there is no such header."""
+    said = headers.get(name)
+    if said is None:
+        return None
+    try:
+        value = float(said)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise BadRequest(f"the header {name} has to be a number from {least:g} to {most:g}")
+    return value
