@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check orphans bench bench-engines bench-planner faults soak docs clean
+.PHONY: serve test test-fast check orphans bench bench-engines bench-planner sim-routing faults soak docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -38,6 +38,10 @@ bench-planner: ## the memory model against published figures; ROWS= MODELS= GPUS
 bench-engines: ## our plan beside the servers' own settings on one GGUF file: FILE= ROUNDS= TOKENS=
 	@sh tools/setup.sh serve >&2
 	@.venv/bin/python bench/engines.py $(FILE) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(TOKENS),--tokens $(TOKENS))
+
+sim-routing: ## the routing policies on two workloads, 2 to 1000 replicas; writes docs/explanation/routing.md
+	@sh tools/setup.sh test
+	@.venv/bin/python -m bench.routing --write $(if $(SIZES),--sizes $(SIZES)) $(if $(SEED),--seed $(SEED))
 
 faults: ## the fault matrix RUNS times, and its table: RUNS=3 PYTEST_ARGS="-k fake"
 	@sh tools/setup.sh test

@@ -18,6 +18,7 @@ from engine_launchers.base import CrashCause, Quirks, Served
 from orchestrator.access import KeyGrant
 
 LINE_LIMIT = 4 * 1024 * 1024
+Routing = Literal["auto", "least", "prefix", "p2c"]
 ON_DEMAND = frozenset({"unloaded", "sleeping"})  # states of models that a request loads or wakes
 
 
@@ -48,7 +49,8 @@ class ModelRoute(Message):
     serving. `expected` tells whether waiting makes sense: False for a model that somebody stopped
     or that failed. `routes` is the allow-list of upstream paths. `served` holds every name that
     clients may give, `name` first; empty means just that one. `lost` tells of replicas whose last
-    engine crashed what the crash was: it may have been a request's doing.
+    engine crashed what the crash was: it may have been a request's doing. `routing` is how the
+    replica of a request is chosen.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ModelRoute(Message):
     eos_token: str | None = None
     replicas: tuple[Replica, ...] = ()
     lost: dict[str, CrashCause] = Field(default_factory=dict)
+    routing: Routing = "auto"
 
     @property
     def names(self) -> tuple[Served, ...]:
@@ -87,6 +90,7 @@ class GatewayConfig(Message):
     control_socket: str
     key_hashes: tuple[str, ...] = ()
     max_queue: int
+    max_queue_tokens: int = 1 << 20
     queue_timeout_s: float
     max_body_bytes: int
     stall_timeout_s: float

@@ -15,6 +15,7 @@ from orchestrator.setting_types import (
     Names,
     PlainName,
     Quantization,
+    Routing,
     Seconds,
 )
 
@@ -105,6 +106,10 @@ class ModelSettings(BaseModel):
     exclusive: bool = Field(False, description="Loaded alone: all other models leave.")
     replicas: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Engines that serve it at the same time; unset: one."
+    )
+    routing: Routing = Field(
+        "auto",
+        description="How a request's replica is chosen: auto, least (in flight), prefix or p2c.",
     )
     max_concurrency: int | None = Field(
         None, ge=1, le=65_536, description="Most requests at once per engine, below what it can do."

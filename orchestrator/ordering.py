@@ -51,6 +51,7 @@ def model_order(decision: Decision, program: str) -> ModelOrder:
         preload=not settings.listed if settings.preload is None else settings.preload,
         replicas=settings.replicas or 1,
         max_concurrency=settings.max_concurrency,
+        routing=settings.routing,
     )
 
 

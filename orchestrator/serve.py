@@ -266,6 +266,7 @@ def _gateway(
         control_socket=str(run / "control.sock"),
         key_hashes=hashes,
         max_queue=settings.max_queue,
+        max_queue_tokens=settings.max_queue_tokens,
         queue_timeout_s=settings.queue_timeout_s,
         max_body_bytes=settings.max_body_bytes,
         stall_timeout_s=settings.stall_timeout_s,

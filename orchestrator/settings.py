@@ -95,6 +95,9 @@ class Settings(ModelSettings, BaseSettings):
     max_queue: int = Field(
         64, ge=0, le=100_000, description="Requests that may wait per model; more get 429."
     )
+    max_queue_tokens: int = Field(
+        1 << 20, ge=1, le=1 << 40, description="Prompt tokens that may wait per model; then 429."
+    )
     queue_timeout_s: PositiveSeconds = Field(
         120.0, description="Longest wait in the queue, seconds; then 503."
     )

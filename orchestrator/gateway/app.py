@@ -50,7 +50,11 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self.quarantine = Quarantine()
         self.router = Router(
-            config.max_queue, config.queue_timeout_s, self._changed, on_lost=self._lost
+            config.max_queue,
+            config.queue_timeout_s,
+            self._changed,
+            on_lost=self._lost,
+            max_queue_tokens=config.max_queue_tokens,
         )
         self.keys = KeyRing(config.key_hashes, self.metrics.keys, time.monotonic, time.time)
         self.link = SupervisorLink(config, self.router, self.keys)

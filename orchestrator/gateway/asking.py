@@ -86,26 +86,34 @@ def estimate_tokens(body: Mapping[str, Any]) -> int:
 
 
 def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
-    """What sends like requests to the same replica: the session, or how the conversation began.
+    """What sends like requests to the same replica; empty for "anywhere".
 
-    A conversation keeps its first system prompt and its first question however long it grows. A
-    plain prompt counts by its beginning; a short one goes anywhere.
+    A session says it all. A chat has two hashes: of a system prompt that is long enough to be worth
+    sharing, and of how this conversation began, its first question included, which stays the same
+    however long it grows. A plain prompt counts by its beginning; a short one goes anywhere.
     """
-    digest = hashlib.blake2b(digest_size=8)
     if session:
-        digest.update(b"s" + session[:_SESSION_LENGTH].encode("utf-8", "surrogateescape"))
-        return digest.digest()
+        return _hash(b"s" + session[:_SESSION_LENGTH].encode("utf-8", "surrogateescape"))
     messages, prompt = body.get("messages"), body.get("prompt")
     if isinstance(prompt, str) and len(prompt) >= _PREFIX:
-        digest.update(b"p" + prompt[:_PREFIX].encode("utf-8", "replace"))
-        return digest.digest()
+        return _hash(b"p" + prompt[:_PREFIX].encode("utf-8", "replace"))
     if not messages:
         return b""
+    system, first = "", ""
     for message in messages:
-        digest.update(f"{message.get('role')}\0{_text(message)}\0".encode("utf-8", "replace"))
+        said = f"{message.get('role')}\0{_text(message)}\0"
         if message.get("role") not in _FIRST:
+            first = said
             break
-    return digest.digest()
+        system += said
+    own = _hash((system + first).encode("utf-8", "replace"))
+    if len(system) < _PREFIX:
+        return own
+    return _hash(system.encode("utf-8", "replace")) + own
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
 
 
 def _text(message: Mapping[str, Any]) -> str:

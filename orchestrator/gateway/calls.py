@@ -80,7 +80,7 @@ class Caller:
         for attempt in range(1, _TRIES + 1):
             async with AsyncExitStack() as stack:
                 self._refuse_poison(order)
-                leased = self._router.lease(order.model, attempt > 1, avoid)
+                leased = self._router.lease(order.ask, attempt > 1, avoid)
                 lease = await stack.enter_async_context(leased)
                 self._refuse_poison(order)  # while this one waited another may have shown it
                 self._metrics.queue.labels(order.model).observe(lease.waited_s)

@@ -106,6 +106,7 @@ class Generating:
             seconds = time.monotonic() - call.began
             facts.tokens = await self._completion_tokens(call, parts)
             facts.prompt = _prompt_tokens(call, ask)
+            call.lease.bill.tokens = facts.prompt + facts.tokens
             text = "".join(parts)
         reason = call.stream.guard.finish_reason or "stop"
         if stream:
@@ -154,6 +155,7 @@ class Generating:
                         values.append({**chunk.value, "model": name})
             facts.tokens = await self._completion_tokens(call, parts)
             facts.prompt = _prompt_tokens(call, ask)
+            call.lease.bill.tokens = facts.prompt + facts.tokens
             counts = call.stream.guard.usage or openai.usage(call.prompt_tokens, facts.tokens)
         if not request.stream:
             await exchange.json(openai.whole_answer(values, counts))

@@ -71,6 +71,11 @@ class Outliers:
         good = {key for key in among if not self._is_bad(key, now)}
         return {key for key in among if not self._is_out(key, now)} if good else set(among)
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was ever held against any of them."""
+        return not self._records
+
     def out(self, now: float) -> int:
         """How many are ejected."""
         return sum(self._is_out(key, now) for key in self._records)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from engine_launchers.base import Served
 from orchestrator.control import ModelRoute, Replica
+from orchestrator.errors import ModelUnavailable
+from orchestrator.gateway.asking import Ask
+from orchestrator.gateway.fairness import Entry, FairQueue
 from orchestrator.gateway.outliers import Key, Outliers
+from orchestrator.gateway.pace import Pace
+from orchestrator.gateway.policies.base import Policy
+from orchestrator.gateway.policies.choice import policy_for
+from orchestrator.gateway.policies.least import Least
 
 
 @dataclass
@@ -53,7 +59,38 @@ class Waiter:
     """One request in the queue; `avoid` is the replica that it failed on."""
 
     place: asyncio.Future[Slot]
+    ask: Ask
     avoid: Key | None
+
+
+class Among:
+    """The replicas of a line as a policy sees them, at this moment and for this request."""
+
+    __slots__ = ("_barred", "_now", "_slots")
+
+    def __init__(self, slots: Sequence[Slot], barred: frozenset[Key], now: float) -> None:
+        self._slots, self._barred, self._now = slots, barred, now
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        return len(self._slots)
+
+    @property
+    def total(self) -> int:
+        """Requests in flight on all of them."""
+        return sum(slot.in_flight for slot in self._slots)
+
+    def load(self, index: int) -> int:
+        """Requests in flight on one."""
+        return self._slots[index].in_flight
+
+    def open(self, index: int) -> bool:
+        """Whether it takes one more, and is not left out."""
+        slot = self._slots[index]
+        return slot.can_take(self._now) and (
+            not self._barred or key_of(slot.replica) not in self._barred
+        )
 
 
 @dataclass
@@ -62,10 +99,69 @@ class Line:
 
     route: ModelRoute
     slots: dict[Key, Slot] = field(default_factory=dict)
-    waiters: deque[Waiter] = field(default_factory=deque)
+    queue: FairQueue[Waiter] = field(default_factory=FairQueue)
     outliers: Outliers = field(default_factory=Outliers)
+    pace: Pace = field(default_factory=Pace)
     service_s: float = 1.0
-    """Moving average of how long a lease is held, for Retry-After."""
+    """Moving average of how long a lease is held, for Retry-After where nobody waited yet."""
+    policy: Policy = field(default_factory=Least)
+    order: tuple[Slot, ...] = ()
+    """The slots by the index that the policy knows them by."""
+    made_for: str = ""
+    """The setting that the policy was made for."""
+
+    def arrange(self, draw: Callable[[int], int]) -> None:
+        """Make the policy anew where the replicas or the setting are not what it was made for."""
+        order = tuple(self.slots.values())
+        before = [slot.replica.id for slot in self.order], self.made_for
+        self.order, self.made_for = order, self.route.routing
+        ids = [slot.replica.id for slot in order]
+        if before != (ids, self.made_for):
+            self.policy = policy_for(self.route.routing, ids, draw)
+
+    def barred(self, avoid: Key | None, now: float) -> frozenset[Key]:
+        """The replicas that are left out: for failures, and `avoid` where there is another."""
+        if self.outliers.quiet and avoid is None:
+            return frozenset()
+        open_ = [key for key, slot in self.slots.items() if slot.replica.accepting]
+        usable = self.outliers.usable(open_, now)
+        if avoid is not None and usable - {avoid}:
+            usable = usable - {avoid}
+        return frozenset(self.slots.keys() - usable)
+
+    def choose(self, ask: Ask, avoid: Key | None, now: float) -> Slot | None:
+        """By the policy, among those that can take one more; it is counted at once."""
+        index = self.policy.choose(Among(self.order, self.barred(avoid, now), now), ask.affinity)
+        if index is None:
+            return None
+        slot = self.order[index]
+        slot.in_flight += 1
+        return slot
+
+    def unavailable(self) -> ModelUnavailable | None:
+        """Why waiting would be in vain, None where it makes sense."""
+        route = self.route
+        if route.expected or any(slot.replica.accepting for slot in self.slots.values()):
+            return None
+        return ModelUnavailable(f"{route.name} is {route.state}: {route.why}", retry_after=10)
+
+    def refuse(self, error: Exception) -> None:
+        """Send everybody home who waits."""
+        for entry in self.queue:
+            self.queue.remove(entry)
+            if not entry.item.place.done():
+                entry.item.place.set_exception(error)
+
+    def retry_after(self) -> float:
+        """Seconds until the queue of now should be served."""
+        places = sum(slot.replica.max_concurrency for slot in self.slots.values()) or 1
+        return self.pace.retry_after(len(self.queue), self.service_s * len(self.queue) / places)
+
+
+def entry_of(waiter: Waiter, now: float) -> Entry[Waiter]:
+    """A waiter as the queue sees it."""
+    ask = waiter.ask
+    return Entry(waiter, ask.key, ask.cost, ask.prompt_tokens, ask.priority, now)
 
 
 def key_of(replica: Replica) -> Key:
@@ -86,6 +182,13 @@ class Target:
         return {**self.served.fields, "model": self.served.model}
 
 
+@dataclass
+class Bill:
+    """What a request really took, prompt and answer, in tokens; None: as much as it asked for."""
+
+    tokens: int | None = None
+
+
 @dataclass(frozen=True)
 class Lease:
     """The right to send one request to `replica` of `route`."""
@@ -94,3 +197,4 @@ class Lease:
     replica: Replica
     waited_s: float
     tally: Tally = field(default_factory=Tally)
+    bill: Bill = field(default_factory=Bill)

@@ -1,12 +1,13 @@
 """Which engine serves a request, and when: leases, and the queue before them.
 
 A lease waits, chooses and counts in one step: between choosing a replica and counting the request
-nothing is awaited. Waiting is first come, first served, bounded in number and time.
+nothing is awaited. Waiting is fair between API keys, and bounded in number, tokens and time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,9 +15,18 @@ from contextlib import asynccontextmanager
 
 from engine_launchers.base import CrashCause
 from orchestrator.control import ON_DEMAND, Dealings, ModelRoute, Replica, RouteTable
-from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
+from orchestrator.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    Draining,
+    ModelUnavailable,
+    UnknownModel,
+)
+from orchestrator.gateway.admission import make_room
+from orchestrator.gateway.asking import Ask
+from orchestrator.gateway.fairness import Entry
 from orchestrator.gateway.outliers import Key
-from orchestrator.gateway.places import Lease, Line, Slot, Target, Waiter, key_of
+from orchestrator.gateway.places import Bill, Lease, Line, Slot, Target, Waiter, entry_of, key_of
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
 _EWMA = 0.2
@@ -32,8 +42,11 @@ class Router:
         on_change: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         on_lost: Callable[[Key, CrashCause | None], None] = lambda key, cause: None,
+        max_queue_tokens: int = 1 << 30,
     ) -> None:
         self._max_queue, self._timeout = max_queue, queue_timeout_s
+        self._max_tokens = max_queue_tokens
+        self._draw = random.Random().randrange  # noqa: S311 - lots, not secrets
         self._on_change, self._clock, self._on_lost = on_change, clock, on_lost
         self._lines: dict[str, Line] = {}
         self._names: dict[str, Target] = {}
@@ -63,6 +76,7 @@ class Router:
                 if slot.replica.accepting:  # else it was drained first
                     self._on_lost(key, route.lost.get(key[0]))
             line.outliers.keep(line.slots)
+            line.arrange(self._draw)
             if route.state in ON_DEMAND:
                 self.keep_alive.pop(route.name, None)  # the wish was for the load that is over
             lines[route.name] = line
@@ -71,11 +85,11 @@ class Router:
             each.name: Target(route, each) for route in table.models for each in route.names
         }
         for line in gone.values():
-            self._refuse(line, UnknownModel("this model is not served any more"))
+            line.refuse(UnknownModel("this model is not served any more"))
         for line in lines.values():
             self._serve(line)
             if (error := self._unavailable(line)) is not None:
-                self._refuse(line, error)
+                line.refuse(error)
         self._on_change()
 
     # --- looking --------------------------------------------------------------------------------
@@ -127,11 +141,11 @@ class Router:
     def model_load(self, name: str) -> tuple[int, int]:
         """Requests in flight and waiting of one model."""
         line = self._lines[name]
-        return sum(slot.in_flight for slot in line.slots.values()), len(line.waiters)
+        return sum(slot.in_flight for slot in line.slots.values()), len(line.queue)
 
     def waiting(self) -> dict[str, int]:
         """Requests in the queue per model."""
-        return {name: len(line.waiters) for name, line in self._lines.items()}
+        return {name: len(line.queue) for name, line in self._lines.items()}
 
     def served(self) -> dict[str, int]:
         """Leases given so far per model."""
@@ -150,33 +164,48 @@ class Router:
     def has_other(self, name: str, replica: Replica) -> bool:
         """Whether a replica of the model other than `replica` takes requests."""
         line = self._lines.get(name)
-        return line is not None and bool(self._open(line, key_of(replica)))
+        if line is None:
+            return False
+        barred = line.barred(key_of(replica), self._clock())
+        others = line.slots.keys() - barred - {key_of(replica)}
+        return any(line.slots[key].replica.accepting for key in others)
 
     # --- leasing --------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def lease(
-        self, name: str, again: bool = False, avoid: Replica | None = None
+        self, ask: Ask | str, again: bool = False, avoid: Replica | None = None
     ) -> AsyncIterator[Lease]:
-        """Wait for a place, hold it, give it back.
+        """Wait for a place, hold it, give it back. A model's name asks for nothing special.
 
         `again`: this request had a place and lost it through no fault of its own; it goes to the
         head of the queue and no bound refuses it. It is not given to `avoid` where the model has
-        another replica. Raises QueueFull, ModelUnavailable, Draining or UnknownModel.
+        another replica. Raises QueueFull, ModelUnavailable, DeadlineExceeded, Draining or
+        UnknownModel.
         """
+        ask = Ask(ask) if isinstance(ask, str) else ask
         began = self._clock()
-        line = self._lines[self.find(name).route.name]
-        slot = await self._take(line, again, key_of(avoid) if avoid else None)
+        line = self._lines[self.find(ask.model).route.name]
+        slot = await self._take(line, ask, again, key_of(avoid) if avoid else None)
         granted = self._clock()
         self._served[line.route.name] += 1
         self._on_change()
+        bill = Bill()
         try:
-            yield Lease(line.route, slot.replica, granted - began, slot.tally)
+            yield Lease(line.route, slot.replica, granted - began, slot.tally, bill)
         finally:
-            slot.in_flight -= 1
-            line.service_s += _EWMA * (self._clock() - granted - line.service_s)
-            self._serve(line)
-            self._on_change()
+            self._give_back(line, slot, ask, granted, bill)
+
+    def _give_back(self, line: Line, slot: Slot, ask: Ask, granted: float, bill: Bill) -> None:
+        """Free a place that was granted at that time, and hand it to who is next."""
+        now = self._clock()
+        slot.in_flight -= 1
+        line.service_s += _EWMA * (now - granted - line.service_s)
+        line.pace.completed(now, len(line.queue))
+        if bill.tokens is not None:
+            line.queue.settle(ask.key, ask.priority, ask.cost - bill.tokens)
+        self._serve(line)
+        self._on_change()
 
     def broke(self, replica: Replica) -> None:
         """Rest a replica that failed a request, until it is probed or for a moment."""
@@ -208,96 +237,77 @@ class Router:
         self._on_change()
         now = self._clock()
         rests = [s.rests_until - now for s in line.slots.values() if s.rests_until > now]
-        if line.waiters and rests:
+        if line.queue and rests:
             asyncio.get_running_loop().call_later(max(0.001, min(rests)), self._wake, line)
 
-    async def _take(self, line: Line, again: bool, avoid: Key | None) -> Slot:
-        name = line.route.name
+    async def _take(self, line: Line, ask: Ask, again: bool, avoid: Key | None) -> Slot:
+        name, now = line.route.name, self._clock()
         if (error := self._unavailable(line)) is not None:
             raise error
-        if (again or not line.waiters) and (slot := self._choose(line, avoid)) is not None:
+        patience = self._timeout if ask.deadline is None else ask.deadline - now
+        if patience <= 0:
+            raise DeadlineExceeded("the request's own timeout was over before it could begin")
+        if (again or not line.queue) and (slot := line.choose(ask, avoid, now)) is not None:
             return slot
-        if len(line.waiters) >= self._max_queue and not again:
-            raise QueueFull(
-                f"{len(line.waiters)} requests wait for {name} already, which is the limit",
-                retry_after=self._retry_after(line),
-            )
-        waiter = Waiter(asyncio.get_running_loop().create_future(), avoid)
-        line.waiters.appendleft(waiter) if again else line.waiters.append(waiter)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), ask, avoid)
+        entry = entry_of(waiter, now)
+        if again or avoid is not None:
+            line.queue.push_first(entry)
+        else:
+            make_room(line, entry, self._max_queue, self._max_tokens)
+            line.queue.push(entry)
         self._on_change()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(min(patience, self._timeout)):
                 return await waiter.place
         except TimeoutError:
-            self._abandon(line, waiter)
+            self._abandon(line, entry)
+            if patience < self._timeout:
+                told = f"no engine of {name} was free within the {patience:g} s of the request"
+                raise DeadlineExceeded(told) from None
             why = line.route.why or line.route.state
             raise ModelUnavailable(
                 f"no engine of {name} was free within {self._timeout:g} s ({why})",
-                retry_after=self._retry_after(line),
+                retry_after=line.retry_after(),
             ) from None
         except asyncio.CancelledError:
-            self._abandon(line, waiter)
+            self._abandon(line, entry)
             raise
 
-    def _abandon(self, line: Line, waiter: Waiter) -> None:
+    def _abandon(self, line: Line, entry: Entry[Waiter]) -> None:
         """Leave the queue; give a place back that was granted at the same moment."""
-        place = waiter.place
-        if waiter in line.waiters:
-            line.waiters.remove(waiter)
+        place = entry.item.place
+        if entry.waits:
+            line.queue.remove(entry)
         elif place.done() and not place.cancelled() and place.exception() is None:
             place.result().in_flight -= 1
         self._serve(line)
         self._on_change()
 
-    def _open(self, line: Line, avoid: Key | None) -> list[Slot]:
-        """The replicas that take requests and are not left out; never `avoid`."""
-        open_ = {key: slot for key, slot in line.slots.items() if slot.replica.accepting}
-        usable = line.outliers.usable(open_, self._clock())
-        return [slot for key, slot in open_.items() if key in usable and key != avoid]
-
-    def _choose(self, line: Line, avoid: Key | None) -> Slot | None:
-        """Least in flight among those that can take one more; it is counted at once."""
-        now = self._clock()
-        among = self._open(line, avoid) or self._open(line, None)
-        free = [slot for slot in among if slot.can_take(now)]
-        if not free:
-            return None
-        slot = min(free, key=lambda slot: slot.in_flight)
-        slot.in_flight += 1
-        return slot
-
     def _serve(self, line: Line) -> None:
-        """Give free places to the waiters in their order; who avoids a place is passed over."""
-        kept: list[Waiter] = []
-        while line.waiters:
-            waiter = line.waiters.popleft()
-            if waiter.place.done():  # cancelled, and about to leave by itself
-                continue
-            slot = self._choose(line, waiter.avoid)
-            if slot is not None:
-                waiter.place.set_result(slot)
-                continue
-            kept.append(waiter)
-            if waiter.avoid is None:
-                break
-        line.waiters.extendleft(reversed(kept))
+        """Give free places to those whose turn it is; who avoids a place is passed over."""
+        queue, now = line.queue, self._clock()
+        for entry in queue.first():
+            if not self._granted(line, entry, now) and entry.item.avoid is None:
+                return
+        while (turn := queue.next()) is not None and self._granted(line, turn, now):
+            pass
 
-    def _refuse(self, line: Line, error: Exception) -> None:
-        while line.waiters:
-            place = line.waiters.popleft().place
-            if not place.done():
-                place.set_exception(error)
+    def _granted(self, line: Line, entry: Entry[Waiter], now: float) -> bool:
+        """Whether the request got a place, or has given up and is about to leave by itself."""
+        waiter = entry.item
+        if waiter.place.done():
+            line.queue.remove(entry)
+            return True
+        slot = line.choose(waiter.ask, waiter.avoid, now)
+        if slot is None:
+            return False
+        line.queue.serve(entry)
+        waiter.place.set_result(slot)
+        return True
 
     def _unavailable(self, line: Line) -> Exception | None:
         """Why waiting would be in vain, None where it makes sense."""
         if self.draining:
             return Draining("the server is shutting down", retry_after=5)
-        route = line.route
-        if not route.expected and not any(s.replica.accepting for s in line.slots.values()):
-            return ModelUnavailable(f"{route.name} is {route.state}: {route.why}", retry_after=10)
-        return None
-
-    def _retry_after(self, line: Line) -> float:
-        """Seconds until the queue of now should be served, between 1 and 60."""
-        places = sum(slot.replica.max_concurrency for slot in line.slots.values()) or 1
-        return min(60.0, max(1.0, line.service_s * len(line.waiters) / places))
+        return line.unavailable()

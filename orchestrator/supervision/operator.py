@@ -207,7 +207,11 @@ class Operator:
             pool.wanted = True
         wanted = replace(order, keeping=keeping, replicas=replicas)
         pool.order = replace(
-            now, keeping=keeping, preload=order.preload, max_concurrency=order.max_concurrency
+            now,
+            keeping=keeping,
+            preload=order.preload,
+            max_concurrency=order.max_concurrency,
+            routing=order.routing,
         )
         pool.spawn(partial(pool.change, wanted, drain_s, "its settings changed"))
 

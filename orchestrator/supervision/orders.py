@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
+from orchestrator.control import Routing
 from orchestrator.supervision.ledger import Room
 from orchestrator.supervision.lifecycle import Policy
 from orchestrator.supervision.probing import ProbeTimes
@@ -30,6 +31,7 @@ class ModelOrder:
     preload: bool = True
     replicas: int = 1
     max_concurrency: int | None = None
+    routing: Routing = "auto"
 
     @property
     def name(self) -> str:

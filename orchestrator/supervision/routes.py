@@ -40,6 +40,7 @@ def route(pool: Pool, launcher: Launcher, now: float) -> ModelRoute:
         bos_token=plan.model.bos_token,
         eos_token=plan.model.eos_token,
         replicas=tuple(one for each in pool.instances if (one := _replica(pool, each))),
+        routing=pool.order.routing,
         lost={each.name: cause for each in pool.instances if (cause := _crash(each)) is not None},
     )
 

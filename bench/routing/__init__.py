@@ -1,0 +1,1 @@
+"""Routing policies compared by discrete events: `make sim-routing`."""
