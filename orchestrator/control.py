@@ -50,7 +50,7 @@ class ModelRoute(Message):
     or that failed. `routes` is the allow-list of upstream paths. `served` holds every name that
     clients may give, `name` first; empty means just that one. `lost` tells of replicas whose last
     engine crashed what the crash was: it may have been a request's doing. `routing` is how the
-    replica of a request is chosen.
+    replica of a request is chosen. `defaults` are parameters of requests that say nothing.
     """
 
     name: str
@@ -69,6 +69,7 @@ class ModelRoute(Message):
     replicas: tuple[Replica, ...] = ()
     lost: dict[str, CrashCause] = Field(default_factory=dict)
     routing: Routing = "auto"
+    defaults: dict[str, int | float] = Field(default_factory=dict)
 
     @property
     def names(self) -> tuple[Served, ...]:

@@ -20,6 +20,22 @@ from orchestrator.setting_types import (
 )
 
 
+class Defaults(BaseModel):
+    """What a request that says nothing gets; what it says wins."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=0, le=2**32 - 2)
+
+
 class ModelSettings(BaseModel):
     """Keys that may stand for all models, or in the entry of one."""
 
@@ -110,6 +126,11 @@ class ModelSettings(BaseModel):
     routing: Routing = Field(
         "auto",
         description="How a request's replica is chosen: auto, least (in flight), prefix or p2c.",
+    )
+    defaults: Defaults | None = Field(
+        None,
+        description="Parameters of requests that say nothing, such as temperature, top_p, "
+        "max_new_tokens; what a request says wins.",
     )
     max_concurrency: int | None = Field(
         None, ge=1, le=65_536, description="Most requests at once per engine, below what it can do."

@@ -52,6 +52,7 @@ def model_order(decision: Decision, program: str) -> ModelOrder:
         replicas=settings.replicas or 1,
         max_concurrency=settings.max_concurrency,
         routing=settings.routing,
+        defaults=settings.defaults.model_dump(exclude_none=True) if settings.defaults else {},
     )
 
 

@@ -40,7 +40,7 @@ DOCUMENT_VARIABLES: dict[str, str] = {
 }
 
 # Too much for a variable.
-FILE_ONLY = frozenset({"models"})
+FILE_ONLY = frozenset({"models", "defaults"})
 
 # Variables with our prefix that are not settings: they choose the file, or belong to the Makefile.
 _NOT_SETTINGS = {"ENGINEROOM_CONFIG"}

@@ -13,6 +13,7 @@ from orchestrator.gateway import openai
 from orchestrator.gateway.asking import Ask, ask_for
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.calls import Call, Caller, Order
+from orchestrator.gateway.defaults import with_defaults
 from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.generate import GenerateRequest, result, to_completion
 from orchestrator.gateway.keyring import Holder, KeyRing, Permit
@@ -88,7 +89,10 @@ class Generating:
         route = target.route
         facts.model = route.name
         self._router.keep(route.name, request.keep_alive)
-        body = {**to_completion(request, route.quirks), **target.call}
+        quirks, said = route.quirks, request.model_fields_set
+        body = to_completion(request, quirks)
+        body = with_defaults(body, said, route.defaults, quirks, quirks.completion_fields)
+        body = {**body, **target.call}
         body = openai.asking_usage(body, route.quirks)
         ask = self._admit(exchange, facts, target, body, request)
         async with self._caller.call(Order(route.name, _COMPLETIONS, body, sent, ask)) as call:
@@ -134,7 +138,9 @@ class Generating:
             raise BadRequest(f"the engine of {route.name} does not offer {path}")
         quirks = route.quirks
         allowed = quirks.chat_fields if path == _CHAT else quirks.completion_fields
-        body = {**openai.upstream_body(request, allowed), **target.call}
+        body = openai.upstream_body(request, allowed)
+        body = with_defaults(body, request.model_fields_set, route.defaults, quirks, allowed)
+        body = {**body, **target.call}
         body = openai.asking_usage(body, quirks)
         values: list[dict[str, Any]] = []
         parts: list[str] = []

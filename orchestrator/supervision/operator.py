@@ -212,6 +212,7 @@ class Operator:
             preload=order.preload,
             max_concurrency=order.max_concurrency,
             routing=order.routing,
+            defaults=order.defaults,
         )
         pool.spawn(partial(pool.change, wanted, drain_s, "its settings changed"))
 

@@ -32,6 +32,7 @@ class ModelOrder:
     replicas: int = 1
     max_concurrency: int | None = None
     routing: Routing = "auto"
+    defaults: Mapping[str, int | float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

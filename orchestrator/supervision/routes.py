@@ -41,6 +41,7 @@ def route(pool: Pool, launcher: Launcher, now: float) -> ModelRoute:
         eos_token=plan.model.eos_token,
         replicas=tuple(one for each in pool.instances if (one := _replica(pool, each))),
         routing=pool.order.routing,
+        defaults=dict(pool.order.defaults),
         lost={each.name: cause for each in pool.instances if (cause := _crash(each)) is not None},
     )
 

@@ -101,6 +101,7 @@ PURE = {
     "orchestrator.gateway.asking",
     "orchestrator.gateway.buckets",
     "orchestrator.gateway.keyring",
+    "orchestrator.gateway.defaults",
     "orchestrator.gateway.fairness",
     "orchestrator.gateway.pace",
     "orchestrator.gateway.policies",
