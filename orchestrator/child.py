@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import ConfigError, EngineRoomError, LaunchFailed, from_envelope
+from orchestrator.envelopes import from_envelope
+from orchestrator.errors import ConfigError, EngineRoomError, LaunchFailed
 from orchestrator.settings import load_settings
 
 _KEPT_S = 86_400.0  # the folder of a server that died is kept so long, for its logs

@@ -90,6 +90,8 @@ class GatewayConfig(Message):
     port: int
     control_socket: str
     key_hashes: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_queue: int
     max_queue_tokens: int = 1 << 20
     queue_timeout_s: float

@@ -20,6 +20,7 @@
         ContextLengthExceeded        400  context_length_exceeded
         Unauthorized                 401  invalid_api_key
           KeyExpired                 401  api_key_expired
+        WrongHost                    403  host_not_allowed
         UnknownModel                 404  model_not_found
         NotFound                     404  not_found
         MethodNotAllowed             405  method_not_allowed
@@ -49,8 +50,6 @@ later. The message is for people: what was wrong, and what to do.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
 
 
 class EngineRoomError(Exception):
@@ -181,6 +180,12 @@ class KeyExpired(Unauthorized):
     """The API key was good and its time is over."""
 
     code = "api_key_expired"
+
+
+class WrongHost(RequestError):
+    """The request's Host is not one of `allowed_hosts`."""
+
+    http_status, code, kind = 403, "host_not_allowed", "permission_error"
 
 
 class UnknownModel(RequestError):
@@ -323,26 +328,3 @@ class ShuttingDown(RequestError):
     """The gateway process ended before the answer was complete."""
 
     http_status, code, kind, retryable = 503, "shutting_down", "server_error", True
-
-
-def from_envelope(error: Mapping[str, object]) -> EngineRoomError:
-    """The exception behind an error object that came over the wire; its class follows `code`.
-
-    A code that this version does not know becomes an EngineRoomError that carries it.
-    """
-    code = str(error.get("code") or EngineRoomError.code)
-    cls = next((each for each in _tree(EngineRoomError) if each.code == code), EngineRoomError)
-    made = cls(str(error.get("message") or "the server gave no reason"))
-    param = error.get("param")
-    made.param = None if param is None else str(param)
-    made.code = code
-    made.retryable = bool(error.get("retryable", made.retryable))
-    return made
-
-
-def _tree(root: type[EngineRoomError]) -> Iterator[type[EngineRoomError]]:
-    """A class and what is derived from it in this file: other modules' own reuse our codes."""
-    yield root
-    for each in root.__subclasses__():
-        if each.__module__ == __name__:
-            yield from _tree(each)

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from orchestrator.child import Child, Endpoints, remove_folder
-from orchestrator.errors import BadRequest, EngineRoomError, UpstreamBroken, from_envelope
+from orchestrator.envelopes import from_envelope
+from orchestrator.errors import BadRequest, EngineRoomError, UpstreamBroken
 from orchestrator.gateway.sse import SseReader
 
 _TIMEOUT = httpx.Timeout(None, connect=5)  # the gateway has limits of its own, and says so

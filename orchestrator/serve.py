@@ -265,6 +265,8 @@ def _gateway(
         port=settings.port,
         control_socket=str(run / "control.sock"),
         key_hashes=hashes,
+        allowed_hosts=settings.allowed_hosts,
+        cors_origins=settings.cors_origins,
         max_queue=settings.max_queue,
         max_queue_tokens=settings.max_queue_tokens,
         queue_timeout_s=settings.queue_timeout_s,

@@ -38,6 +38,18 @@ def _plain(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not _HOST.fullmatch(value):
+        raise ValueError(f"{value!r}: give names or addresses, without port")
+    return value
+
+
+def _origin(value: str) -> str:
+    if not _ORIGIN.fullmatch(value):
+        raise ValueError(f"{value!r}: an origin is like https://app.example, with no path")
+    return value
+
+
 def _named_path(value: str) -> str:
     name, equals, path = value.partition("=")
     if not equals or not path:
@@ -48,12 +60,16 @@ def _named_path(value: str) -> str:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]{1,253}")
 PlainName = Annotated[str, AfterValidator(_plain)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
 NamedPaths = Annotated[
     tuple[Annotated[str, AfterValidator(_named_path)], ...], BeforeValidator(_words)
 ]
+Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_words)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_words)]
 Arguments = Annotated[tuple[str, ...], BeforeValidator(_arguments)]
 Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(lower)]
 Backend = Annotated[Literal["vllm", "llama_server", "llama_cpp", "pytorch"], BeforeValidator(lower)]

@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
 from orchestrator.model_settings import ModelEntry, ModelSettings
-from orchestrator.setting_types import Port, PositiveSeconds, Seconds, lower
+from orchestrator.setting_types import Hosts, Origins, Port, PositiveSeconds, Seconds, lower
 
 PREFIX = "ENGINEROOM_"
 
@@ -82,6 +82,12 @@ class Settings(ModelSettings, BaseSettings):
     )
     keys_file: Path | None = Field(
         None, description="Keys made by `engineroom keys`; unset: keys.json in the data directory."
+    )
+    allowed_hosts: Hosts = Field(
+        (), description="Names by which clients may call the gateway (Host header); none: any."
+    )
+    cors_origins: Origins = Field(
+        (), description="Web pages' origins that browsers let read answers; none: no CORS."
     )
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
     admin_port: Port = Field(8002, description="Port of the admin API; 0 takes any free one.")

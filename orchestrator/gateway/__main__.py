@@ -10,6 +10,8 @@ import uvicorn
 
 from orchestrator.control import GatewayConfig
 from orchestrator.gateway.app import Gateway
+from orchestrator.gateway.doors import Doors
+from orchestrator.gateway.visitors import Visitors
 from orchestrator.observability.logs import configure
 
 
@@ -23,7 +25,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     uvicorn.run(
-        gateway.app,
+        Visitors(gateway.app, Doors(config.allowed_hosts, config.cors_origins)),
         host=config.host,
         port=config.port,
         http=gateway.connections.protocol,  # type: ignore[arg-type]

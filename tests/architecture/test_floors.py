@@ -24,6 +24,7 @@ FLOORS: dict[str, int] = {
     "engine_launchers.base": 0,
     "orchestrator": 0,  # the package itself: its version
     "orchestrator.errors": 0,
+    "orchestrator.envelopes": 1,
     "orchestrator.access": 0,
     "orchestrator.resources": 0,
     "engine_launchers": 1,
@@ -74,6 +75,7 @@ PURE = {
     "orchestrator.engines.choosing",
     "orchestrator.engines.findings",
     "orchestrator.engines.recipe",
+    "orchestrator.envelopes",
     "orchestrator.errors",
     "orchestrator.setting_types",
     "orchestrator.models.blocks",
@@ -102,6 +104,7 @@ PURE = {
     "orchestrator.gateway.buckets",
     "orchestrator.gateway.keyring",
     "orchestrator.gateway.defaults",
+    "orchestrator.gateway.doors",
     "orchestrator.gateway.fairness",
     "orchestrator.gateway.pace",
     "orchestrator.gateway.policies",

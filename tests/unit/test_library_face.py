@@ -27,6 +27,7 @@ from orchestrator import (
 )
 from orchestrator.child import private_folder
 from orchestrator.detector import recommend
+from orchestrator.envelopes import from_envelope
 from orchestrator.errors import (
     BadRequest,
     ConfigError,
@@ -34,7 +35,6 @@ from orchestrator.errors import (
     QueueFull,
     UnknownModel,
     UpstreamBroken,
-    from_envelope,
 )
 from orchestrator.loaded import request_body
 from orchestrator.planning.tiers import parse_tiers
