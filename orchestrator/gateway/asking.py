@@ -54,11 +54,13 @@ def ask_for(
     context: int = 1 << 30,
     priority: int | None = None,
     timeout: float | None = None,
+    choice: bool = True,
 ) -> Ask:
     """The ask behind an engine body (`prompt` or `messages`) and the client's headers.
 
     `ceiling` is the key's highest priority; `priority` and `timeout` (seconds) are the body's own
-    and beat the headers. Raises BadRequest for a header that is no number.
+    and beat the headers. Without a `choice` of replicas nothing is hashed. Raises BadRequest for a
+    header that is no number.
     """
     if priority is None:
         priority = int(_number(headers, PRIORITY_HEADER, -100, 100) or 0)
@@ -72,7 +74,7 @@ def ask_for(
         new_tokens=min(context, limit if isinstance(limit, int) else _NEW_TOKENS),
         priority=min(priority, ceiling),
         deadline=None if timeout is None else now + timeout,
-        affinity=affinity(body, headers.get(SESSION_HEADER)),
+        affinity=affinity(body, headers.get(SESSION_HEADER)) if choice else b"",
     )
 
 

@@ -190,6 +190,7 @@ class Generating:
             context=route.context,
             priority=request.priority,
             timeout=request.timeout,
+            choice=len(route.replicas) > 1,
         )
         facts.permit = self._keys.admit(holder, ask, target.served.name, target.served.adapter)
         return ask

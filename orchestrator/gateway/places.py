@@ -190,11 +190,22 @@ class Bill:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A place that was granted at that time: what it takes to give it back."""
+
+    line: Line
+    slot: Slot
+    ask: Ask
+    granted: float
+
+
+@dataclass(frozen=True)
 class Lease:
-    """The right to send one request to `replica` of `route`."""
+    """The right to send one request to `replica` of `route`. The router gives it and takes it."""
 
     route: ModelRoute
     replica: Replica
     waited_s: float
     tally: Tally = field(default_factory=Tally)
     bill: Bill = field(default_factory=Bill)
+    held: Held | None = None

@@ -26,7 +26,17 @@ from orchestrator.gateway.admission import make_room
 from orchestrator.gateway.asking import Ask
 from orchestrator.gateway.fairness import Entry
 from orchestrator.gateway.outliers import Key
-from orchestrator.gateway.places import Bill, Lease, Line, Slot, Target, Waiter, entry_of, key_of
+from orchestrator.gateway.places import (
+    Bill,
+    Held,
+    Lease,
+    Line,
+    Slot,
+    Target,
+    Waiter,
+    entry_of,
+    key_of,
+)
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
 _EWMA = 0.2
@@ -183,29 +193,52 @@ class Router:
         another replica. Raises QueueFull, ModelUnavailable, DeadlineExceeded, Draining or
         UnknownModel.
         """
-        ask = Ask(ask) if isinstance(ask, str) else ask
         began = self._clock()
-        line = self._lines[self.find(ask.model).route.name]
+        ask, line = self._asked(ask)
         slot = await self._take(line, ask, again, key_of(avoid) if avoid else None)
-        granted = self._clock()
-        self._served[line.route.name] += 1
-        self._on_change()
-        bill = Bill()
+        lease = self._granted(line, slot, ask, began)
         try:
-            yield Lease(line.route, slot.replica, granted - began, slot.tally, bill)
+            yield lease
         finally:
-            self._give_back(line, slot, ask, granted, bill)
+            self.release(lease)
 
-    def _give_back(self, line: Line, slot: Slot, ask: Ask, granted: float, bill: Bill) -> None:
-        """Free a place that was granted at that time, and hand it to who is next."""
+    def take_now(self, ask: Ask | str, avoid: Replica | None = None) -> Lease | None:
+        """A place at once, where one is free and nobody waits; None: wait for one by `lease`.
+
+        Whoever gets one gives it back by `release`, once. Raises what `lease` raises where waiting
+        is in vain.
+        """
+        ask, line = self._asked(ask)
+        if (error := self._unavailable(line)) is not None:
+            raise error
         now = self._clock()
-        slot.in_flight -= 1
-        line.service_s += _EWMA * (now - granted - line.service_s)
+        slot = None if line.queue else line.choose(ask, key_of(avoid) if avoid else None, now)
+        return None if slot is None else self._granted(line, slot, ask, now)
+
+    def release(self, lease: Lease) -> None:
+        """Free the place of a lease, and hand it to who is next."""
+        held, now = lease.held, self._clock()
+        if held is None:
+            return
+        line, ask = held.line, held.ask
+        held.slot.in_flight -= 1
+        line.service_s += _EWMA * (now - held.granted - line.service_s)
         line.pace.completed(now, len(line.queue))
-        if bill.tokens is not None:
-            line.queue.settle(ask.key, ask.priority, ask.cost - bill.tokens)
+        if lease.bill.tokens is not None:
+            line.queue.settle(ask.key, ask.priority, ask.cost - lease.bill.tokens)
         self._serve(line)
         self._on_change()
+
+    def _asked(self, ask: Ask | str) -> tuple[Ask, Line]:
+        ask = Ask(ask) if isinstance(ask, str) else ask
+        return ask, self._lines[self.find(ask.model).route.name]
+
+    def _granted(self, line: Line, slot: Slot, ask: Ask, began: float) -> Lease:
+        now = self._clock()
+        self._served[line.route.name] += 1
+        self._on_change()
+        held = Held(line, slot, ask, now)
+        return Lease(line.route, slot.replica, now - began, slot.tally, Bill(), held)
 
     def broke(self, replica: Replica) -> None:
         """Rest a replica that failed a request, until it is probed or for a moment."""
@@ -288,12 +321,12 @@ class Router:
         """Give free places to those whose turn it is; who avoids a place is passed over."""
         queue, now = line.queue, self._clock()
         for entry in queue.first():
-            if not self._granted(line, entry, now) and entry.item.avoid is None:
+            if not self._let_in(line, entry, now) and entry.item.avoid is None:
                 return
-        while (turn := queue.next()) is not None and self._granted(line, turn, now):
+        while (turn := queue.next()) is not None and self._let_in(line, turn, now):
             pass
 
-    def _granted(self, line: Line, entry: Entry[Waiter], now: float) -> bool:
+    def _let_in(self, line: Line, entry: Entry[Waiter], now: float) -> bool:
         """Whether the request got a place, or has given up and is about to leave by itself."""
         waiter = entry.item
         if waiter.place.done():

@@ -302,3 +302,24 @@ def test_the_end_of_a_replica_is_told_with_what_is_known_of_it() -> None:
     crashed = route.model_copy(update={"lost": {"a": CrashCause.UNKNOWN}})
     made.apply(RouteTable(version=2, models=(crashed,)))
     assert lost == [(("a", 1), CrashCause.UNKNOWN), (("b", 1), None)]
+
+
+async def test_a_place_is_taken_at_once_only_where_one_is_free_and_nobody_waits() -> None:
+    made = router(replica())
+    first = made.take_now("m")
+    assert first is not None
+    assert first.replica.id == "m-0"
+    assert made.take_now("m") is None
+    waiting = asyncio.create_task(enter(made))
+    await settle()
+    made.apply(table(replica(places=2), replica("n"), version=2))
+    assert await waiting in {"m-0", "n"}
+    made.release(first)
+    assert made.in_flight() == {"m-0": 0, "n": 0}
+    second = made.take_now("m", avoid=replica())
+    assert second is not None
+    assert second.replica.id == "n"
+    made.release(second)
+    made.apply(table(version=3, expected=False))
+    with pytest.raises(ModelUnavailable):
+        made.take_now("m")
