@@ -57,9 +57,10 @@ def targets(mock: int, first: int, peers: Path, only: set[str]) -> list[Target]:
         "vllm-router": "vllm_router.launch_router",
     }
     for number, (name, module) in enumerate(routers.items(), start=2):
-        if Path(python).exists() and _has(python, module.split(".")[0]):
+        if Path(python).exists() and _has(python, module):
             port = first + number
-            argv = (python, "-m", module, *listens, str(port), "--worker-urls", upstream)
+            argv = (python, "-m", module, *listens, str(port), "--worker-urls", upstream,
+                    "--prometheus-port", str(port + 100))  # fmt: skip
             found.append(Target(name, port, argv))
     return [each for each in found if not only or each.name in only]
 
