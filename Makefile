@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check orphans bench bench-start bench-agreement bench-engines bench-planner sim-routing faults soak docs clean
+.PHONY: serve test test-fast check orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -46,6 +46,11 @@ bench-planner: ## the memory model against published figures; ROWS= MODELS= GPUS
 bench-engines: ## our plan beside the servers' own settings on one GGUF file: FILE= ROUNDS= TOKENS=
 	@sh tools/setup.sh serve >&2
 	@.venv/bin/python bench/engines.py $(FILE) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(TOKENS),--tokens $(TOKENS))
+
+bench-gateway: ## the gateway beside its peers: GWBENCH=program ROUNDS= SECONDS= WORKLOADS= TARGETS=
+	@sh tools/setup.sh test >&2
+	@.venv/bin/python -m bench.gateway $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(WORKLOADS),--workloads $(WORKLOADS)) $(if $(TARGETS),--targets $(TARGETS)) $(if $(OUT),--json $(OUT))
 
 sim-routing: ## the routing policies on two workloads, 2 to 1000 replicas; writes docs/explanation/routing.md
 	@sh tools/setup.sh test

@@ -315,8 +315,8 @@ def test_what_is_accepted_at_a_glance_is_accepted_by_the_models_and_means_the_sa
 
 def test_the_usual_bodies_are_accepted_at_a_glance() -> None:
     chat = {"model": "m", "messages": [{"role": "user", "content": "a: [b]\n"}],
-            "max_tokens": 5,
-            "temperature": 0.7, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+            "max_tokens": 5, "temperature": 0.7, "stream": True,
+            "stream_options": {"include_usage": True}}  # fmt: skip
     for dumped in (json.dumps(chat), json.dumps(chat, indent=1)):
         assert quick.accepted(dumped.encode(), quick.CHAT, "messages") == chat
     assert quick.accepted(b'{"prompt":"x"}', quick.GENERATE, "prompt") == {"prompt": "x"}
