@@ -29,7 +29,6 @@
         RequestTimeout               408  request_timeout
         BodyTooLarge                 413  body_too_large
         WrongContentType             415  unsupported_media_type
-        ExpectationFailed            417  expectation_failed
         PoisonRequest                422  poison_request
         QueueFull                    429  queue_full             Retry-After
         HeadTooLarge                 431  head_too_large
@@ -49,8 +48,7 @@
         DeadlineExceeded             504  deadline_exceeded
 
 Each class carries its HTTP status, a code that a program can branch on, and the exit code of the
-command line (after BSD's sysexits). `retryable` tells a client whether the same request can succeed
-later. The message is for people: what was wrong, and what to do.
+command line (after BSD's sysexits). `retryable`: whether the same request can succeed later.
 """
 
 from __future__ import annotations
@@ -232,12 +230,6 @@ class BodyTooLarge(RequestError):
     """The body has more bytes than `max_body_bytes`."""
 
     http_status, code = 413, "body_too_large"
-
-
-class ExpectationFailed(RequestError):
-    """The client expects of the server what it does not do."""
-
-    http_status, code = 417, "expectation_failed"
 
 
 class HeadTooLarge(RequestError):

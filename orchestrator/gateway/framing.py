@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.errors import BadRequest, EngineRoomError, ExpectationFailed, HeadTooLarge
+from orchestrator.errors import BadRequest, EngineRoomError, HeadTooLarge
 
 HEAD_LIMIT = 32 * 1024  # bytes
 _MOST_HEADERS = 100
@@ -41,5 +41,5 @@ def head_of(
     if found.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
         return BadRequest("the only transfer encoding here is chunked")
     if found.get(b"expect", b"100-continue").lower() != b"100-continue":
-        return ExpectationFailed("the only expectation that is met is 100-continue")
+        return BadRequest("the only expectation that is met is 100-continue")
     return found

@@ -13,7 +13,8 @@ from orchestrator.gateway.body import parse
 from orchestrator.gateway.ollama import OllamaShowRequest
 from orchestrator.gateway.ollama_orders import target_of
 from orchestrator.gateway.pages import visible
-from orchestrator.gateway.routing import Router, unknown_model
+from orchestrator.gateway.places import unknown_model
+from orchestrator.gateway.routing import Router
 
 _BODY_LIMIT = 64 * 1024
 

@@ -8,8 +8,8 @@ from starlette.responses import JSONResponse, Response
 from orchestrator.control import ON_DEMAND
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.openapi import document
-from orchestrator.gateway.places import Target
-from orchestrator.gateway.routing import Router, unknown_model
+from orchestrator.gateway.places import Target, unknown_model
+from orchestrator.gateway.routing import Router
 from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
 
 

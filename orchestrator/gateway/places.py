@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from engine_launchers.base import Served
 from orchestrator.control import ModelRoute, Replica
-from orchestrator.errors import ModelUnavailable
+from orchestrator.errors import ModelUnavailable, UnknownModel
 from orchestrator.gateway.asking import Ask
 from orchestrator.gateway.fairness import Entry, FairQueue
 from orchestrator.gateway.outliers import Key, Outliers
@@ -169,6 +169,11 @@ def entry_of(waiter: Waiter, now: float) -> Entry[Waiter]:
 def key_of(replica: Replica) -> Key:
     """What tells one launch of one replica from all others."""
     return replica.id, replica.generation
+
+
+def unknown_model() -> UnknownModel:
+    """The same words, whether there is no such model or it is not for this key."""
+    return UnknownModel("no model of that name is served, see /v1/models", param="model")
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,11 @@ from orchestrator.gateway.places import (
     Waiter,
     entry_of,
     key_of,
+    unknown_model,
 )
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
 _EWMA = 0.2
-
-
-def unknown_model() -> UnknownModel:
-    """The same words, whether there is no such model or it is not for this key."""
-    return UnknownModel("no model of that name is served, see /v1/models", param="model")
 
 
 class Router:
@@ -216,11 +212,7 @@ class Router:
     def take_now(
         self, ask: Ask | str, again: bool = False, avoid: Replica | None = None
     ) -> Lease | None:
-        """A place at once, where one is free and nobody waits; None: wait for one by `take`.
-
-        Whoever gets one gives it back by `release`, once. Raises what `lease` raises where waiting
-        is in vain.
-        """
+        """The same without waiting; None where one has to. Raises as `lease` does."""
         ask, line = self._asked(ask)
         if (error := self._unavailable(line)) is not None:
             raise error
