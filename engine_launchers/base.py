@@ -105,15 +105,16 @@ class Rejection(Value):
 
 
 class Listen(Value):
-    """Where an engine listens."""
+    """Where an engine listens; the gateway may do so with TLS."""
 
     host: str = "127.0.0.1"
     port: int = Field(ge=1, le=65535)
+    tls: bool = False
 
     @property
     def base_url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
 
 class EnginePlan(Value):

@@ -115,6 +115,8 @@ class GatewayConfig(Message):
     host: str
     port: int
     control_socket: str | None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     key_hashes: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()

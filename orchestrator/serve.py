@@ -41,6 +41,7 @@ from orchestrator.supervision.schedule import Phase
 from orchestrator.supervision.store import Store
 from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.supervision.workloads import GatewayWorkload
+from orchestrator.tls import check_certificate, trusting
 
 _log = logging.getLogger("engineroom")
 # For `force_cpu`: a build for GPUs opens them even to compute without. No device has the number -1.
@@ -57,6 +58,7 @@ class Addresses:
     admin: str
     model: str
     token_file: str
+    certificate: str | None = None
 
 
 class Audience(Protocol):
@@ -112,6 +114,7 @@ async def serve(
     """
     began, asked = asyncio.get_running_loop().time(), settings
     keys = key_policy(settings)
+    check_certificate(settings)
     os.umask(0o077)
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
         listen(settings.host, settings.port, "port").close()
@@ -129,6 +132,13 @@ async def serve(
         client = await stack.enter_async_context(
             httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
         )
+        prober = client
+        if settings.tls_cert is not None:
+            certain = trusting(settings.tls_cert)
+            prober = httpx.AsyncClient(
+                timeout=timeout, limits=limits, trust_env=False, verify=certain
+            )
+            await stack.enter_async_context(prober)
         store = stack.enter_context(closing(Store(data / "state.db")))
         stack.callback(asyncio.create_task(store.keep()).cancel)
         settings = _settle_port(settings, store, stack)
@@ -143,7 +153,7 @@ async def serve(
                 orderer.orders(decisions, models, run),
                 store,
                 {"process": _runtime(settings, data, run), "external": ExternalRuntime()},
-                _gateway(settings, keys.hashes, data, run, client),
+                _gateway(settings, keys.hashes, data, run, prober),
                 client,
             )
             operator = Operator(supervisor)
@@ -212,10 +222,11 @@ def _check_start(failed: tuple[Instance, ...], supervisor: Supervisor) -> None:
 def _announce_file(settings: Settings, model: str) -> Addresses:
     """Write where this server listens, for the other commands."""
     addresses = Addresses(
-        gateway=Listen(host=settings.host, port=settings.port).base_url,
+        gateway=_door(settings).base_url,
         admin=Listen(host=settings.admin_host, port=settings.admin_port).base_url,
         model=model,
         token_file=str(settings.data / "admin.token"),
+        certificate=str(settings.tls_cert.absolute()) if settings.tls_cert else None,
     )
     try:
         (settings.data / "endpoints.json").write_text(json.dumps(addresses.__dict__))
@@ -255,6 +266,10 @@ def _runtime(settings: Settings, data: Path, run: Path) -> ProcessRuntime:
     return ProcessRuntime(options, {**os.environ, **hidden})
 
 
+def _door(settings: Settings) -> Listen:
+    return Listen(host=settings.host, port=settings.port, tls=settings.tls_cert is not None)
+
+
 def _gateway(
     settings: Settings, hashes: tuple[str, ...], data: Path, run: Path, client: httpx.AsyncClient
 ) -> GatewayWorkload:
@@ -264,6 +279,8 @@ def _gateway(
         host=settings.host,
         port=settings.port,
         control_socket=str(run / "control.sock"),
+        tls_cert=str(settings.tls_cert.absolute()) if settings.tls_cert else None,
+        tls_key=str(settings.tls_key.absolute()) if settings.tls_key else None,
         key_hashes=hashes,
         allowed_hosts=settings.allowed_hosts,
         cors_origins=settings.cors_origins,
@@ -286,7 +303,7 @@ def _gateway(
     if not path.exists() or path.read_text() != config:  # a full disk would leave an empty file
         path.touch(mode=0o600)
         path.write_text(config)
-    listen = Listen(host=settings.host, port=settings.port)
+    listen = _door(settings)
     return GatewayWorkload(sys.executable, path, listen, client)
 
 

@@ -80,6 +80,12 @@ class Settings(ModelSettings, BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File with one API key a line; readable by its owner only."
     )
+    tls_cert: Path | None = Field(
+        None, description="Certificate chain of the gateway (PEM): it speaks HTTPS then."
+    )
+    tls_key: Path | None = Field(
+        None, description="The certificate's private key (PEM); readable by its owner only."
+    )
     keys_file: Path | None = Field(
         None, description="Keys made by `engineroom keys`; unset: keys.json in the data directory."
     )

@@ -33,6 +33,7 @@ class Server:
     admin: str
     model: str
     token: str
+    certificate: str | None = None
 
     def admin_client(self) -> httpx.Client:
         """A client of the admin API."""
@@ -50,7 +51,8 @@ def find_server(data_dir: Path | None) -> Server:
         raise ControlUnavailable(
             f"no engineroom runs on {data}: start one with `engineroom serve`"
         ) from None
-    return Server(told["gateway"], told["admin"], told["model"], token)
+    certificate = told.get("certificate")
+    return Server(told["gateway"], told["admin"], told["model"], token, certificate)
 
 
 def ask(server: Server, method: str, path: str, body: object = None) -> dict[str, Any]:

@@ -58,6 +58,7 @@ from orchestrator.observability.logs import configure
 from orchestrator.serve import serve as serve_forever
 from orchestrator.settings import Settings, chosen_file, load_settings
 from orchestrator.startup import Planning, shelf_of
+from orchestrator.tls import trusting
 
 app = typer.Typer(
     name="engineroom",
@@ -239,7 +240,11 @@ def chat(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(None, connect=5)
     with httpx.Client(
-        base_url=server.gateway, headers=headers, timeout=timeout, trust_env=False
+        base_url=server.gateway,
+        headers=headers,
+        timeout=timeout,
+        trust_env=False,
+        verify=trusting(server.certificate) if server.certificate else True,
     ) as client:
         while True:
             try:

@@ -31,4 +31,6 @@ def serve(config: GatewayConfig) -> None:
         server_header=False,
         timeout_graceful_shutdown=3,
         backlog=2048,
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
     )

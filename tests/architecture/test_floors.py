@@ -36,6 +36,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.endings": 1,
     "orchestrator.keyfile": 1,
     "orchestrator.keys": 4,
+    "orchestrator.tls": 4,
     "orchestrator.control": 1,
     "orchestrator.supervision.events": 1,
     "orchestrator.supervision.lifecycle": 2,
