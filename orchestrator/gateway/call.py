@@ -53,8 +53,8 @@ class Call:
     each other one."""
 
     __slots__ = (
-        "_asker", "_clock", "_error_body", "_headers", "_heard", "_limit", "_next_s", "_owing",
-        "_status", "_tally", "_used", "connection", "guard", "lease",
+        "_asker", "_clock", "_error_body", "_headers", "_heard", "_limit", "_news",
+        "_next_s", "_owing", "_status", "_tally", "_used", "connection", "guard", "lease",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +75,7 @@ class Call:
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._error_body = b""
-        self._owing = self._used = False
+        self._owing = self._used = self._news = False
 
     def send(self, connection: EngineConnection, request: bytes) -> None:
         """Begin."""
@@ -110,6 +110,8 @@ class Call:
 
     def check(self, now: float) -> None:
         """End a call whose engine has been silent for too long."""
+        if self._news:
+            self._news, self._heard = False, now
         if not self._owing or now - self._heard < self._limit:
             return
         if self._status not in (0, 200):
@@ -144,14 +146,14 @@ class Call:
         out = guard.feed(data)
         if guard.events != before:
             self._tally.relayed += guard.events - before
-            self._heard = self._clock()
+            self._news = True
             if guard.finish_reason is not None:
                 self._limit = _AFTER_FINISH_S
             else:
                 self._limit = self._next_s
         if out or guard.begun:
             self._asker.relay(self, out)
-        if guard.over:
+        if guard.done or guard.error is not None:
             self._settle()
 
     def ended(self) -> None:
