@@ -28,6 +28,9 @@ from orchestrator.gateway.places import Lease
 _ERROR_BODY_LIMIT = 64 * 1024
 _AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
 
+# What comes of JSON whose parts are of kinds that nobody would expect.
+ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 # How engines say that a prompt is too long: llama_cpp and ours, llama-server, vLLM.
 _TOO_LONG = ("context_length", "exceed_context_size", "maximum context length")
 
@@ -143,7 +146,11 @@ class Call:
             return
         guard = self.guard
         before = guard.events
-        out = guard.feed(data)
+        try:
+            out = guard.feed(data)
+        except ODD:
+            out = b""
+            guard.broke(UpstreamInvalid("the engine sent an event that makes no sense"))
         if guard.events != before:
             self._tally.relayed += guard.events - before
             self._news = True

@@ -17,8 +17,8 @@ from typing import TypeVar
 import orjson
 
 from orchestrator.control import Replica
-from orchestrator.errors import EngineRoomError, RequestError, UpstreamBroken
-from orchestrator.gateway.call import Call
+from orchestrator.errors import EngineRoomError, RequestError, UpstreamBroken, UpstreamInvalid
+from orchestrator.gateway.call import ODD, Call
 from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.engine_connection import Address, EngineConnection
 from orchestrator.gateway.engine_pool import NotReached, address_of, head_of
@@ -191,7 +191,12 @@ class Job:
         order = self._order
         seconds = time.monotonic() - call.lease.granted
         end = End(self._prompt_tokens, tokens, seconds, self._ttft)
-        last = order.answer.closing(call.guard, end)
+        try:
+            last = order.answer.closing(call.guard, end)
+        except ODD as error:
+            _log.info("model=%s answer not put together: %s", self.model, error)
+            self.failed(call, UpstreamInvalid("the engine's answer makes no sense as a whole"))
+            return
         self._desk.judge.answered(order, call.lease)
         if tokens:
             self._desk.page(self.model, self._path).generated(tokens)
