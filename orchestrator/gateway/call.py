@@ -29,6 +29,9 @@ from orchestrator.gateway.solo import Run
 _ERROR_BODY_LIMIT = 64 * 1024
 _AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
 
+# What comes of JSON whose parts are of kinds that nobody would expect.
+ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 # How engines say that a prompt is too long: llama_cpp and ours, llama-server, vLLM.
 _TOO_LONG = ("context_length", "exceed_context_size", "maximum context length")
 
@@ -54,8 +57,8 @@ class Call:
     each other one."""
 
     __slots__ = (
-        "_asker", "_clock", "_error_body", "_headers", "_heard", "_limit", "_next_s", "_owing",
-        "_run", "_status", "_tally", "_used", "connection", "guard", "lease",
+        "_asked", "_asker", "_clock", "_error_body", "_headers", "_heard", "_limit", "_news",
+        "_next_s", "_owing", "_run", "_status", "_tally", "_used", "connection", "guard", "lease",
     )  # fmt: skip
 
     def __init__(
@@ -76,12 +79,13 @@ class Call:
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._error_body = b""
-        self._owing = self._used = False
+        self._owing = self._used = self._news = False
         self._run: Run | None = None
+        self._asked = 0.0
 
     def send(self, connection: EngineConnection, request: bytes) -> None:
         """Begin."""
-        self._heard = self._clock()
+        self._heard = self._asked = self._clock()
         self._used = connection.used
         self._owe(True)
         if self._run is None:
@@ -111,12 +115,14 @@ class Call:
     def resume(self) -> None:
         """The client takes again."""
         if self.connection is not None:
-            self._heard = self._clock()
+            self._heard = self._asked = self._clock()
             self.connection.resume()
             self._owe(True)
 
     def check(self, now: float) -> None:
         """End a call whose engine has been silent for too long."""
+        if self._news:
+            self._news, self._heard = False, now
         if not self._owing or now - self._heard < self._limit:
             return
         if self._status not in (0, 200):
@@ -148,19 +154,24 @@ class Call:
             return
         guard = self.guard
         before, pieces, finished = guard.events, guard.pieces, guard.finish_reason
-        out = guard.feed(data)
+        try:
+            out = guard.feed(data)
+        except ODD:
+            out = b""
+            guard.broke(UpstreamInvalid("the engine sent an event that makes no sense"))
         if guard.events != before:
             self._tally.relayed += guard.events - before
-            asked, self._heard = self._heard, self._clock()
-            if self._run is not None and finished is None:
-                self._run.came(asked, self._heard, guard.pieces - pieces)
+            self._news = True
+            if (run := self._run) is not None and run.alone and finished is None:
+                asked, self._asked = self._asked, self._clock()
+                run.came(asked, self._asked, guard.pieces - pieces)
             if guard.finish_reason is not None:
                 self._limit = _AFTER_FINISH_S
             else:
                 self._limit = self._next_s
         if out or guard.begun:
             self._asker.relay(self, out)
-        if guard.over:
+        if guard.done or guard.error is not None:
             self._settle()
 
     def ended(self) -> None:

@@ -27,6 +27,7 @@ _PATHS = {path.encode(): path for path in READERS}
 _BUFFER = 128 * 1024  # bytes that the kernel keeps for one client; Linux takes it twice
 _IDLE_S = 60.0  # between requests
 _LINGER_S = 2.0  # for a client that still sends what was refused
+_BODY_SHARE = 8  # bytes on the wire for one of a body: chunks of one byte take six
 _PIPELINED = 16  # requests that may wait behind a running one before nothing is read any more
 Phase = Literal["idle", "head", "busy", "lingering"]
 
@@ -41,7 +42,9 @@ class ClientProtocol(HttpToolsProtocol):
         self._running: Exchange | None = None
         self._phase: Phase = "idle"
         self._since = self.loop.time()
-        self._read = 0  # bytes of the head that is being read
+        self._in_head = True
+        self._now = self._read = 0  # bytes: of this read, and of the head or body that is read
+        self._most = _BODY_SHARE * desk.max_body_bytes + HEAD_LIMIT
         self._refusal: EngineRoomError | None = None
         self._asgi = False
         self._unparsed = 0
@@ -78,9 +81,9 @@ class ClientProtocol(HttpToolsProtocol):
         if self._phase == "lingering":
             return
         if self._phase == "idle":
-            self._phase, self._since, self._read = "head", self.loop.time(), 0
-        if self._phase == "head":
-            self._read += len(data)
+            self._phase, self._since = "head", self.loop.time()
+        self._now = len(data)
+        self._read += self._now
         if self._unparsed:
             self._rest(data)
             return
@@ -92,7 +95,7 @@ class ClientProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(self._refusal or BadRequest("this is not HTTP as it is taken here"))
             return
-        if self._phase == "head" and self._read > HEAD_LIMIT:
+        if self._read > (HEAD_LIMIT if self._in_head else self._most):
             self._refuse(HeadTooLarge(f"the request's head has more than {HEAD_LIMIT} bytes"))
 
     def _rest(self, data: bytes) -> None:
@@ -125,6 +128,7 @@ class ClientProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
+        self._in_head, self._read = True, self._now
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
@@ -136,7 +140,7 @@ class ClientProtocol(HttpToolsProtocol):
         if isinstance(found, EngineRoomError):
             self._refusal = found
             raise ValueError(found.message)
-        self._phase = "busy"
+        self._phase, self._in_head, self._read = "busy", False, 0
         path = _PATHS.get(self.url) or _path_of(self.url)
         if path is None or parser.get_method() != b"POST":
             self._to_asgi(found)

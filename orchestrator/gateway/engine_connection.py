@@ -61,8 +61,9 @@ class EngineConnection(asyncio.Protocol):
         self._call: Receiver | None = None
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
+        self.on_body = self._parts.append  # of httptools, for which it is looked up once
+        self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
         self._status = 0
         self._busy = self._silent = self._told = self._paused = False
@@ -163,9 +164,6 @@ class EngineConnection(asyncio.Protocol):
         status = self._parser.get_status_code()
         self._status = status if status >= 200 else 0
 
-    def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
-
     def on_message_complete(self) -> None:
         if self._status:
             self._complete = True
@@ -179,16 +177,21 @@ class EngineConnection(asyncio.Protocol):
 
     def _tell(self) -> None:
         """Give the call what this read brought; let go of it first where that is all."""
-        parts, self._parts = self._parts, []
-        call = self._call
+        parts, call = self._parts, self._call
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        if self._told and not self._complete:  # the usual read, in the middle
+            if data and call is not None:
+                call.received(data)
+            return
         if call is not None and not self._told:
             self._told = True
             call.headed(self._status, self._headers)
         if self._complete:
             self._finish()
         if call is not None:
-            if parts:
-                call.received(parts[0] if len(parts) == 1 else b"".join(parts))
+            if data:
+                call.received(data)
             if self._complete:
                 call.ended()
 

@@ -49,7 +49,6 @@ class Door(Protocol):
     """The connection that it came over."""
 
     transport: asyncio.Transport
-    loop: asyncio.AbstractEventLoop
 
     def common_headers(self) -> bytes:
         """The header lines of every answer."""
@@ -62,7 +61,7 @@ class Exchange:
     """See the module. `status` is None until an answer has begun."""
 
     __slots__ = (
-        "_body_s", "_door", "_limit", "_manners", "_parts", "_since", "_size", "_started",
+        "_body_s", "_door", "_limit", "_manners", "_parts", "_sent", "_since", "_size", "_started",
         "chunked", "disconnected", "headers", "id", "keep_alive", "more", "more_body", "path",
         "response_complete", "status", "streaming", "worker", "written",
     )  # fmt: skip
@@ -85,7 +84,7 @@ class Exchange:
         self._parts: list[bytes] = []
         self._size = 0
         self._since = self.written = 0.0
-        self._started = False
+        self._started = self._sent = False
         self.more_body = True
         self.response_complete = self.disconnected = self.streaming = False
         self.status: int | None = None
@@ -146,6 +145,8 @@ class Exchange:
         if self.worker is None:
             return
         if not self.more_body:
+            if self._sent:
+                self._sent, self.written = False, now
             self.worker.check(now)
         elif now - self._since >= self._body_s:
             told = f"the body did not arrive within {self._body_s:g} s"
@@ -176,12 +177,14 @@ class Exchange:
 
     def send(self, data: bytes) -> None:
         """Send a piece of an event stream; the first one commits the 200."""
-        self.written = self._door.loop.time()
+        self._sent = True
         if self.status is None:
             self.streaming = True
             self._write(self._head(200, self._sse_head()) + self._chunk(data))
+        elif self.chunked:
+            self._door.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
-            self._write(self._chunk(data))
+            self._write(data)
 
     def remark(self) -> None:
         """Send a comment, so that nobody on the way takes the stream for dead."""

@@ -17,14 +17,14 @@ from typing import TypeVar
 import orjson
 
 from orchestrator.control import Replica
-from orchestrator.errors import EngineRoomError, RequestError, UpstreamBroken
+from orchestrator.errors import EngineRoomError, RequestError, UpstreamBroken, UpstreamInvalid
 from orchestrator.gateway.asking import Ask, ask_for
-from orchestrator.gateway.call import Call
+from orchestrator.gateway.call import ODD, Call
 from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.engine_connection import Address, EngineConnection
 from orchestrator.gateway.engine_pool import NotReached, address_of, head_of
 from orchestrator.gateway.exchange import Exchange, Texts
-from orchestrator.gateway.guard import Guard, StreamGuard
+from orchestrator.gateway.guard import StreamGuard
 from orchestrator.gateway.keyring import Holder, Permit
 from orchestrator.gateway.orders import Order
 from orchestrator.gateway.places import Lease
@@ -83,7 +83,7 @@ class Job:
             if order.waits:
                 self._place()
             else:
-                self._answer(StreamGuard(order.answer), End(0, 0, 0.0, None))
+                self._present(0.0)
         except EngineRoomError as error:
             self._trouble(error)
         except Exception:  # noqa: BLE001 - the last line: log it, tell the client, serve on
@@ -155,12 +155,16 @@ class Job:
         self._desk.page(self.model, self._path).waited(lease.waited_s)
         self._desk.judge.refuse_poison(self._order)  # while this one waited another may have it
         if not self._order.calls:
-            nothing = End(0, 0, 0.0, None, lease.waited_s)
-            self._answer(StreamGuard(self._order.answer), nothing)
+            self._present(lease.waited_s)
         elif lease.route.quirks.tokenize_path is None:
             self._call_engine(lease, 0)
         else:
             self._later(self._measure(lease, self._order), partial(self._call_engine, lease))
+
+    def _present(self, waited: float) -> None:
+        """The model is there, or is not wanted: nothing was to be generated."""
+        guard = StreamGuard(self._order.answer)
+        self._answer(self._order.answer.closing(guard, End(0, 0, 0.0, None, waited)))
 
     async def _measure(self, lease: Lease, order: Order) -> int:
         with lease.tally.owing():
@@ -226,16 +230,20 @@ class Job:
         self._used, lease.tokens = (prompt, tokens), prompt + tokens
         seconds = time.monotonic() - lease.granted
         end = End(self._prompt_tokens, tokens, seconds, self._ttft, lease.waited_s)
+        try:
+            last = self._order.answer.closing(call.guard, end)
+        except ODD as error:
+            _log.info("model=%s answer not put together: %s", self.model, error)
+            self.failed(call, UpstreamInvalid("the engine's answer makes no sense as a whole"))
+            return
         self._desk.judge.answered(self._order, lease)
         if tokens:
             self._desk.page(self.model, self._path).generated(tokens)
-        self._answer(call.guard, end)
+        self._answer(last)
 
-    def _answer(self, guard: Guard, end: End) -> None:
-        order = self._order
-        last = order.answer.closing(guard, end)
+    def _answer(self, last: bytes) -> None:
         self._end("200")
-        if order.answer.stream:
+        if self._order.answer.stream:
             self._exchange.finish(last)
         else:
             self._exchange.answer(200, last)

@@ -18,6 +18,7 @@ class OllamaAnswer:
 
     __slots__ = ("_now", "_told", "_values", "stream")
     keeps_text = True
+    passes = False
 
     def __init__(self, told: Told, stream: bool, now: Callable[[], float]) -> None:
         self._told, self.stream, self._now = told, stream, now
@@ -53,6 +54,7 @@ class OllamaLoaded:
 
     __slots__ = ("_now", "_reason", "_told", "stream")
     keeps_text = False
+    passes = False
 
     def __init__(self, told: Told, reason: str, stream: bool, now: Callable[[], float]) -> None:
         self._told, self._reason, self.stream, self._now = told, reason, stream, now

@@ -76,6 +76,7 @@ class WholePassing:
     __slots__ = ("_name", "_value")
     stream = False
     keeps_text = False
+    passes = False
 
     def __init__(self, name: str) -> None:
         self._name = name

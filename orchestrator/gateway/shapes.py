@@ -39,18 +39,18 @@ class Passing:
     Chunks without choices are the engine's usage, which is told at the end if it was asked for.
     """
 
-    __slots__ = ("_last", "_name", "_ours", "_same", "_usage")
+    __slots__ = ("_last", "_name", "_ours", "_usage", "passes")
     stream = True
     keeps_text = False
 
     def __init__(self, name: str, usage: bool) -> None:
         self._name, self._usage = name, usage
-        self._same = True
+        self.passes = True
         self._ours: Template | None = None
         self._last: dict[str, Any] = {}
 
     def text(self, inside: bytes, payload: bytes) -> bytes:
-        if self._same:
+        if self.passes:
             return b"data: " + payload + b"\n\n"
         if self._ours is not None:
             return b"data: " + self._ours.prefix + inside + self._ours.suffix + b"\n\n"
@@ -59,8 +59,8 @@ class Passing:
     def chunk(self, payload: bytes, value: dict[str, Any], text: str) -> bytes:
         if not value["choices"]:
             return b""
-        self._same = value.get("model") == self._name and b"\n" not in payload
-        if self._same:
+        self.passes = value.get("model") == self._name and b"\n" not in payload
+        if self.passes:
             self._last = value
             return b"data: " + payload + b"\n\n"
         self._last = value = {**value, "model": self._name}
@@ -80,6 +80,7 @@ class TokenStream:
     __slots__ = ("_count",)
     stream = True
     keeps_text = True
+    passes = False
 
     def __init__(self) -> None:
         self._count = 0
@@ -106,6 +107,7 @@ class WholeText:
     __slots__ = ("_name",)
     stream = False
     keeps_text = True
+    passes = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -128,6 +130,7 @@ class WholeAnswer:
     __slots__ = ("_name", "_values")
     stream = False
     keeps_text = True
+    passes = False
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -37,6 +37,11 @@ class SseReader:
         return payloads
 
     @property
+    def idle(self) -> bool:
+        """Whether what comes next begins a line of a new event."""
+        return not self._pending and not self._after_cr
+
+    @property
     def endless(self) -> bool:
         """Whether an event has begun that is longer than any may be."""
         return len(self._pending) > FRAME_LIMIT

@@ -22,11 +22,12 @@ _EVER = 8  # misses in a row after which a stream is not worth learning any more
 class Template:
     """Bytes before and after the text of a payload."""
 
-    __slots__ = ("_begin", "_end", "prefix", "suffix")
+    __slots__ = ("_before", "_begin", "_behind", "_end", "prefix", "suffix")
 
     def __init__(self, prefix: bytes, suffix: bytes) -> None:
         self.prefix, self.suffix = prefix, suffix
         self._begin, self._end = len(prefix), -len(suffix)
+        self._before, self._behind = b"data: " + prefix, suffix + b"\n\n"
 
     def text(self, payload: bytes) -> bytes | None:
         """The inside of the JSON string in `payload`, None where it is not of this kind."""
@@ -35,6 +36,20 @@ class Template:
         if len(payload) < self._begin - self._end:
             return None
         found = payload[self._begin : self._end]
+        if _INSIDE.fullmatch(found) is None or not (found.isascii() or is_utf8(found)):
+            return None
+        return found
+
+    def event_text(self, data: bytes) -> bytes | None:
+        """The same of a whole event; None where `data` is anything but one event of this kind.
+
+        Neither a template nor the inside of a string has line breaks.
+        """
+        if not data.startswith(self._before) or not data.endswith(self._behind):
+            return None
+        if len(data) < self._begin - self._end + 8:
+            return None
+        found = data[self._begin + 6 : self._end - 2]
         if _INSIDE.fullmatch(found) is None or not (found.isascii() or is_utf8(found)):
             return None
         return found
@@ -64,7 +79,12 @@ def learned(payload: bytes, value: dict[str, Any]) -> Template | None:
     Only events that say nothing but their text have one: no error, no usage, nothing finished.
     """
     choices = value.get("choices")
-    if "error" in value or isinstance(value.get("usage"), dict) or not isinstance(choices, list):
+    if (
+        b"\n" in payload
+        or "error" in value
+        or isinstance(value.get("usage"), dict)
+        or not isinstance(choices, list)
+    ):
         return None
     if len(choices) != 1 or not isinstance(choices[0], dict):
         return None

@@ -17,6 +17,7 @@ class TypedPassing:
     __slots__ = ("_name",)
     stream = True
     keeps_text = False
+    passes = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -39,6 +40,7 @@ class WholeResponse:
     __slots__ = ("_name", "_response")
     stream = False
     keeps_text = False
+    passes = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -62,6 +64,7 @@ class WholeMessage:
     __slots__ = ("_blocks", "_inputs", "_message", "_name")
     stream = False
     keeps_text = False
+    passes = False
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -149,6 +149,7 @@ CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
         (HEAD + b"x: " + b"y" * 70_000 + b"\r\n" + LENGTH + b"\r\n" + GOOD, 431),
         (HEAD + b"x: " + b"y" * 2_000_000, 431),
         (HEAD + b"content-length: 5000\r\n\r\n", 413),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"y" * 2_000_000, 431),
         (HEAD + b"transfer-encoding: chunked\r\n\r\n2000\r\n" + b" " * 0x2000, 413),
         (HEAD.replace(b"application/json", b"text/plain") + LENGTH + b"\r\n" + GOOD, 415),
         (HEAD + b"content-encoding: gzip\r\n" + LENGTH + b"connection: close\r\n\r\n" + GOOD, 415),
@@ -173,6 +174,17 @@ def test_what_is_in_doubt_is_refused_and_never_reaches_an_engine(
     assert got.count(b"HTTP/1.1") == 1
     assert b'"error"' in got
     assert stage.engines[0].stats()["requests"] == before
+
+
+def test_a_head_without_end_behind_a_running_request_ends_both(stage: Stage) -> None:
+    first = lasting("/generate_stream", body("Hi", max_new_tokens=500))
+    with closing(connect(stage)) as conn, suppress(ConnectionError):
+        conn.sendall(first + HEAD + b"x: ")
+        for _ in range(40):
+            conn.sendall(b"y" * 65_536)
+        while conn.recv(65536):
+            pass
+    until(lambda: stage.engines[0].stats()["running"] == 0, 2, "the engine is free")
 
 
 def test_paths_that_mean_the_same_are_served_the_same(stage: Stage) -> None:

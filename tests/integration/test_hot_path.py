@@ -180,6 +180,23 @@ async def test_a_new_connection_that_dies_is_the_engines_failure() -> None:
         assert engine.requests == 1
 
 
+DEEP = b'{"x":' + b"[" * 500 + b"]" * 500 + b',"model":"n","choices":[{"text":"a"}]}'
+ODD_CALLS = b'{"choices":[{"delta":{"content":"a","tool_calls":[1]},"finish_reason":"stop"}]}'
+
+
+@pytest.mark.parametrize("payload", [DEEP, ODD_CALLS])
+async def test_odd_json_of_an_engine_is_its_failure_and_hangs_nobody(payload: bytes) -> None:
+    async def odd(engine: Engine, writer: asyncio.StreamWriter) -> None:
+        last = framed(payload, token("", "stop"), b"[DONE]")
+        writer.write(HEAD + last + b"0\r\n\r\n")
+
+    async with between(odd) as (_, port, gateway):
+        stream = payload is DEEP  # passed on it would have to be written anew
+        (answer,) = await ask(port, 1, stream=stream)
+        assert b"upstream_invalid" in answer
+        assert gateway.router.in_flight() == {"m-0": 0}
+
+
 async def test_idle_connections_are_closed_before_the_engine_would() -> None:
     async with between(whole) as (engine, port, gateway):
         await ask(port, 1)

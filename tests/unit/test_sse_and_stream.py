@@ -104,10 +104,10 @@ def sent(*payloads: bytes) -> bytes:
 GOOD = [chunk("a"), chunk("b", "stop"), b"[DONE]"]
 
 
-def run(data: bytes, cuts: list[int], answer: Answer) -> tuple[bytes, StreamGuard]:
+def run(parts: list[bytes], answer: Answer) -> tuple[bytes, StreamGuard]:
     """What the client has been sent when the engine's answer is over, terminal included."""
     guard, out = StreamGuard(answer), b""
-    for part in pieces(data, cuts):
+    for part in parts:
         out += guard.feed(part)
     guard.end()
     assert guard.over
@@ -119,7 +119,7 @@ def run(data: bytes, cuts: list[int], answer: Answer) -> tuple[bytes, StreamGuar
 
 def test_a_good_stream_and_one_without_done_are_complete() -> None:
     for payloads in (GOOD, GOOD[:-1]):
-        _, guard = run(sent(*payloads), [], WholeText("m"))
+        _, guard = run([sent(*payloads)], WholeText("m"))
         assert (guard.full_text, guard.finish_reason, guard.done) == ("ab", "stop", True)
 
 
@@ -140,7 +140,7 @@ def test_a_good_stream_and_one_without_done_are_complete() -> None:
     ],
 )
 def test_everything_else_is_an_error(payloads: list[bytes], error: type[RequestError]) -> None:
-    _, guard = run(sent(*payloads), [], WholeText("m"))
+    _, guard = run([sent(*payloads)], WholeText("m"))
     assert type(guard.error) is error
 
 
@@ -148,13 +148,13 @@ def test_an_endless_event_and_half_an_event_are_errors() -> None:
     guard = StreamGuard(WholeText("m"))
     guard.feed(b"data: " + b"x" * (2 << 20))
     assert isinstance(guard.error, UpstreamInvalid)
-    _, guard = run(sent(chunk("a")) + b"data: {", [], WholeText("m"))
+    _, guard = run([sent(chunk("a")) + b"data: {"], WholeText("m"))
     assert isinstance(guard.error, UpstreamBroken)
 
 
 def test_what_an_engine_does_after_the_end_spoils_nothing() -> None:
     for rest in (b"data: {", sent(b"<html>"), sent(b'{"error": 1}'), b"data: " + b"x" * (2 << 20)):
-        _, guard = run(sent(chunk("a", "stop")) + rest, [], WholeText("m"))
+        _, guard = run([sent(chunk("a", "stop")) + rest], WholeText("m"))
         assert guard.done
 
 
@@ -225,13 +225,20 @@ ANSWERS: list[Callable[[], Answer]] = [
     TAIL,
     st.lists(st.integers(0, 4000), max_size=20),
     st.integers(0, len(ANSWERS) - 1),
+    st.booleans(),
 )
 def test_any_script_has_one_terminal_and_the_scan_says_what_the_parser_says(
-    payloads: list[bytes], between: list[bytes], tail: bytes, cuts: list[int], which: int
+    payloads: list[bytes],
+    between: list[bytes],
+    tail: bytes,
+    cuts: list[int],
+    which: int,
+    one_by_one: bool,
 ) -> None:
-    script = b"".join(b"data: " + p + end for p, end in zip(payloads, between, strict=False)) + tail
+    events = [b"data: " + p + end for p, end in zip(payloads, between, strict=False)] + [tail]
+    script = b"".join(events)
     answer = ANSWERS[which]()
-    out, guard = run(script, cuts, answer)
+    out, guard = run(events if one_by_one else pieces(script, cuts), answer)
     slow_answer, expected = ANSWERS[which](), b""
     slow = Parsing(slow_answer)
     for part in pieces(script, cuts[:3]):

@@ -1,0 +1,86 @@
+"""`engineroom gateway`: one gateway before a server that is not ours."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import psutil
+
+from tests.harness import ROOT, clean_env, free_ports, until
+from tests.stage import FakeEngine
+from tests.streams import check_stream, told
+
+
+@contextmanager
+def alone(*flags: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str, FakeEngine]]:
+    """The process, its address, and the engine behind it."""
+    engine = FakeEngine("e", ["--tps", "20", "--usage-in-stream"], 16)
+    port = free_ports(1)[0]
+    argv = [sys.executable, "-m", "orchestrator", "gateway", "--upstream", engine.url]
+    argv += ["--model", "fake", "--port", str(port), *flags]
+    process = subprocess.Popen(argv, cwd=ROOT, env=clean_env(**env))
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None
+        try:
+            return httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        until(answers, 30, "it serves")
+        yield process, url, engine
+    finally:
+        process.kill()
+        process.wait()
+        engine.end()
+
+
+def test_it_serves_its_one_model_within_its_memory_and_ends_in_order() -> None:
+    with alone() as (process, url, _), httpx.Client(trust_env=False, timeout=20) as http:
+        told_models = http.get(f"{url}/v1/models").json()["data"]
+        assert [each["id"] for each in told_models] == ["fake"]
+        asked = {"model": "fake", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}
+        answer = http.post(f"{url}/v1/chat/completions", json=asked).json()
+        assert answer["choices"][0]["message"]["content"] == "w0 w1 w2"
+        assert answer["usage"]["completion_tokens"] == 3
+        assert psutil.Process(process.pid).memory_info().rss < 64 << 20
+        stream = {"prompt": "Hi", "max_new_tokens": 6}
+        with http.stream("POST", f"{url}/generate_stream", json=stream) as got:
+            check_stream([x[6:] for x in got.iter_lines() if x.startswith("data: ")], 6)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (0, -signal.SIGTERM)
+
+
+def test_a_stream_that_outlasts_the_end_is_told_so() -> None:
+    with alone() as (process, url, engine), httpx.Client(trust_env=False, timeout=20) as http:
+        stream = {"prompt": "Hi", "max_new_tokens": 1000}
+        with http.stream("POST", f"{url}/generate_stream", json=stream) as got:
+            lines = (line[6:] for line in got.iter_lines() if line.startswith("data: "))
+            came = [next(lines)]
+            process.send_signal(signal.SIGTERM)
+            came += list(lines)
+        assert told(came).errors == ("shutting_down",)
+        assert told(came).after_end == 0
+        until(lambda: not engine.stats()["running"], 5, "the engine is idle")
+
+
+def test_keys_come_from_the_environment_and_never_show() -> None:
+    with (
+        alone(ENGINEROOM_API_KEYS="sekret") as (process, url, _),
+        httpx.Client(trust_env=False, timeout=20) as http,
+    ):
+        asked = {"prompt": "Hi", "max_new_tokens": 1}
+        assert http.post(f"{url}/generate", json=asked).status_code == 401
+        given = {"authorization": "Bearer sekret"}
+        assert http.post(f"{url}/generate", json=asked, headers=given).status_code == 200
+        line = json.dumps(psutil.Process(process.pid).cmdline())
+        assert "sekret" not in line
+        assert "/dev/fd/" in line
