@@ -28,9 +28,11 @@ def post(stage: Stage, **headers: str) -> httpx.Response:
 
 def test_only_names_of_the_list_are_served(stage: Stage) -> None:
     before = stage.requests()
-    for host in ("evil.example", "llm.example.evil.example", "", "127.0.0.1@evil.example"):
+    for host in ("evil.example", "llm.example.evil.example", "127.0.0.1.evil.example:80"):
         answer = post(stage, host=host)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+    for host in ("", "127.0.0.1@evil.example"):
+        assert post(stage, host=host).status_code == 400
     assert stage.requests() == before
     for host in ("llm.example", "LLM.example:8001", "127.0.0.1"):
         assert post(stage, host=host).status_code == 200
