@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
 
+import httpx
 import pytest
 
 from tests.harness import until
