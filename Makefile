@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
+.PHONY: serve test test-fast check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -21,6 +21,10 @@ check: ## style, types, floors
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q tests/architecture
+
+fuzz-api: ## every operation of the API by what its schema allows and forbids: EXAMPLES=500
+	@sh tools/setup.sh test
+	@SCHEMA_EXAMPLES=$(or $(EXAMPLES),500) .venv/bin/python -m pytest -q -rP tests/integration/test_schema.py
 
 orphans: ## kill N processes of a running server one after another; nothing may be left behind
 	@sh tools/setup.sh test

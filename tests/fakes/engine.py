@@ -49,6 +49,7 @@ Process knobs
 Generation knobs; one request can set its own by a header `X-Fake: {"tps": 10}` or by
 `fake={"tps": 10}` inside the prompt (the names with underscores; the prompt wins)
   --tps R                       tokens per second; 0 is as fast as possible
+  --most-tokens N               end with finish_reason "length" there, whatever was asked for
   --prefill-s S                 wait before the first token
   --prefill-burns               that wait is spent computing
   --prefill-counts              a counter of /metrics moves meanwhile
@@ -125,7 +126,10 @@ PROCESS_KNOBS: dict[str, Any] = (
     }
     | dict.fromkeys(SWITCHES.split(), False)
 )
-COUNTS = "hang_after_tokens exit_after_tokens eat_after_tokens error_after_tokens cut_after_tokens"
+COUNTS = (
+    "most_tokens hang_after_tokens exit_after_tokens eat_after_tokens error_after_tokens "
+    "cut_after_tokens"
+)
 ENDINGS = "done_after_error no_done no_finish usage_in_stream no_cancel"
 PREFILL = "prefill_burns prefill_counts"
 GENERATION_KNOBS: dict[str, Any] = (
@@ -383,6 +387,8 @@ class Job:
         stop = re.search(r"stop=(\d+)", self.prompt)
         self.finish = "stop" if stop and int(stop[1]) <= self.length else "length"
         self.length = min(self.length, int(stop[1])) if stop else self.length
+        if self.knobs.most_tokens != OFF:
+            self.length = min(self.length, self.knobs.most_tokens)
         self.usage_wanted = bool((body.get("stream_options") or {}).get("include_usage"))
         self.oom_at = OFF
         name = "chat.completion" if self.chat else "text_completion"
