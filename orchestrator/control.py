@@ -131,6 +131,7 @@ class GatewayConfig(Message):
     body_timeout_s: float = 30.0
     log_level: str
     table: RouteTable | None = None
+    keys: tuple[KeyGrant, ...] = ()
 
 
 class KeyTable(Message):

@@ -19,13 +19,12 @@ import httpx
 import uvicorn
 
 from engine_launchers.base import Listen
-from orchestrator import __version__
 from orchestrator.admin import build_admin, read_or_make_token
-from orchestrator.control import GatewayConfig
 from orchestrator.endings import on_change_of, on_hangup, on_parent_gone, on_signals
 from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.shelf import Shelf
 from orchestrator.errors import ConfigError, LaunchFailed
+from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of, reserve
@@ -273,28 +272,8 @@ def _door(settings: Settings) -> Listen:
 def _gateway(
     settings: Settings, hashes: tuple[str, ...], data: Path, run: Path, client: httpx.AsyncClient
 ) -> GatewayWorkload:
-    config = GatewayConfig(
-        version=__version__,
-        name="gateway-0",
-        host=settings.host,
-        port=settings.port,
-        control_socket=str(run / "control.sock"),
-        tls_cert=str(settings.tls_cert.absolute()) if settings.tls_cert else None,
-        tls_key=str(settings.tls_key.absolute()) if settings.tls_key else None,
-        key_hashes=hashes,
-        allowed_hosts=settings.allowed_hosts,
-        cors_origins=settings.cors_origins,
-        max_queue=settings.max_queue,
-        max_queue_tokens=settings.max_queue_tokens,
-        queue_timeout_s=settings.queue_timeout_s,
-        max_body_bytes=settings.max_body_bytes,
-        stall_timeout_s=settings.stall_timeout_s,
-        write_timeout_s=settings.write_timeout_s,
-        stream_comment_s=settings.stream_comment_s,
-        head_timeout_s=settings.head_timeout_s,
-        body_timeout_s=settings.body_timeout_s,
-        log_level=settings.log_level,
-    ).model_dump_json()
+    socket = str(run / "control.sock")
+    config = gateway_config(settings, "gateway-0", hashes, socket).model_dump_json()
     # Named by content: a gateway with other settings is another command line.
     digest = hashlib.sha256(config.encode()).hexdigest()[:12]
     path = data / f"gateway-{digest}.json"

@@ -51,6 +51,7 @@ def cases() -> Iterator[Case]:
     yield from _documents()
     yield from _values()
     yield from _openai_values()
+    yield from _other_apis()
     yield from _doors()
 
 
@@ -281,6 +282,41 @@ def _openai_values() -> Iterator[Case]:
     lists = [[], "x", [{"role": "wizard", "content": "x"}], [{"role": "user"}]]
     for messages in lists:
         yield chat("B30", "messages", messages)
+
+
+def _other_apis() -> Iterator[Case]:
+    """The same rows for the APIs that are not OpenAI's first; the fake engine has none of them."""
+    lists: list[tuple[str, object]] = [
+        ("num_predict", [1]), ("num_predict", {}), ("num_predict", "many"), ("num_predict", 0),
+        ("temperature", "hot"), ("top_k", -1), ("seed", 2**64), ("stop", [""]), ("sparkle", 1),
+    ]  # fmt: skip
+    for name, value in lists:
+        sent = {"model": "demo", "prompt": "x", "options": {name: value}}
+        yield Case("B24", f"ollama {name} {value!r:.9}", request(sent, "/api/generate"), (400,))
+    fields: list[tuple[str, object]] = [
+        ("images", ["aGk="]), ("suffix", "x"), ("think", True), ("format", "xml"), ("wat", 1),
+        ("keep_alive", "\u0661m"),
+        ("options", []), ("prompt", 5), ("keep_alive", "soon"), ("context", [1]),
+    ]  # fmt: skip
+    for name, value in fields:
+        body: dict[str, object] = {"model": "demo", "prompt": "x", name: value}
+        yield Case("B21", f"ollama {name}", request(body, "/api/generate"), (400,))
+    for name in ("nobody", "../../etc/passwd", "demo:7b", "m" * 10_000):
+        for path in ("/api/generate", "/api/show"):
+            asks = {"model": name, "prompt": "x"} if path == "/api/generate" else {"model": name}
+            yield Case("B22", f"{path} {name:.9}", request(asks, path), (404,))
+    whole = {"max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+    for path, good in (("/v1/messages", whole), ("/v1/responses", {"input": "x"})):
+        for name, value in (("model", 5), ("wat", 1), ("temperature", "hot"), ("stream", 1)):
+            yield Case("B24", f"{path} {name}", request({**good, name: value}, path), (400,))
+        yield Case("B13", path, request(b"[]", path), (400,))
+        yield Case("B19", path, request(b'{"a": 1, "a": 2}', path), (400,))
+        yield Case("B22", path, request({**good, "model": "nobody"}, path), (404,))
+    image = {"type": "image", "source": {"type": "url", "url": "http://169.254.169.254/"}}
+    asked = {**whole, "messages": [{"role": "user", "content": [image]}]}
+    yield Case("B29", "an image in a message", request(asked, "/v1/messages"), (400,))
+    file = [{"role": "user", "content": [{"type": "input_file", "file_url": "file:///etc/passwd"}]}]
+    yield Case("B29", "a file in an input", request({"input": file}, "/v1/responses"), (400,))
 
 
 def _doors() -> Iterator[Case]:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from typing import Annotated, NoReturn
 
 import typer
 
-from orchestrator import __version__
+from engine_launchers.base import Listen
 from orchestrator.cli.options import Config
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.errors import ConfigError
 from orchestrator.external import address
-from orchestrator.keys import key_policy
+from orchestrator.gateway_config import gateway_config
+from orchestrator.keyfile import KeyFile
+from orchestrator.keys import key_policy, keys_path
+from orchestrator.listening import listen
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import all_launchers
+from orchestrator.tls import check_certificate
 
 
 def gateway(
@@ -38,41 +43,34 @@ def gateway(
     """
     flags = {"host": host, "port": port, "log_level": log_level}
     settings = load_settings({k: v for k, v in flags.items() if v is not None}, file=config)
-    _become(_config(settings, _table(upstream, model, engine, context, places)))
+    made = _config(settings, _table(upstream, model, engine, context, places))
+    door = Listen(host=made.host, port=made.port, tls=made.tls_cert is not None).base_url
+    listen(made.host, made.port, "port").close()
+    sys.stderr.write(f"gateway on {door}, before {upstream}, model {model}; Ctrl-C ends it\n")
+    _become(made)
 
 
 def _become(config: GatewayConfig) -> NoReturn:
     """Go on as a gateway process, which has in memory what a gateway needs and no more."""
-    reading, writing = os.pipe()
-    os.write(writing, config.model_dump_json().encode())
-    os.close(writing)
-    os.set_inheritable(reading, True)
-    program = (sys.executable, "-m", "orchestrator.gateway", "--config", f"/dev/fd/{reading}")
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - without a name, and closed with the process
+    file.write(config.model_dump_json().encode())
+    file.flush()
+    os.set_inheritable(file.fileno(), True)
+    program = (sys.executable, "-m", "orchestrator.gateway", "--config", f"/dev/fd/{file.fileno()}")
     os.execv(program[0], program)  # noqa: S606 - our own interpreter and module
 
 
 def _config(settings: Settings, table: RouteTable) -> GatewayConfig:
-    return GatewayConfig(
-        version=__version__,
-        name="gateway",
-        host=settings.host,
-        port=settings.port,
-        control_socket=None,
-        key_hashes=key_policy(settings).hashes,
-        max_queue=settings.max_queue,
-        queue_timeout_s=settings.queue_timeout_s,
-        max_body_bytes=settings.max_body_bytes,
-        stall_timeout_s=settings.stall_timeout_s,
-        write_timeout_s=settings.write_timeout_s,
-        stream_comment_s=settings.stream_comment_s,
-        head_timeout_s=settings.head_timeout_s,
-        body_timeout_s=settings.body_timeout_s,
-        log_level=settings.log_level,
-        table=table,
-    )
+    """Raises ConfigError for keys or a certificate that cannot be used."""
+    hashes = key_policy(settings).hashes
+    check_certificate(settings)
+    grants = tuple(KeyFile(keys_path(settings)).all())
+    return gateway_config(settings, "gateway", hashes, None, table, grants)
 
 
 def _table(upstream: str, model: str, engine: str, context: int, places: int) -> RouteTable:
+    if not model.strip() or places < 1 or context < 1:
+        raise ConfigError("--model needs a name, --places and --context at least 1")
     launchers = all_launchers()
     launcher = next((each for name, each in launchers.items() if name == engine), None)
     if launcher is None:

@@ -32,7 +32,7 @@ Models = Annotated[
 Requests = Annotated[int | None, typer.Option("--rpm", min=1, help="Requests per minute.")]
 Tokens = Annotated[int | None, typer.Option("--tpm", min=1, help="Tokens per minute.")]
 AtOnce = Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests at once.")]
-Days = Annotated[float | None, typer.Option("--days", min=0, help="Days until it expires.")]
+Days = Annotated[float | None, typer.Option("--days", min=0.001, help="Days until it expires.")]
 Priority = Annotated[
     int | None, typer.Option(min=-100, max=100, help="Highest priority it may ask for [0].")
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from engine_launchers.base import CrashCause
@@ -85,7 +85,7 @@ class Gateway:
             body_s=config.body_timeout_s,
         )
         pages = Pages(self.router, self.metrics, self.link, config.version)
-        ollama = OllamaPages(self.router)
+        ollama = OllamaPages(self.router, config.body_timeout_s)
         self.app = Starlette(
             routes=[
                 *(Route(path, _only_posted, methods=["POST"]) for path in READERS),
@@ -174,8 +174,10 @@ class Gateway:
 
 def given_key(headers: dict[bytes, bytes]) -> str | None:
     """What a request gives as its key, as an authorization; Anthropic's clients have a header."""
-    own = headers.get(b"x-api-key")
-    return _text(headers.get(b"authorization") or (None if own is None else b"Bearer " + own))
+    own, said = headers.get(b"x-api-key"), headers.get(b"authorization")
+    if own is not None and (said is None or not said.lower().startswith(b"bearer ")):
+        said = b"Bearer " + own
+    return _text(said)
 
 
 def _text(value: bytes | None) -> str | None:
@@ -187,10 +189,11 @@ async def _only_posted(request: Request) -> Response:
     raise HTTPException(404 if request.method == "POST" else 405)
 
 
-async def _no_such_route(_: Request, error: Exception) -> Response:
+async def _no_such_route(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     problem: EngineRoomError = NotFound("no such path here; see the API reference")
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if status == 405:
         problem = MethodNotAllowed("this path does not take that method")
-    return JSONResponse(problem.envelope(), problem.http_status, headers)
+    told = manners_of(request.url.path).error(problem)
+    return Response(told, problem.http_status, {"content-type": "application/json", **headers})

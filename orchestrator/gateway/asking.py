@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.access import ANONYMOUS
 from orchestrator.errors import BadRequest
+from orchestrator.gateway.weights import characters, lead, text, turns
 
 PRIORITY_HEADER = "x-request-priority"
 TIMEOUT_HEADER = "x-request-timeout"
@@ -87,14 +88,7 @@ def ask_for(
 
 def estimate_tokens(body: Mapping[str, Any]) -> int:
     """Tokens of the prompt by its length, without asking a tokenizer."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return len(prompt) // _BYTES_PER_TOKEN + 1
-    said = body.get("input")
-    if isinstance(said, str):
-        return len(said) // _BYTES_PER_TOKEN + 1
-    length = sum(len(_text(each)) for each in body.get("messages") or said or ())
-    return length // _BYTES_PER_TOKEN + 1
+    return characters(body) // _BYTES_PER_TOKEN + 1
 
 
 def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
@@ -106,14 +100,14 @@ def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
     """
     if session:
         return _hash(b"s" + session[:_SESSION_LENGTH].encode("utf-8", "surrogateescape"))
-    messages, prompt = body.get("messages"), body.get("prompt")
+    messages, prompt = turns(body), body.get("prompt")
     if isinstance(prompt, str) and len(prompt) >= _PREFIX:
         return _hash(b"p" + prompt[:_PREFIX].encode("utf-8", "replace"))
     if not messages:
         return b""
-    system, first = "", ""
+    system, first = lead(body), ""
     for message in messages:
-        said = f"{message.get('role')}\0{_text(message)}\0"
+        said = f"{message.get('role')}\0{text(message.get('content'))}\0"
         if message.get("role") not in _FIRST:
             first = said
             break
@@ -126,13 +120,6 @@ def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
 
 def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=8).digest()
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
 
 
 def _number(headers: Texts, name: str, least: float, most: float) -> float | None:

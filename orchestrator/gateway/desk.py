@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.observability.metrics import GatewayMetrics
 from orchestrator.observability.plain import Count
 
+_log = logging.getLogger("engineroom.gateway")
 _TICK_S = 0.1
 _SWEEP = 10  # ticks between sweeps
 
@@ -56,7 +58,11 @@ class Watch:
         self._timer = loop.call_later(_TICK_S, self._tick)
         now = loop.time()
         for each in list(self.all):
-            each.check(now)
+            try:
+                each.check(now)
+            except Exception:  # noqa: BLE001 - one that breaks must not cost the others their look
+                _log.exception("a look at %r failed", each)
+                self.all.discard(each)
         self._ticks += 1
         if self._ticks % _SWEEP == 0:
             for sweep in self._sweeps:

@@ -15,7 +15,13 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from orchestrator.errors import BadRequest, EngineRoomError, HeadTooLarge, RequestTimeout
+from orchestrator.errors import (
+    BadRequest,
+    BodyTooLarge,
+    EngineRoomError,
+    HeadTooLarge,
+    RequestTimeout,
+)
 from orchestrator.gateway.connections import Connections
 from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.exchange import Exchange
@@ -46,7 +52,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._now = self._read = 0  # bytes: of this read, and of the head or body that is read
         self._most = _BODY_SHARE * desk.max_body_bytes + HEAD_LIMIT
         self._refusal: EngineRoomError | None = None
-        self._asgi = False
+        self._asgi = self._after_another = self._advancing = False
         self._unparsed = 0
         self.url = b""
 
@@ -84,6 +90,7 @@ class ClientProtocol(HttpToolsProtocol):
             self._phase, self._since = "head", self.loop.time()
         self._now = len(data)
         self._read += self._now
+        self._after_another = False
         if self._unparsed:
             self._rest(data)
             return
@@ -93,20 +100,29 @@ class ClientProtocol(HttpToolsProtocol):
             # Nothing here upgrades: what was asked is answered as if that had not been asked for.
             self._rest(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(self._refusal or BadRequest("this is not HTTP as it is taken here"))
+            if not self._ending:
+                self._refuse(self._refusal or BadRequest("this is not HTTP as it is taken here"))
             return
-        if self._read > (HEAD_LIMIT if self._in_head else self._most):
+        if self._in_head and self._read > HEAD_LIMIT:
             self._refuse(HeadTooLarge(f"the request's head has more than {HEAD_LIMIT} bytes"))
+        elif self._read > self._most:
+            self._refuse(BodyTooLarge(f"the body takes more than {self._most} bytes to send"))
+
+    @property
+    def _ending(self) -> bool:
+        """Whether nothing is taken any more: an answer was the last one here."""
+        return self._phase == "lingering" or self.transport.is_closing()
 
     def _rest(self, data: bytes) -> None:
         """Bytes of a body that the parser left alone, because of an upgrade that is not made."""
-        if not self._unparsed or self._running is None:
+        exchange = self.cycle
+        if not self._unparsed or not isinstance(exchange, Exchange):
             return
         body = data[: self._unparsed]
         self._unparsed -= len(body)
-        self._running.on_body(body)
-        if not self._unparsed and self._running is not None:
-            self._running.on_message_complete()
+        exchange.on_body(body)
+        if not self._unparsed:
+            exchange.on_message_complete()
 
     def sweep(self, now: float) -> None:
         """Close what is silent for too long."""
@@ -128,13 +144,15 @@ class ClientProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self._in_head, self._read = True, self._now
+        self._in_head, self._read = True, 0 if self._after_another else self._now
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser, headers = self.parser, self.headers
+        if self._ending:
+            raise ValueError("what follows the last answer is not read")
         version = parser.get_http_version()
         found = head_of(self.url, version, headers, self._read)
         if isinstance(found, EngineRoomError):
@@ -150,6 +168,9 @@ class ClientProtocol(HttpToolsProtocol):
         modern = version == "1.1"
         lasting = modern and parser.should_keep_alive() and not parser.should_upgrade()
         if parser.should_upgrade():
+            if b"transfer-encoding" in found:
+                self._refusal = BadRequest("a chunked body goes with no upgrade: send its length")
+                raise ValueError(self._refusal.message)
             length = found.get(b"content-length", b"0")
             self._unparsed = int(length) if length.isdigit() else 0
         limits = self._desk.max_body_bytes, self._desk.body_s
@@ -170,6 +191,7 @@ class ClientProtocol(HttpToolsProtocol):
             self.cycle.on_body(body)  # type: ignore[attr-defined]
 
     def on_message_complete(self) -> None:
+        self._after_another = True
         if self._asgi:
             super().on_message_complete()
         elif self.cycle is not None and not self._unparsed:
@@ -226,10 +248,16 @@ class ClientProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or self._phase == "lingering":
             return
         self.flow.resume_reading()
-        if self.pipeline:
+        if self._advancing:  # the one below goes on
+            return
+        self._advancing = True
+        while self.pipeline and self._running is None and not self._ending:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
-        elif self.cycle is None or self.cycle.response_complete:
+            if not isinstance(cycle, Exchange):
+                break
+        self._advancing = False
+        if not self._ending and (self.cycle is None or self.cycle.response_complete):
             self._phase, self._since = "idle", self.loop.time()
 
     def _refuse(self, error: EngineRoomError) -> None:

@@ -13,7 +13,12 @@ from orchestrator.errors import WrongHost
 
 Headers = tuple[tuple[bytes, bytes], ...]
 _METHODS = b"GET, POST"
-_FIELDS = b"authorization, content-type, x-request-priority, x-request-timeout, x-session-id"
+_FIELDS = (
+    b"authorization, content-type, x-api-key, anthropic-version, x-request-id, x-request-priority, "
+    b"x-request-timeout, x-session-id, x-stainless-arch, x-stainless-lang, x-stainless-os, "
+    b"x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, "
+    b"x-stainless-runtime-version, x-stainless-timeout"
+)
 _SECONDS = b"600"
 
 

@@ -136,6 +136,8 @@ class Exchange:
 
     def on_message_complete(self) -> None:
         """That was all of the body."""
+        if not self.more_body:
+            return
         self.more_body = False
         if self._started and not self.response_complete:
             self._run()

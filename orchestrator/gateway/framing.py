@@ -24,6 +24,8 @@ def head_of(
         return HeadTooLarge(f"the request has more than {_MOST_HEADERS} headers")
     if size > HEAD_LIMIT and sum(len(n) + len(v) for n, v in headers) + len(target) > HEAD_LIMIT:
         return HeadTooLarge(f"the request's head has more than {HEAD_LIMIT} bytes")
+    if version not in ("1.0", "1.1"):
+        return BadRequest("this server speaks HTTP/1.1")
     found = dict(headers)
     if len(found) != len(headers):
         names = [name for name, _ in headers]

@@ -27,10 +27,11 @@ from orchestrator.gateway.exchange import Exchange, Texts
 from orchestrator.gateway.guard import StreamGuard
 from orchestrator.gateway.keyring import Holder, Permit
 from orchestrator.gateway.orders import Order
-from orchestrator.gateway.places import Lease
+from orchestrator.gateway.places import Lease, Target
 from orchestrator.gateway.readers import READERS
 from orchestrator.gateway.shapes import End
-from orchestrator.gateway.tokens import characters, refuse_hopeless
+from orchestrator.gateway.tokens import refuse_hopeless
+from orchestrator.gateway.weights import characters
 
 _log = logging.getLogger("engineroom.gateway")
 _TRIES = 2
@@ -78,6 +79,7 @@ class Job:
             self._size = characters(order.body)
             refuse_hopeless(order.route, order.body, self._size)
             self._admit(order)
+            self._desk.router.keep(self.model, order.keep)
             self._request = orjson.dumps(order.body)
             self._desk.judge.asked()
             if order.waits:
@@ -88,6 +90,13 @@ class Job:
             self._trouble(error)
         except Exception:  # noqa: BLE001 - the last line: log it, tell the client, serve on
             self._internal()
+
+    def may_use(self, target: Target) -> None:
+        """Raise, in the words for a model that nobody serves, where its key does not allow it."""
+        served = target.served
+        if not self.holder.may_use(served.name, target.route.name, served.adapter):
+            raise self._desk.keys.forbidden(self.holder)
+        self.model = target.route.name
 
     def _admit(self, order: Order) -> None:
         """Raise which of its key's limits keeps it out; the permit is closed at the end."""

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 FOR_EVER = -1.0
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SCHEMA = r"^-?(\d+(\.\d+)?(ms|s|m|h)?|(\d+(\.\d+)?(ms|s|m|h))+)$"
 _MOST_S = 365 * 86_400.0
 
@@ -20,13 +20,13 @@ def _seconds(value: object) -> float:
         raise ValueError('give seconds, or a duration such as "5m"; -1 keeps it for ever')
     if isinstance(value, str):
         return _duration(value.strip())
-    return FOR_EVER if value < 0 else min(float(value), _MOST_S)
+    return FOR_EVER if value < 0 else float(min(value, _MOST_S))
 
 
 def _duration(text: str) -> float:
     forever, text = text.startswith("-"), text.removeprefix("-")
     parts = _PART.findall(text)
-    plain = re.fullmatch(r"\d+(?:\.\d+)?", text)
+    plain = re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text)
     if (not plain and "".join(number + unit for number, unit in parts) != text) or not text:
         raise ValueError('give seconds, or a duration such as "5m"; -1 keeps it for ever')
     total = float(text) if plain else sum(float(n) * _UNITS[unit] for n, unit in parts)

@@ -181,6 +181,13 @@ class KeyRing:
         holder.under_way += 1
         return Permit(holder, ask.cost, self._meter, self._clock)
 
+    def forbidden(self, holder: Holder) -> UnknownModel:
+        """The refusal of a model that a key may not use; it is counted."""
+        error = UnknownModel("no model of that name is served, see /v1/models", param="model")
+        self._meter.asked(holder.name)
+        self._meter.refused(holder.name, error.code)
+        return error
+
     def _check(self, holder: Holder, ask: Ask, name: str, adapter: str | None) -> None:
         if not holder.may_use(name, ask.model, adapter):
             raise UnknownModel("no model of that name is served, see /v1/models", param="model")

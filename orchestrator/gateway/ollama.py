@@ -157,7 +157,7 @@ def _sampling(request: _Request) -> dict[str, Any]:
     options = {key: value for key, value in (request.options or {}).items() if value is not None}
     body = {key: options.pop(key) for key in _AS_THEY_ARE if key in options}
     predict = options.pop("num_predict", None)
-    if predict is not None and predict not in _UNLIMITED:
+    if predict is not None and not (isinstance(predict, int) and predict in _UNLIMITED):
         body["max_tokens"] = predict
     if "mirostat" in options:
         body["mirostat_mode"] = options.pop("mirostat")

@@ -40,8 +40,7 @@ def _ollama(
     request = parse(model, data)
     target = target_of(router, request.model)
     route = target.route
-    facts.model = route.name
-    router.keep(route.name, request.keep_alive)
+    facts.may_use(target)
     chats = CHAT in route.routes and route.chat_template is not None
     told = Told(request.model, model is OllamaChatRequest)
     if only_loads(request):
@@ -49,7 +48,9 @@ def _ollama(
         reason = "unload" if unload else "load"
         answer = OllamaLoaded(told, reason, request.streams, time.time)
         gone = unload and route.state in ON_DEMAND
-        return Order(target, COMPLETIONS, {"prompt": ""}, answer, data, calls=False, waits=not gone)
+        order = Order(target, COMPLETIONS, {"prompt": ""}, answer, data, calls=False)
+        order.keep, order.waits = request.keep_alive, not gone
+        return order
     asked = to_openai(request, chats)
     if "repeat_penalty" in asked:
         asked[route.quirks.repetition_field] = asked.pop("repeat_penalty")
@@ -64,10 +65,13 @@ def _ollama(
         body = openai.upstream_body(plain, quirks.completion_fields)
     if route.defaults:
         allowed = quirks.chat_fields if path == CHAT else quirks.completion_fields
-        body = with_defaults(body, asked.keys(), route.defaults, quirks, allowed)
+        said = set(asked) | ({"max_tokens"} if "num_predict" in (request.options or {}) else set())
+        body = with_defaults(body, said, route.defaults, quirks, allowed)
     body = openai.asking_usage({**body, **target.call}, quirks)
     answer_ = OllamaAnswer(told, request.streams, time.time)
-    return Order(target, path, body, answer_, data)
+    order = Order(target, path, body, answer_, data)
+    order.keep = request.keep_alive
+    return order
 
 
 READERS: dict[str, Reader] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from orchestrator.errors import BadRequest, BodyTooLarge
+from orchestrator.errors import BadRequest, BodyTooLarge, RequestTimeout
 from orchestrator.gateway import ollama_models
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.ollama import OllamaShowRequest
@@ -19,11 +20,20 @@ from orchestrator.gateway.routing import Router
 _BODY_LIMIT = 64 * 1024
 
 
+async def _read(request: Request) -> bytes:
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > _BODY_LIMIT:
+            raise BodyTooLarge(f"the body has more than {_BODY_LIMIT} bytes")
+    return data
+
+
 class OllamaPages:
     """See the module."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self, router: Router, body_s: float) -> None:
+        self._router, self._body_s = router, body_s
 
     async def tags(self, request: Request) -> Response:
         """GET /api/tags."""
@@ -38,11 +48,14 @@ class OllamaPages:
 
     async def show(self, request: Request) -> Response:
         """POST /api/show."""
-        data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > _BODY_LIMIT:
-                raise BodyTooLarge(f"the body has more than {_BODY_LIMIT} bytes")
+        try:
+            async with asyncio.timeout(self._body_s):
+                data = await _read(request)
+        except TimeoutError:
+            told = f"the body did not arrive within {self._body_s:g} s"
+            raise RequestTimeout(told) from None
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
         asked = parse(OllamaShowRequest, data)
         name = asked.model or asked.name
         if not name:

@@ -40,6 +40,8 @@ class OllamaAnswer:
         calls = whole["choices"][0].get("message", {}).get("tool_calls") or []
         total = end.waited + end.seconds
         first = total if end.ttft is None else max(end.waited, min(end.ttft, total))
+        if end.tokens and first >= total:  # all of it came at once: clients divide by the rest
+            first = end.waited + (total - end.waited) / (1 + end.tokens)
         times = Times(end.waited, first, total)
         said = "" if self.stream else guard.full_text
         reason = guard.finish_reason or "stop"

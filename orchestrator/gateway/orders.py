@@ -30,8 +30,8 @@ GuardMaker = Callable[[Answer, bool], Guard]
 class Order:
     """What an engine shall be asked, and the answer that is made of what it says.
 
-    `priority` and `timeout` (seconds) are what the body says of them. `calls` False: nothing is
-    asked, the model only has to be there; without `waits` not even that.
+    `priority`, `timeout` and `keep` (seconds) are what the body says of them. `calls` False:
+    nothing is asked, the model only has to be there; without `waits` not even that.
     """
 
     target: Target
@@ -44,6 +44,7 @@ class Order:
     waits: bool = True
     priority: int | None = None
     timeout: float | None = None
+    keep: float | None = None
 
     @property
     def route(self) -> ModelRoute:
@@ -61,14 +62,16 @@ class Facts(Protocol):
 
     model: str
 
+    def may_use(self, target: Target) -> None:
+        """Note the model. Raises UnknownModel where the request's key does not allow it."""
+
 
 def _generate(router: Router, data: bytes, facts: Facts, stream: bool) -> Order:
     usual = quick.accepted(data, quick.GENERATE, "prompt")
     request = parse(GenerateRequest, data) if usual is None else _constructed(usual)
     target = router.find(request.model)
     route = target.route
-    facts.model = route.name
-    router.keep(route.name, request.keep_alive)
+    facts.may_use(target)
     quirks = route.quirks
     body = to_completion(request, quirks)
     if route.defaults:
@@ -79,6 +82,7 @@ def _generate(router: Router, data: bytes, facts: Facts, stream: bool) -> Order:
     answer: Answer = TokenStream() if stream or request.stream else plain
     order = Order(target, COMPLETIONS, body, answer, data)
     order.priority, order.timeout = request.priority, request.timeout
+    order.keep = request.keep_alive
     return order
 
 
@@ -105,8 +109,7 @@ def _openai(
         usage = usual.pop("stream_options", {}).get("include_usage", False)
     target = router.find(name)
     route = target.route
-    facts.model = route.name
-    router.keep(route.name, keep)
+    facts.may_use(target)
     if path not in route.routes:
         raise BadRequest(f"the engine of {route.name} does not offer {path}")
     quirks = route.quirks
@@ -124,6 +127,7 @@ def _openai(
     served = target.served.name
     answer: Answer = Passing(served, usage) if stream else WholeAnswer(served)
     order = Order(target, path, body, answer, data)
+    order.keep = keep
     if request is not None:
         order.priority, order.timeout = request.priority, request.timeout
     return order

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from orchestrator.errors import RequestError, UpstreamInvalid
+from orchestrator.gateway import openai
 from orchestrator.gateway.guard import Guard, Shape
 from orchestrator.gateway.shapes import End
 
@@ -25,7 +26,7 @@ class WholeGuard:
         self._parts: list[bytes] = []
         self._size = 0
         self.finish_reason: str | None = None
-        self.usage: dict[str, Any] | None = None
+        self.usage: dict[str, Any] | None = openai.usage(0, 0)  # nothing is generated
         self.error: RequestError | None = None
         self.done = self.begun = False
         self.events = self.pieces = 0

@@ -15,6 +15,7 @@ def serve(config: GatewayConfig) -> None:
     gateway = Gateway(config)
     if config.table is not None:
         gateway.router.apply(config.table)
+        gateway.keys.apply(config.keys)
     # What stands now stands for ever, and requests leave no cycles behind: little is worth a look.
     gc.collect()
     gc.freeze()
@@ -29,6 +30,7 @@ def serve(config: GatewayConfig) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=3,
         backlog=2048,
         ssl_certfile=config.tls_cert,

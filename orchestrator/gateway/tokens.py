@@ -115,24 +115,6 @@ class _Question:
             self.answer.set_result(None)
 
 
-def characters(body: dict[str, Any]) -> int:
-    """Of the prompt, or of all messages."""
-    if "prompt" in body:
-        return len(body["prompt"])
-    if "input" in body:
-        return _letters(body["input"])
-    return _letters(body["messages"])
-
-
-def _letters(value: Any) -> int:
-    """Of all texts in a message, or in a list of them, whatever their parts are called."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_letters(value.get(key)) for key in ("content", "text"))
-    return sum(_letters(each) for each in value) if isinstance(value, list) else 0
-
-
 def refuse_hopeless(route: ModelRoute, body: dict[str, Any], size: int) -> None:
     """Raise ContextLengthExceeded for what no tokenizer could make short enough.
 

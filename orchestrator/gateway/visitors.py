@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import WrongHost
 from orchestrator.gateway.doors import Doors
+from orchestrator.gateway.manners import manners_of
 
 
 class Visitors:
@@ -24,7 +25,8 @@ class Visitors:
         try:
             self._doors.check(said.get(b"host"))
         except WrongHost as error:
-            answer: Response = JSONResponse(error.envelope(), error.http_status)
+            told = manners_of(scope["path"]).error(error)
+            answer = Response(told, error.http_status, media_type="application/json")
             await answer(scope, receive, send)
             return
         wanted = said.get(b"access-control-request-method")

@@ -16,6 +16,7 @@ from orchestrator.supervision.ledger import planned
 from orchestrator.supervision.orders import ModelOrder
 from orchestrator.supervision.pool import Pool
 from orchestrator.supervision.schedule import Phase
+from orchestrator.supervision.standing import applied
 from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.supervision.workloads import EngineWorkload
 
@@ -207,15 +208,12 @@ class Operator:
         """Touch only what the settings changed; what an operator ordered since stays."""
         asked, now = pool.asked, pool.order
         pool.asked = order
-        self._supervisor.store.standing.still(order)
-        keeping = order.keeping if order.keeping != asked.keeping else now.keeping
-        replicas = order.replicas if order.replicas != asked.replicas else now.replicas
+        wanted = applied(order, self._supervisor.store.standing.still(order))
         if order.preload and not asked.preload:
             pool.wanted = True
-        wanted = replace(order, keeping=keeping, replicas=replicas)
         pool.order = replace(
             now,
-            keeping=keeping,
+            keeping=wanted.keeping,
             preload=order.preload,
             max_concurrency=order.max_concurrency,
             routing=order.routing,

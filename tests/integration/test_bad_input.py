@@ -168,6 +168,62 @@ def test_generating_requests_may_be_pipelined(room: Room) -> None:
     assert got.count(b"HTTP/1.1 200") == 4
 
 
+def test_what_follows_the_last_answer_is_not_read(room: Room) -> None:
+    """An answer that closes is the last one, whatever came with the request in the same packet."""
+    before = engine_requests(room)
+    text = request(GOOD, head=b"host: a\r\ncontent-type: text/plain\r\nconnection: close\r\n")
+    with dial(room) as conn:
+        send(conn, text + request(GOOD) * 3)
+        got, ended = answers(conn)
+        assert ended
+        assert got.count(b"HTTP/1.1 ") == 1
+    assert engine_requests(room) == before
+
+
+def test_many_refusals_in_one_packet_are_all_answered(room: Room) -> None:
+    with dial(room) as conn:
+        send(conn, request(GOOD) + request(b"") * 400 + request(b"", "/health/live", method="GET"))
+        got = b""
+        conn.settimeout(15)
+        while not got.endswith(b'{"status":"ok"}'):
+            part = conn.recv(1 << 16)
+            assert part, got[-300:]
+            got += part
+    assert got.count(b"HTTP/1.1 400") == 400
+
+
+def test_a_large_body_is_no_large_head(room: Room) -> None:
+    large = request({**GOOD, "prompt": "x" * 66_000})
+    with dial(room) as conn:
+        send(conn, large + request(GOOD)[:40])
+        got, _ = answers(conn)
+        assert got.startswith(b"HTTP/1.1 200"), got
+        send(conn, request(GOOD)[40:])
+        got, _ = answers(conn)
+        assert got.startswith(b"HTTP/1.1 200"), got
+
+
+def test_an_upgrade_behind_another_request_is_a_request_of_its_own(room: Room) -> None:
+    before = engine_requests(room)
+    h2c = HEAD + b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
+    with dial(room) as conn:
+        send(conn, request({**GOOD, "stream": True}) + request(GOOD, head=h2c))
+        got = b""
+        conn.settimeout(15)
+        while part := conn.recv(1 << 16):
+            got += part
+    assert got.count(b"HTTP/1.1 200") == 2
+    assert got.count(b"[DONE]") == 1
+    assert engine_requests(room) == before + 2
+    until(lambda: room.model()["in_flight"] == 0, 5, "nothing is held")
+    chunked = h2c + b"transfer-encoding: chunked\r\n"
+    with dial(room) as conn:
+        send(conn, request(b"0\r\n\r\n", head=chunked, length=b""))
+        got, ended = answers(conn)
+    assert ended
+    assert got.startswith(b"HTTP/1.1 400")
+
+
 def test_an_upgrade_to_http2_is_not_made(room: Room) -> None:
     """B34: clients ask for it with every request; what they want answered is answered."""
     h2c = HEAD + b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"

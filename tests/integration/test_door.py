@@ -150,7 +150,7 @@ CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
         (HEAD + b"x: " + b"y" * 70_000 + b"\r\n" + LENGTH + b"\r\n" + GOOD, 431),
         (HEAD + b"x: " + b"y" * 2_000_000, 431),
         (HEAD + b"content-length: 5000\r\n\r\n", 413),
-        (HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"y" * 2_000_000, 431),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"y" * 2_000_000, 413),
         (HEAD + b"transfer-encoding: chunked\r\n\r\n2000\r\n" + b" " * 0x2000, 413),
         (HEAD.replace(b"application/json", b"text/plain") + LENGTH + b"\r\n" + GOOD, 415),
         (HEAD + b"content-encoding: gzip\r\n" + LENGTH + b"connection: close\r\n\r\n" + GOOD, 415),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psutil
@@ -84,3 +85,22 @@ def test_keys_come_from_the_environment_and_never_show() -> None:
         line = json.dumps(psutil.Process(process.pid).cmdline())
         assert "sekret" not in line
         assert "/dev/fd/" in line
+
+
+def test_keys_that_were_made_guard_a_gateway_alone(tmp_path: Path) -> None:
+    data = str(tmp_path)
+    made = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "keys", "create", "alice", "--data-dir", data, "--json"],
+        cwd=ROOT, env=clean_env(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    key = json.loads(made.stdout)["key"]
+    with alone(ENGINEROOM_DATA_DIR=data) as (_, url, engine):
+        asked = {"prompt": "Hi", "max_new_tokens": 2}
+        with httpx.Client(trust_env=False, timeout=20) as http:
+            assert http.post(f"{url}/generate", json=asked).status_code == 401
+            good = {"authorization": f"Bearer {key}"}
+            answer = http.post(f"{url}/generate", json=asked, headers=good)
+            assert answer.json()["token_count"] == 2
+            own = {"x-api-key": key, "authorization": "Basic eDp5"}
+            assert http.post(f"{url}/generate", json=asked, headers=own).status_code == 200
+        assert engine.stats()["requests"] == 2
