@@ -16,7 +16,12 @@ from orchestrator.gateway.plain import WholeGuard, WholePassing
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.shapes import Answer
 from orchestrator.gateway.typed import MESSAGES, RESPONSES, Dialect, TypedGuard
-from orchestrator.gateway.typed_shapes import TypedPassing, WholeMessage, WholeResponse
+from orchestrator.gateway.typed_shapes import (
+    ResponsePassing,
+    TypedPassing,
+    WholeMessage,
+    WholeResponse,
+)
 
 _SHARED = frozenset({"temperature", "top_p", "max_output_tokens"})
 
@@ -59,7 +64,7 @@ def _responses(router: Router, data: bytes, facts: Facts) -> Order:
     asked = _filled(responses.upstream_body(request), target.route, names)
     body = {**asked, "stream": True, **target.call}
     name = target.served.name
-    answer: Answer = TypedPassing(name) if request.stream else WholeResponse(name)
+    answer: Answer = ResponsePassing(name) if request.stream else WholeResponse(name)
     guard = partial(_guard, dialect=RESPONSES)
     order = Order(target, responses.RESPONSES, body, answer, data, guard)
     order.keep = request.keep_alive

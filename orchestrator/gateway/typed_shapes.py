@@ -34,6 +34,38 @@ class TypedPassing:
         return b""
 
 
+class ResponsePassing(TypedPassing):
+    """The stream of `/v1/responses`, with what clients count on where an engine leaves it out.
+
+    `sequence_number` numbers the events, `output_index` the items in the order of their beginning,
+    `content_index` the parts of one item.
+    """
+
+    __slots__ = ("_items", "_number", "_part")
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._number = 0
+        self._items: dict[str, int] = {}
+        self._part = 0
+
+    def chunk(self, payload: bytes, value: dict[str, Any], text: str) -> bytes:
+        value.setdefault("sequence_number", self._number)
+        self._number += 1
+        kind, item = value["type"], value.get("item")
+        name = item.get("id") if isinstance(item, dict) else value.get("item_id")
+        if isinstance(name, str) and kind.startswith(("response.output_", "response.content_")):
+            value.setdefault("output_index", self._items.setdefault(name, len(self._items)))
+        elif isinstance(name, str):
+            value.setdefault("output_index", self._items.get(name, 0))
+        if kind == "response.output_item.added":
+            self._part = -1
+        self._part += kind == "response.content_part.added"
+        if kind.startswith(("response.content_part.", "response.output_text.")):
+            value.setdefault("content_index", max(0, self._part))
+        return super().chunk(orjson.dumps(value), value, text)
+
+
 class WholeResponse:
     """`/v1/responses` without `stream`: the last event has all of it."""
 

@@ -100,3 +100,9 @@ def _speaks_responses(client: openai.OpenAI) -> None:
         if event.type == "response.output_text.delta":
             parts += event.delta
     assert (parts, last) == (whole.output_text, "response.completed")
+    with client.responses.stream(
+        model="demo", input=ASKED, max_output_tokens=12, temperature=0
+    ) as stream:
+        numbers = [event.sequence_number for event in stream]
+        assert stream.get_final_response().output_text == whole.output_text
+    assert numbers == sorted(set(numbers))

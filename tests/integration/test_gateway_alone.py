@@ -90,7 +90,8 @@ def test_keys_come_from_the_environment_and_never_show() -> None:
 def test_keys_that_were_made_guard_a_gateway_alone(tmp_path: Path) -> None:
     data = str(tmp_path)
     made = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "keys", "create", "alice", "--data-dir", data, "--json"],
+        [sys.executable, "-m", "orchestrator", "keys", "create", "alice", "--json", "--data-dir",
+         data],
         cwd=ROOT, env=clean_env(), capture_output=True, text=True, check=True,
     )  # fmt: skip
     key = json.loads(made.stdout)["key"]
