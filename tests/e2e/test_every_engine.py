@@ -263,7 +263,7 @@ def test_two_workers_serve_die_as_one_and_come_back(
         workers = [each for each in tree if each.cmdline()[0].startswith("VLLM::Worker")]
         assert len(workers) == 2
         workers[1].kill()
-        _, alive = psutil.wait_procs(tree, timeout=2)
+        _, alive = psutil.wait_procs(tree, timeout=15)
         assert alive == []
         made.wait_state("ready", seconds=240)
         assert made.engine()["pid"] != leader.pid
