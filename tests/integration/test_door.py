@@ -185,7 +185,7 @@ def test_a_head_without_end_behind_a_running_request_ends_both(stage: Stage) -> 
             conn.sendall(b"y" * 65_536)
         while conn.recv(65536):
             pass
-    until(lambda: stage.engines[0].stats()["running"] == 0, 2, "the engine is free")
+    until(lambda: stage.engines[0].stats()["running"] == 0, 10, "the engine is free")
 
 
 def test_a_path_is_spelled_as_it_is(stage: Stage) -> None:
