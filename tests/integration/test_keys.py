@@ -83,7 +83,7 @@ def test_each_limit_has_its_own_answer_and_is_counted(room: Room) -> None:
     assert [ask(room, slow).status_code for _ in range(2)] == [200, 200]
     late = ask(room, slow)
     assert code(late) == (429, "requests_per_minute")
-    assert 25 <= int(late.headers["retry-after"]) <= 30
+    assert 1 <= int(late.headers["retry-after"]) <= 30
     assert used(room, "slow", slow) == {"requests": 3, "prompt": 2, "completion": 6}
     assert refused(room, "slow", slow, "requests_per_minute") == 1
 
