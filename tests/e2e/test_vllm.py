@@ -149,8 +149,8 @@ def test_a_stop_with_requests_in_flight_takes_no_longer_than_its_grace(one: Engi
             "model": "demo", "prompt": "Hi", "max_tokens": 1900, "ignore_eos": True})  # fmt: skip
         until(lambda: _running(one), 30, "a request runs")
         began = time.monotonic()
-        exit = one.stop(10)
-        assert time.monotonic() - began < 10
+        exit = one.stop(40)  # of which it waits five for the request; its own end takes 1 to 11
+        assert time.monotonic() - began < 40
         assert exit == ExitResult(code=0)
         busy.exception(30)
 
