@@ -191,7 +191,7 @@ def test_a_secret_is_nowhere_but_in_the_answer_that_made_it(room: Room) -> None:
 
 def test_a_key_moves_no_model_that_it_may_not_use(room: Room) -> None:
     """Neither unloads it nor holds it, on any path, and is told what strangers are told."""
-    other = make(room, "other", models=["something-else"])
+    other = make(room, "elsewhere", models=["something-else"])
     bodies: dict[str, dict[str, Any]] = {
         "/generate": {"prompt": "x"},
         "/v1/completions": {"prompt": "x"},
@@ -206,7 +206,7 @@ def test_a_key_moves_no_model_that_it_may_not_use(room: Room) -> None:
             answer = room.http.post(room.url + path, headers=headers, json=asked)
             assert answer.status_code == 404, path
             assert "no model of that name" in answer.text
-    assert ask(room, make(room, "mine"), keep_alive=60).status_code == 200
+    assert ask(room, make(room, "at-home"), keep_alive=60).status_code == 200
     assert room.engine()["generation"] == 1
     told = room.admin("GET", "/admin/models").json()["models"][0]
     assert told["phase"] == "serving", told
