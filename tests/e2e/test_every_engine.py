@@ -265,6 +265,7 @@ def test_two_workers_serve_die_as_one_and_come_back(
         workers[1].kill()
         _, alive = psutil.wait_procs(tree, timeout=15)
         assert alive == []
+        made.wait_generation(2)
         made.wait_state("ready", seconds=240)
         assert made.engine()["pid"] != leader.pid
         assert made.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
