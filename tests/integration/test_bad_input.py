@@ -13,6 +13,8 @@ import pytest
 from tests.bad_input import GOOD, HEAD, Case, cases, request
 from tests.harness import Room, fake_room, processes_of, until
 
+pytestmark = pytest.mark.slow
+
 ROWS = sorted({case.row for case in cases()}, key=lambda row: int(row[1:]))
 
 

@@ -12,6 +12,8 @@ from orchestrator.gateway.doors import host_name
 from orchestrator.settings import load_settings
 from tests.stage import Stage, staged
 
+pytestmark = pytest.mark.slow
+
 OURS, EVIL = "https://app.example", "https://evil.example"
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.harness import ROOT, clean_env, free_ports, until
 from tests.stage import FakeEngine
 from tests.streams import check_stream, told
+
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

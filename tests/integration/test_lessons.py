@@ -6,8 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from tests.harness import Room, until
 from tests.streams import check_stream
+
+pytestmark = pytest.mark.slow
 
 TPS = 50
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.harness import Room, until
+
+pytestmark = pytest.mark.slow
 
 
 def test_pins_and_replicas_are_found_again(make_room: Callable[..., Room]) -> None:

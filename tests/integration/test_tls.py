@@ -16,6 +16,8 @@ import trustme
 from tests.harness import Room
 from tests.streams import check_stream
 
+pytestmark = pytest.mark.slow
+
 RoomMaker = Callable[..., Room]
 
 
