@@ -124,7 +124,7 @@ async def test_an_open_loop_waits_for_nobody(fake: FakeMaker) -> None:
     found = done.figures
     assert found["requests"]["ok"] == 20
     assert found["tokens_counted_by"] == "events"
-    assert found["window_s"] >= 19 / 20 + 3.03
+    assert found["window_s"] >= 19 / 20 + 2.8  # two processes, which begin apart
     async with httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(f"{url}/stats")).json()["max_running"] == 20
     assert done.report["client"]["processes"] == 2
