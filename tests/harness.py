@@ -36,19 +36,23 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+# Bounds hold on a quiet machine, which `make faults` asks for; a shared one may be slower.
+SLACK = float(os.environ.get("FAULTS_SLACK", "4"))
+
+
 class Late(AssertionError):
     """Something did not happen in time, which a busy machine may be the reason of."""
 
 
 def until(check: Callable[[], T | None], seconds: float, what: str) -> T:
-    """Poll another process until `check` gives something true; Late at the deadline."""
-    deadline = time.monotonic() + seconds
+    """Poll another process until `check` gives something true; Late far beyond the deadline."""
+    deadline = time.monotonic() + SLACK * seconds
     pause = threading.Event()
     while time.monotonic() < deadline:
         if found := check():
             return found
         pause.wait(0.02)
-    raise Late(f"not within {seconds} s: {what}")
+    raise Late(f"not within {SLACK:g} x {seconds} s: {what}")
 
 
 async def eventually(check: Callable[[], object], seconds: float, what: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 
 import yaml
 
-from tests.harness import ROOT, Late, Room
+from tests.harness import ROOT, SLACK, Late, Room
 
 MATRIX = ROOT / "tests" / "faults.yaml"
-# Bounds hold on a quiet machine, which `make faults` asks for; a shared one may be slower.
-SLACK = float(os.environ.get("FAULTS_SLACK", "4"))
 
 
 @dataclass(frozen=True)

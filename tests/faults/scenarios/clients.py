@@ -294,7 +294,13 @@ def clients_that_leave_free_a_real_engine(lab: Lab) -> None:
     url = f"http://127.0.0.1:{room.command[room.command.index('--port') + 1]}"
     until(lambda: _models(room, url), 30, "the gateway knows the model")
     crowd, long = 24, "Tell me a long story about the shop. "
-    _come_and_go(url, crowd, long, lambda: _gauge(room, url, "engineroom_connections") > crowd)
+
+    def all_there() -> bool:
+        """Whether the gateway has read every request: who leaves before that asked nothing."""
+        held = ("engineroom_in_flight", "engineroom_waiting")
+        return sum(_gauge(room, url, name) for name in held) == crowd
+
+    _come_and_go(url, crowd, long, all_there)
     until(lambda: not _gauge(room, url, "engineroom_waiting"), 2, "the queue is empty")
     room.wait_ready(400)
     own = f"{room.engine()['url']}/metrics"
@@ -308,7 +314,7 @@ def clients_that_leave_free_a_real_engine(lab: Lab) -> None:
 
     for prompt, stream in ((long * 40, True), (long, True), (long, False)):
         before = _gauge(room, url, "engineroom_client_disconnects_total")
-        began = _come_and_go(url, crowd, prompt, lambda: working() > 0, stream=stream)
+        began = _come_and_go(url, crowd, prompt, lambda: all_there() and working(), stream=stream)
         until(lambda: not room.engine()["in_flight"], 5, "the leases are given back")
         until(lambda: not working(), 5, "the engine is idle")
         lab.took(time.monotonic() - began)
