@@ -16,6 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from orchestrator.gateway.books import (
+    FIRST,
+    NOBODY,
+    Account,
+    Cell,
+    Crowd,
+    Head,
+    Held,
+    NoCrowd,
+)
+
 T = TypeVar("T")
 _SLACK = 16
 AGING_S = 1.0  # seconds of waiting that are worth a point of priority
@@ -36,9 +47,9 @@ class Entry(Generic[T]):
 
 @dataclass(eq=False)
 class _Flow(Generic[T]):
-    """The requests of one key at one priority; `spent` is what its round robin has paid for it."""
+    """The requests of one key at one priority, and what the round robin has paid for them."""
 
-    spent: float
+    account: Account
     entries: deque[Entry[T]] = field(default_factory=deque)
     live: int = 0
 
@@ -46,6 +57,10 @@ class _Flow(Generic[T]):
         while not self.entries[0].waits:
             self.entries.popleft()
         return self.entries[0]
+
+    def tag(self) -> float:
+        """What it will have been paid with its next request."""
+        return self.account.value + self.head().cost
 
     def last(self) -> Entry[T]:
         while not self.entries[-1].waits:
@@ -57,22 +72,26 @@ class _Flow(Generic[T]):
 class _Band(Generic[T]):
     """All of one priority. `level` is the credit that every key was given since the start."""
 
-    level: float = 0.0
+    level: Cell
     flows: dict[str, _Flow[T]] = field(default_factory=dict)
 
     def next(self) -> Entry[T]:
         """The head of the key that can pay first."""
-        flows = self.flows.values()
-        return min(flows, key=lambda flow: flow.spent + flow.head().cost).head()
+        return min(self.flows.values(), key=_Flow.tag).head()
 
     def oldest(self) -> float:
         return min(flow.head().since for flow in self.flows.values())
 
 
 class FairQueue(Generic[T]):
-    """A queue of requests of many keys. Whoever waits is in it exactly once."""
+    """A queue of requests of many keys. Whoever waits is in it exactly once.
 
-    def __init__(self) -> None:
+    `crowd` are those that wait for the same in the queues of other workers: the books are to be
+    held while anything changes here.
+    """
+
+    def __init__(self, crowd: Crowd | None = None) -> None:
+        self.crowd: Crowd = crowd or NoCrowd()
         self._first: deque[Entry[T]] = deque()
         self._bands: dict[int, _Band[T]] = {}
         self._counts: Counter[str] = Counter()
@@ -90,10 +109,15 @@ class FairQueue(Generic[T]):
 
     def push(self, entry: Entry[T]) -> None:
         """Queue a request behind those of its key."""
-        band = self._bands.setdefault(entry.priority, _Band())
+        band = self._bands.get(entry.priority)
+        if band is None:
+            band = self._bands[entry.priority] = _Band(self.crowd.level(entry.priority))
         flow = band.flows.get(entry.key)
         if flow is None:
-            flow = band.flows[entry.key] = _Flow(band.level)
+            account = self.crowd.account(entry.priority, entry.key)
+            if account.fresh:
+                account.value = band.level.value
+            flow = band.flows[entry.key] = _Flow(account)
         flow.entries.append(entry)
         flow.live += 1
         self._count(entry, 1)
@@ -110,16 +134,38 @@ class FairQueue(Generic[T]):
         """Whose turn it is among the others; nothing changes."""
         if not self._bands:
             return None
-        order = ((band.oldest() - AGING_S * at, at) for at, band in self._bands.items())
-        return self._bands[min(order)[1]].next()
+        return self._bands[self._turn()[1]].next()
+
+    def _turn(self) -> tuple[float, int]:
+        """Since when the band has waited whose turn it is, by its priority, and that."""
+        return min((band.oldest() - AGING_S * at, at) for at, band in self._bands.items())
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits, here or in another worker."""
+        return bool(self._first or self._bands) or self.crowd.others.requests > 0
+
+    def show(self, blocked: bool = False) -> None:
+        """Let the other workers see who waits here; `blocked`: in vain, as things are."""
+        if self.crowd.alone:
+            return
+        head = NOBODY
+        if self._first:
+            head = FIRST
+        elif self._bands:
+            order, at = self._turn()
+            head = Head(order, at, min(flow.tag() for flow in self._bands[at].flows.values()))
+        most = Held(max(self._counts.values(), default=0), max(self._prompts.values(), default=0))
+        here = Held(len(self), self.prompt_tokens)
+        self.crowd.show(here, most, head._replace(blocked=blocked))
 
     def serve(self, entry: Entry[T]) -> None:
         """Take a request out because it is served; its key pays."""
         band = self._bands.get(entry.priority)
         flow = band.flows.get(entry.key) if band else None
         if band and flow and entry.waits and entry not in self._first:
-            flow.spent += entry.cost
-            band.level = max(band.level, flow.spent)
+            flow.account.value += entry.cost
+            band.level.value = max(band.level.value, flow.account.value)
         self.remove(entry)
 
     def remove(self, entry: Entry[T]) -> None:
@@ -144,7 +190,7 @@ class FairQueue(Generic[T]):
         """A request of the key took `surplus` tokens fewer than it paid for; may be negative."""
         band = self._bands.get(priority)
         if band is not None and (flow := band.flows.get(key)) is not None:
-            flow.spent -= surplus
+            flow.account.value -= surplus
 
     def victim(self, entry: Entry[T], by_tokens: bool) -> Entry[T] | None:
         """Who has to leave for `entry` when the queue is full; None where `entry` has no better
@@ -161,12 +207,32 @@ class FairQueue(Generic[T]):
         most = max(held, key=held.__getitem__, default=entry.key)
         if most == entry.key or held[most] <= held[entry.key] + mine:
             return None
-        band = min(at for at, each in self._bands.items() if most in each.flows)
-        return self._bands[band].flows[most].last()
+        return self._last_of(most)
+
+    def overfull(self, entry: Entry[T], by_tokens: bool) -> bool:
+        """Whether another worker has more of one key waiting than the key of `entry` has
+        anywhere."""
+        mine, here = self.crowd.held(entry.key), (self._counts, self._prompts)[by_tokens]
+        wanted = mine[by_tokens] + here[entry.key] + (entry.prompt if by_tokens else 1)
+        return self.crowd.most()[by_tokens] > wanted
+
+    def fullest(self, by_tokens: bool) -> Entry[T] | None:
+        """The latest of the key that has most here; None where another worker has more of one."""
+        held = self._prompts if by_tokens else self._counts
+        most = max(held, key=held.__getitem__, default=None)
+        if most is None or held[most] < self.crowd.most()[by_tokens]:
+            return None
+        return self._last_of(most)
+
+    def _last_of(self, key: str) -> Entry[T]:
+        band = min(at for at, each in self._bands.items() if key in each.flows)
+        return self._bands[band].flows[key].last()
 
     def _count(self, entry: Entry[T], sign: int) -> None:
         self._counts[entry.key] += sign
         self._prompts[entry.key] += sign * entry.prompt
         self.prompt_tokens += sign * entry.prompt
-        if not self._counts[entry.key]:
+        held = Held(self._counts[entry.key], self._prompts[entry.key])
+        self.crowd.hold(entry.key, held)
+        if not held.requests:
             del self._counts[entry.key], self._prompts[entry.key]

@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from pydantic import BaseModel, ConfigDict
+
 from orchestrator.errors import PoisonRequest, RequestError
 from orchestrator.gateway.engine_pool import NotReached
 from orchestrator.gateway.orders import Order
@@ -23,6 +25,21 @@ from orchestrator.observability.metrics import GatewayMetrics
 _log = logging.getLogger("engineroom.gateway")
 
 
+class Verdict(BaseModel):
+    """What became of a request on a replica, by its id and generation.
+
+    `broke`: the connection, for which the replica rests. `body` is the fingerprint of what may have
+    brought it about, or is cleared.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    replica: tuple[str, int]
+    failed: bool
+    broke: bool = False
+    body: str | None = None
+
+
 class Judge:
     """Over one router and one quarantine."""
 
@@ -32,9 +49,11 @@ class Judge:
         metrics: GatewayMetrics,
         quarantine: Quarantine,
         report_failure: Callable[[Lease, str], None],
+        tell: Callable[[Verdict], None] = lambda verdict: None,
     ) -> None:
+        """`tell` passes what was found here to the other workers, which `hear` it."""
         self._router, self._metrics = router, metrics
-        self._quarantine, self._report = quarantine, report_failure
+        self._quarantine, self._report, self._tell = quarantine, report_failure, tell
         self._budget = RetryBudget()
 
     def asked(self) -> None:
@@ -73,9 +92,27 @@ class Judge:
     def answered(self, order: Order, lease: Lease) -> None:
         """A whole answer speaks for its replica, and for its body."""
         lease.tally.answered += 1
-        self._router.succeeded(lease.replica)
-        if not self._quarantine.empty:
-            self._quarantine.answered(order.fingerprint)
+        key = key_of(lease.replica)
+        doubted = self._router.succeeded(key)
+        body = None if self._quarantine.empty else order.fingerprint
+        if body is not None:
+            self._quarantine.answered(body)
+        if doubted or body is not None:
+            self._tell(Verdict(replica=key, failed=False, body=body))
+
+    def hear(self, verdict: Verdict) -> None:
+        """What another worker found is as good as found here; it is not told on."""
+        key = verdict.replica
+        if not verdict.failed:
+            self._router.succeeded(key)
+            if verdict.body is not None:
+                self._quarantine.answered(verdict.body)
+            return
+        if verdict.broke:
+            self._router.broke(key)
+        if verdict.body is not None:
+            self._quarantine.broke(key, verdict.body, time.monotonic())
+        self._router.failed(key)
 
     def blame(self, lease: Lease, error: RequestError, order: Order | None = None) -> None:
         """Hold an error against the replica, where it is one of the engine's.
@@ -87,12 +124,15 @@ class Judge:
             return
         replica, model = lease.replica, lease.route.name
         self._metrics.upstream_errors.labels(model, error.code).inc()
-        if engines_fault(error):
-            self._router.broke(replica)
+        key, body = key_of(replica), None
+        if broke := engines_fault(error):
+            self._router.broke(key)
             self._report(lease, error.message)
             if order is not None and not isinstance(error, NotReached):
-                self._quarantine.broke(key_of(replica), order.fingerprint, time.monotonic())
-        if (seconds := self._router.failed(replica)) is not None:
+                body = order.fingerprint
+                self._quarantine.broke(key, body, time.monotonic())
+        self._tell(Verdict(replica=key, failed=True, broke=broke, body=body))
+        if (seconds := self._router.failed(key)) is not None:
             self._metrics.ejections.labels(model).inc()
             told = "replica=%s is left out for %g s: requests fail on it, lastly with %s"
             _log.warning(told, replica.id, seconds, error.code)

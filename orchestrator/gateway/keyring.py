@@ -24,6 +24,7 @@ from orchestrator.errors import (
     UnknownModel,
 )
 from orchestrator.gateway.asking import Ask
+from orchestrator.gateway.books import Books, OwnBooks
 from orchestrator.gateway.buckets import Bucket
 
 _NOBODY = hash_of("")
@@ -50,9 +51,9 @@ class Meter(Protocol):
 class Holder:
     """One key and what it has under way. Lives on when the key's limits change."""
 
-    def __init__(self, name: str, limits: KeyLimits) -> None:
-        self.name, self.limits = name, limits
-        self.under_way = 0
+    def __init__(self, name: str, limits: KeyLimits, books: Books | None = None) -> None:
+        self.name, self.limits, self.books = name, limits, books or OwnBooks()
+        self.under_way = self.books.count("key", name)
         self.requests: Bucket | None = None
         self.tokens: Bucket | None = None
 
@@ -67,14 +68,18 @@ class Holder:
     def limit(self, limits: KeyLimits, now: float) -> None:
         """Take new limits; what was used stays used."""
         self.limits = limits
-        self.requests = _bucket(self.requests, limits.requests_per_minute, now)
-        self.tokens = _bucket(self.tokens, limits.tokens_per_minute, now)
+        with self.books:
+            self.requests = self._bucket("rpm", self.requests, limits.requests_per_minute, now)
+            self.tokens = self._bucket("tpm", self.tokens, limits.tokens_per_minute, now)
 
-
-def _bucket(old: Bucket | None, per_minute: int | None, now: float) -> Bucket | None:
-    if per_minute is None:
-        return None
-    return old.resized(per_minute, now) if old else Bucket(per_minute, now)
+    def _bucket(
+        self, kind: str, old: Bucket | None, per_minute: int | None, now: float
+    ) -> Bucket | None:
+        if per_minute is None:
+            return None
+        if old is not None:
+            return old.resized(per_minute, now)
+        return Bucket(per_minute, self.books.purse(kind, self.name))
 
 
 class Permit:
@@ -93,11 +98,13 @@ class Permit:
         if not self._open:
             return
         self._open = False
-        self._holder.under_way -= 1
-        if self._holder.tokens is not None:
-            self._holder.tokens.take(prompt + completion - self._tokens, self._clock())
+        holder = self._holder
+        holder.under_way.own -= 1
+        if holder.tokens is not None:
+            with holder.books:
+                holder.tokens.take(prompt + completion - self._tokens, self._clock())
         if prompt or completion:
-            self._meter.used(self._holder.name, prompt, completion)
+            self._meter.used(holder.name, prompt, completion)
 
     def __enter__(self) -> Permit:
         return self
@@ -117,14 +124,17 @@ class KeyRing:
         meter: Meter,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        books: Books | None = None,
     ) -> None:
         self._meter, self._clock, self._wall = meter, clock, wall
+        self._books = books or OwnBooks()
         self._fixed = tuple(hashes)
         self._everybody = Holder(ANONYMOUS, FULL)
         self._settings = Holder(SETTINGS, FULL)
         self._holders: dict[str, Holder] = {}
         self._by_hash: dict[str, tuple[str, Holder]] = {}
         self._failures: dict[str, Bucket] = {}
+        self._failures_per_minute = max(1, _FAILURES_PER_MINUTE // self._books.workers)
         self.required = False
         self.apply(())
 
@@ -136,7 +146,7 @@ class KeyRing:
         for grant in grants:
             if grant.revoked:
                 continue
-            holder = self._holders.get(grant.name) or Holder(grant.name, grant)
+            holder = self._holders.get(grant.name) or Holder(grant.name, grant, self._books)
             holder.limit(grant, now)
             holders[grant.name] = holder
             by_hash[grant.hash] = (grant.hash, holder)
@@ -168,17 +178,18 @@ class KeyRing:
         TooManyRequests or TooManyTokens.
         """
         self._meter.asked(holder.name)
-        try:
-            self._check(holder, ask, name, adapter)
-        except RequestError as error:
-            self._meter.refused(holder.name, error.code)
-            raise
-        now = self._clock()
-        if holder.requests is not None:
-            holder.requests.take(1, now)
-        if holder.tokens is not None:
-            holder.tokens.take(ask.cost, now)
-        holder.under_way += 1
+        with holder.books:
+            try:
+                self._check(holder, ask, name, adapter)
+            except RequestError as error:
+                self._meter.refused(holder.name, error.code)
+                raise
+            now = self._clock()
+            if holder.requests is not None:
+                holder.requests.take(1, now)
+            if holder.tokens is not None:
+                holder.tokens.take(ask.cost, now)
+            holder.under_way.own += 1
         return Permit(holder, ask.cost, self._meter, self._clock)
 
     def forbidden(self, holder: Holder) -> UnknownModel:
@@ -192,7 +203,8 @@ class KeyRing:
         if not holder.may_use(name, ask.model, adapter):
             raise UnknownModel("no model of that name is served, see /v1/models", param="model")
         limits, now = holder.limits, self._clock()
-        if limits.concurrency is not None and holder.under_way >= limits.concurrency:
+        way = holder.under_way
+        if limits.concurrency is not None and way.own + way.others >= limits.concurrency:
             raise TooManyAtOnce(
                 f"this key may have {limits.concurrency} requests under way and has them",
                 retry_after=1,
@@ -212,7 +224,7 @@ class KeyRing:
     def _count_failure(self, address: str) -> None:
         """Raise TooManyFailures for an address that goes on guessing."""
         now = self._clock()
-        bucket = self._failures.pop(address, None) or Bucket(_FAILURES_PER_MINUTE, now)
+        bucket = self._failures.pop(address, None) or Bucket(self._failures_per_minute)
         self._failures[address] = bucket  # the latest last
         if len(self._failures) > _MAX_ADDRESSES:
             del self._failures[next(iter(self._failures))]

@@ -60,11 +60,13 @@ class Outliers:
         record.streak = policy.limit - 1
         return seconds
 
-    def succeeded(self, key: Key) -> None:
-        """A whole answer came from `key`: it works, whatever was thought of it."""
+    def succeeded(self, key: Key) -> bool:
+        """A whole answer came from `key`: it works, whatever was thought of it, which it tells."""
         record = self._records.get(key)
-        if record is not None:
-            record.streak, record.until = 0, 0.0
+        if record is None or not (record.streak or record.until):
+            return False
+        record.streak, record.until = 0, 0.0
+        return True
 
     def usable(self, among: Collection[Key], now: float) -> set[Key]:
         """Those of `among` that may be tried; all of them when none is good."""

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from engine_launchers.base import Served
-from orchestrator.control import ModelRoute, Replica
+from orchestrator.control import Dealings, ModelRoute, Replica
 from orchestrator.errors import ModelUnavailable, UnknownModel
 from orchestrator.gateway.asking import Ask
+from orchestrator.gateway.books import Count, OwnCount
 from orchestrator.gateway.fairness import Entry, FairQueue
 from orchestrator.gateway.outliers import Key, Outliers
 from orchestrator.gateway.pace import Pace
@@ -41,19 +42,38 @@ class Tally:
 
 @dataclass
 class Slot:
-    """One generation of one replica, as this gateway sees it."""
+    """One generation of one replica, as this gateway sees it, and the requests in flight on it."""
 
     replica: Replica
-    in_flight: int = 0
+    count: Count = field(default_factory=OwnCount)
     rests_until: float = 0.0
     tally: Tally = field(default_factory=Tally)
 
-    def can_take(self, now: float) -> bool:
-        return (
-            self.replica.accepting
-            and self.in_flight < self.replica.max_concurrency
-            and self.rests_until <= now
+    @property
+    def load(self) -> int:
+        """Requests in flight of all workers."""
+        return self.count.own + self.count.others
+
+    @property
+    def roomy(self) -> bool:
+        """Whether it takes one more, as far as anybody can tell."""
+        return self.replica.accepting and self.load < self.replica.max_concurrency
+
+    @property
+    def dealings(self) -> Dealings:
+        """What the supervisor is told of it."""
+        return Dealings(
+            generation=self.replica.generation,
+            owed=self.tally.owed,
+            relayed=self.tally.relayed,
+            answered=self.tally.answered,
+            solo_tokens=self.tally.solo.tokens,
+            solo_s=self.tally.solo.seconds,
         )
+
+    def can_take(self, now: float) -> bool:
+        """Whether it takes one more from here."""
+        return self.rests_until <= now and self.roomy
 
 
 @dataclass(eq=False)
@@ -81,11 +101,11 @@ class Among:
     @property
     def total(self) -> int:
         """Requests in flight on all of them."""
-        return sum(slot.in_flight for slot in self._slots)
+        return sum(slot.load for slot in self._slots)
 
     def load(self, index: int) -> int:
         """Requests in flight on one."""
-        return self._slots[index].in_flight
+        return self._slots[index].load
 
     def open(self, index: int) -> bool:
         """Whether it takes one more, and is not left out."""
@@ -137,8 +157,24 @@ class Line:
         if index is None:
             return None
         slot = self.order[index]
-        slot.in_flight += 1
+        slot.count.own += 1
         return slot
+
+    @property
+    def roomy(self) -> bool:
+        """Whether there is a place that some request could have."""
+        return any(slot.roomy for slot in self.slots.values())
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests in flight and waiting, in all workers."""
+        waiting = len(self.queue) + self.queue.crowd.others.requests
+        return sum(slot.load for slot in self.slots.values()), waiting
+
+    @property
+    def own_load(self) -> tuple[int, int]:
+        """The same of this worker."""
+        return sum(slot.count.own for slot in self.slots.values()), len(self.queue)
 
     def unavailable(self) -> ModelUnavailable | None:
         """Why waiting would be in vain, None where it makes sense."""

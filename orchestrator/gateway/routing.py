@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from engine_launchers.base import CrashCause
-from orchestrator.control import ON_DEMAND, Dealings, ModelRoute, Replica, RouteTable
+from orchestrator.control import ON_DEMAND, ModelRoute, Replica, RouteTable
 from orchestrator.errors import (
-    BadRequest,
     DeadlineExceeded,
     Draining,
     ModelUnavailable,
     UnknownModel,
 )
-from orchestrator.gateway.admission import make_room
+from orchestrator.gateway.admission import make_room, trim
 from orchestrator.gateway.asking import Ask
-from orchestrator.gateway.fairness import Entry
+from orchestrator.gateway.board import Board
+from orchestrator.gateway.books import Books, OwnBooks
+from orchestrator.gateway.fairness import Entry, FairQueue
 from orchestrator.gateway.outliers import Key
 from orchestrator.gateway.places import (
     Lease,
@@ -34,14 +34,14 @@ from orchestrator.gateway.places import (
     Waiter,
     entry_of,
     key_of,
-    unknown_model,
 )
+from orchestrator.gateway.turns import serve
 
 _BROKEN_S = 1.0  # how long a replica rests that broke under a request, unless a new table says more
 _EWMA = 0.2
 
 
-class Router:
+class Router(Board):
     """Holds the last route table; it goes on serving from it while no supervisor is there."""
 
     def __init__(
@@ -52,31 +52,31 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         on_lost: Callable[[Key, CrashCause | None], None] = lambda key, cause: None,
         max_queue_tokens: int = 1 << 30,
+        books: Books | None = None,
     ) -> None:
+        super().__init__(books or OwnBooks(), clock)
         self._max_queue, self._timeout = max_queue, queue_timeout_s
         self._max_tokens = max_queue_tokens
         self._draw = random.Random().randrange  # noqa: S311 - lots, not secrets
-        self._on_change, self._clock, self._on_lost = on_change, clock, on_lost
-        self._lines: dict[str, Line] = {}
-        self._names: dict[str, Target] = {}
-        self.version = 0
-        self.draining = False
-        self.known = False
-        self.keep_alive: dict[str, float] = {}
-        self._served: Counter[str] = Counter()
+        self._on_change, self._on_lost = on_change, on_lost
 
     def apply(self, table: RouteTable) -> None:
         """Take a new table; requests in flight keep their place, waiters are served or refused."""
+        with self._books:
+            self._apply(table)
+        self._on_change()
+
+    def _apply(self, table: RouteTable) -> None:
         self.version, self.draining, self.known = table.version, table.draining, True
         lines: dict[str, Line] = {}
         for route in table.models:
-            line = self._lines.pop(route.name, None) or Line(route)
+            line = self._lines.pop(route.name, None) or self._line(route)
             line.route = route
             old = line.slots
             line.slots = {}
             for replica in route.replicas:
                 key = (replica.id, replica.generation)
-                slot = old.pop(key, None) or Slot(replica)
+                slot = old.pop(key, None) or self._slot(replica)
                 slot.replica = replica
                 if replica.vouched:
                     slot.rests_until = 0.0
@@ -95,91 +95,24 @@ class Router:
         }
         for line in gone.values():
             line.refuse(UnknownModel("this model is not served any more"))
+            line.queue.show()
         for line in lines.values():
             self._serve(line)
             if (error := self._unavailable(line)) is not None:
                 line.refuse(error)
-        self._on_change()
+            line.queue.show()
 
-    # --- looking --------------------------------------------------------------------------------
+    def _line(self, route: ModelRoute) -> Line:
+        return Line(route, queue=FairQueue(self._books.crowd(route.name)))
 
-    def routes(self) -> list[ModelRoute]:
-        """Every model of the table."""
-        return [line.route for line in self._lines.values()]
-
-    def targets(self) -> list[Target]:
-        """Every name that clients may give: models, aliases, adapters."""
-        return list(self._names.values())
-
-    def find(self, name: str | None) -> Target:
-        """What `name` stands for; the only model where a client names none.
-
-        Raises ModelUnavailable, BadRequest or UnknownModel.
-        """
-        if not self.known:
-            raise ModelUnavailable("the gateway has no models yet", retry_after=1)
-        if name is None:
-            if len(self._lines) != 1:
-                raise BadRequest("name a model: several are served, see /v1/models", param="model")
-            name = next(iter(self._lines))
-        if name not in self._names:
-            raise unknown_model()
-        return self._names[name]
-
-    def ready(self, name: str) -> bool:
-        """Whether a replica of the model takes requests, now or after others."""
-        return any(slot.replica.accepting for slot in self._lines[name].slots.values())
-
-    def in_flight(self) -> dict[str, int]:
-        """Requests per replica id."""
-        return {s.replica.id: s.in_flight for x in self._lines.values() for s in x.slots.values()}
-
-    def dealings(self) -> dict[str, Dealings]:
-        """What was had with each replica, by its id."""
-        return {
-            slot.replica.id: Dealings(
-                generation=slot.replica.generation,
-                owed=slot.tally.owed,
-                relayed=slot.tally.relayed,
-                answered=slot.tally.answered,
-                solo_tokens=slot.tally.solo.tokens,
-                solo_s=slot.tally.solo.seconds,
-            )
-            for line in self._lines.values()
-            for slot in line.slots.values()
-        }
-
-    def model_load(self, name: str) -> tuple[int, int]:
-        """Requests in flight and waiting of one model."""
-        line = self._lines[name]
-        return sum(slot.in_flight for slot in line.slots.values()), len(line.queue)
-
-    def waiting(self) -> dict[str, int]:
-        """Requests in the queue per model."""
-        return {name: len(line.queue) for name, line in self._lines.items()}
-
-    def served(self) -> dict[str, int]:
-        """Leases given so far per model."""
-        return {name: self._served[name] for name in self._lines}
+    def _slot(self, replica: Replica) -> Slot:
+        return Slot(replica, self._books.count("replica", replica.id, str(replica.generation)))
 
     def keep(self, name: str, seconds: float | None) -> None:
         """A client said how long it wants the model kept; None says nothing."""
         if seconds is not None and self.keep_alive.get(name) != seconds:
             self.keep_alive[name] = seconds
             self._on_change()
-
-    def ejected(self, name: str) -> int:
-        """How many replicas of the model are left out because requests failed on them."""
-        return self._lines[name].outliers.out(self._clock())
-
-    def has_other(self, name: str, replica: Replica) -> bool:
-        """Whether a replica of the model other than `replica` takes requests."""
-        line = self._lines.get(name)
-        if line is None:
-            return False
-        barred = line.barred(key_of(replica), self._clock())
-        others = line.slots.keys() - barred - {key_of(replica)}
-        return any(line.slots[key].replica.accepting for key in others)
 
     # --- leasing --------------------------------------------------------------------------------
 
@@ -216,22 +149,24 @@ class Router:
         ask, line = self._asked(ask)
         if (error := self._unavailable(line)) is not None:
             raise error
-        if line.queue and not again:
-            return None
         now = self._clock()
-        slot = line.choose(ask, key_of(avoid) if avoid else None, now)
+        with self._books:
+            if line.queue.busy and not again:
+                return None
+            slot = line.choose(ask, key_of(avoid) if avoid else None, now)
         return None if slot is None else self._granted(line, slot, ask, now)
 
     def release(self, lease: Lease) -> None:
         """Free the place of a lease, and hand it to who is next."""
         line, ask, now = lease.line, lease.ask, self._clock()
-        lease.slot.in_flight -= 1
-        line.service_s += _EWMA * (now - lease.granted - line.service_s)
-        line.pace.completed(now, len(line.queue))
-        if lease.tokens is not None:
-            line.queue.settle(ask.key, ask.priority, ask.cost - lease.tokens)
-        if line.queue:
-            self._serve(line)
+        with self._books:
+            lease.slot.count.own -= 1
+            line.service_s += _EWMA * (now - lease.granted - line.service_s)
+            line.pace.completed(now, len(line.queue))
+            if lease.tokens is not None:
+                line.queue.settle(ask.key, ask.priority, ask.cost - lease.tokens)
+            if line.queue.busy:
+                self._serve(line)
         self._on_change()
 
     def _asked(self, ask: Ask | str) -> tuple[Ask, Line]:
@@ -244,29 +179,28 @@ class Router:
         self._on_change()
         return Lease(line.route, slot.replica, now - began, line, slot, ask, now)
 
-    def broke(self, replica: Replica) -> None:
+    def broke(self, key: Key) -> None:
         """Rest a replica that failed a request, until it is probed or for a moment."""
         for line in self._lines.values():
-            slot = line.slots.get(key_of(replica))
+            slot = line.slots.get(key)
             if slot is not None:
                 slot.rests_until = self._clock() + _BROKEN_S
                 asyncio.get_running_loop().call_later(_BROKEN_S, self._wake, line)
 
-    def failed(self, replica: Replica) -> float | None:
+    def failed(self, key: Key) -> float | None:
         """Count a failure; the seconds that it gets the replica ejected for, None where not."""
         for line in self._lines.values():
-            if key_of(replica) in line.slots:
-                among = [key for key, slot in line.slots.items() if slot.replica.accepting]
-                seconds = line.outliers.failed(key_of(replica), among, self._clock())
+            if key in line.slots:
+                among = [each for each, slot in line.slots.items() if slot.replica.accepting]
+                seconds = line.outliers.failed(key, among, self._clock())
                 if seconds is not None:
                     asyncio.get_running_loop().call_later(seconds, self._wake, line)
                 return seconds
         return None
 
-    def succeeded(self, replica: Replica) -> None:
-        """A whole answer came from this replica."""
-        for line in self._lines.values():
-            line.outliers.succeeded(key_of(replica))
+    def succeeded(self, key: Key) -> bool:
+        """A whole answer came from this replica; whether anything was held against it."""
+        return any([line.outliers.succeeded(key) for line in self._lines.values()])
 
     def _wake(self, line: Line) -> None:
         """Serve who waited for a rest to end; timers may fire a little before our clock agrees."""
@@ -284,19 +218,20 @@ class Router:
         patience = self._timeout if ask.deadline is None else ask.deadline - now
         if patience <= 0:
             raise DeadlineExceeded("the request's own timeout was over before it could begin")
-        if (again or not line.queue) and (slot := line.choose(ask, avoid, now)) is not None:
-            return slot
-        waiter = Waiter(asyncio.get_running_loop().create_future(), ask, avoid)
-        entry = entry_of(waiter, now)
-        if again or avoid is not None:
-            line.queue.push_first(entry)
-        else:
-            make_room(line, entry, self._max_queue, self._max_tokens)
-            line.queue.push(entry)
+        entry = entry_of(Waiter(asyncio.get_running_loop().create_future(), ask, avoid), now)
+        with self._books:
+            if (again or not line.queue.busy) and (slot := line.choose(ask, avoid, now)):
+                return slot
+            if again or avoid is not None:
+                line.queue.push_first(entry)
+            else:
+                make_room(line, entry, self._max_queue, self._max_tokens)
+                line.queue.push(entry)
+            self._serve(line)
         self._on_change()
         try:
             async with asyncio.timeout(min(patience, self._timeout)):
-                return await waiter.place
+                return await entry.item.place
         except TimeoutError:
             self._abandon(line, entry)
             if patience < self._timeout:
@@ -314,34 +249,27 @@ class Router:
     def _abandon(self, line: Line, entry: Entry[Waiter]) -> None:
         """Leave the queue; give a place back that was granted at the same moment."""
         place = entry.item.place
-        if entry.waits:
-            line.queue.remove(entry)
-        elif place.done() and not place.cancelled() and place.exception() is None:
-            place.result().in_flight -= 1
-        self._serve(line)
+        with self._books:
+            if entry.waits:
+                line.queue.remove(entry)
+            elif place.done() and not place.cancelled() and place.exception() is None:
+                place.result().count.own -= 1
+            self._serve(line)
         self._on_change()
 
     def _serve(self, line: Line) -> None:
-        """Give free places to those whose turn it is; who avoids a place is passed over."""
-        queue, now = line.queue, self._clock()
-        for entry in queue.first():
-            if not self._let_in(line, entry, now) and entry.item.avoid is None:
-                return
-        while (turn := queue.next()) is not None and self._let_in(line, turn, now):
-            pass
+        """Things changed: whoever waits, here or elsewhere, may find a place."""
+        with self._books:
+            line.queue.crowd.again()
+            serve(line, self._clock())
 
-    def _let_in(self, line: Line, entry: Entry[Waiter], now: float) -> bool:
-        """Whether the request got a place, or has given up and is about to leave by itself."""
-        waiter = entry.item
-        if waiter.place.done():
-            line.queue.remove(entry)
-            return True
-        slot = line.choose(waiter.ask, waiter.avoid, now)
-        if slot is None:
-            return False
-        line.queue.serve(entry)
-        waiter.place.set_result(slot)
-        return True
+    def stir(self) -> None:
+        """Another worker says that it may be this one's turn, or that too many wait here."""
+        for line in self._lines.values():
+            if line.queue:
+                with self._books:
+                    trim(line, self._max_queue, self._max_tokens)
+                    serve(line, self._clock())
 
     def _unavailable(self, line: Line) -> Exception | None:
         """Why waiting would be in vain, None where it makes sense."""

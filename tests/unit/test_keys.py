@@ -304,7 +304,7 @@ def test_new_limits_are_in_force_at_once_and_forget_nothing() -> None:
 def test_over_any_time_no_more_passes_than_a_minutes_worth_and_what_flowed_in(
     asks: list[tuple[float, int, int]], per_minute: int
 ) -> None:
-    bucket, now, used, last = Bucket(per_minute, 0.0), 0.0, 0.0, 0.0
+    bucket, now, used, last = Bucket(per_minute), 0.0, 0.0, 0.0
     for pause, estimate, real in asks:
         now += pause
         wait = bucket.wait_for(estimate, now)

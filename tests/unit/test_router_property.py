@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.control import Replica
 from orchestrator.errors import RequestError
 from orchestrator.gateway.asking import Ask
+from orchestrator.gateway.places import key_of
 from orchestrator.gateway.routing import Router
 from tests.unit.test_routing import replica, settle, table
 
@@ -65,7 +66,7 @@ class Crowd:
         elif what == "table":
             self.publish(*more)
         elif what in ("break", "fail") and self.replicas:
-            chosen = self.replicas[more[0] % len(self.replicas)]
+            chosen = key_of(self.replicas[more[0] % len(self.replicas)])
             self.router.broke(chosen) if what == "break" else self.router.failed(chosen)
         elif self.tasks and what in ("end", "leave"):
             task, go = self.tasks[more[0] % len(self.tasks)]

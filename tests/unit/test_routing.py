@@ -11,6 +11,7 @@ import pytest
 from engine_launchers.base import CrashCause, Quirks, Served
 from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
+from orchestrator.gateway.places import key_of
 from orchestrator.gateway.routing import Router
 
 
@@ -161,7 +162,7 @@ async def test_a_draining_gateway_takes_nothing_new_and_lets_the_rest_finish() -
 async def test_a_broken_replica_rests_until_a_new_table_vouches_for_it() -> None:
     broken = replica()
     made = router(broken)
-    made.broke(broken)
+    made.broke(key_of(broken))
     waiting = asyncio.create_task(enter(made))
     await settle()
     assert not waiting.done()
@@ -172,7 +173,7 @@ async def test_a_broken_replica_rests_until_a_new_table_vouches_for_it() -> None
 async def test_without_a_new_table_a_broken_replica_is_tried_again_by_itself() -> None:
     broken = replica()
     made = router(broken)
-    made.broke(broken)
+    made.broke(key_of(broken))
     assert await asyncio.wait_for(enter(made), 3) == "m-0"
 
 
@@ -182,7 +183,7 @@ async def test_a_timer_that_fires_before_our_clock_agrees_wakes_nobody_too_early
     made = Router(10, 5.0, clock=lambda: time.monotonic() - lag)
     broken = replica()
     made.apply(table(broken))
-    made.broke(broken)
+    made.broke(key_of(broken))
     lag = 0.05
     assert await asyncio.wait_for(enter(made), 3) == "m-0"
 
@@ -191,12 +192,12 @@ async def test_one_that_gives_up_waiting_does_not_leave_the_rest_standing() -> N
     broken = replica()
     made = Router(10, 0.05)
     made.apply(table(broken))
-    made.broke(broken)
+    made.broke(key_of(broken))
     with pytest.raises(ModelUnavailable):
         await enter(made)
     patient = Router(10, 5.0)
     patient.apply(table(broken))
-    patient.broke(broken)
+    patient.broke(key_of(broken))
     both = await asyncio.wait_for(asyncio.gather(enter(patient), enter(patient)), 3)
     assert list(both) == ["m-0", "m-0"]
 
@@ -282,7 +283,7 @@ async def test_a_replica_that_keeps_failing_is_left_out_until_its_time_is_over()
     now = 0.0
     made = Router(100, 5.0, clock=lambda: now)
     made.apply(table(replica("a", places=2), replica("b")))
-    assert [made.failed(replica("a")) for _ in range(5)] == [None] * 4 + [30.0]
+    assert [made.failed(key_of(replica("a"))) for _ in range(5)] == [None] * 4 + [30.0]
     assert (made.ejected("m"), made.ready("m")) == (1, True)
     async with made.lease("m") as lease:
         assert lease.replica.id == "b"

@@ -1,0 +1,1 @@
+"""Several worker processes of one gateway: what they share, and who looks after them."""

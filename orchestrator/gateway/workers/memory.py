@@ -1,0 +1,191 @@
+"""Rows of numbers in memory that several processes share.
+
+A row has a name, a few numbers in common, and for each worker a column of its own that nobody else
+writes; so nothing that a worker does, or fails to do in the middle, spoils what others count. Rows
+are made when somebody asks for them and free when nobody holds them any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
+
+COMMON = 4  # numbers in common
+MINE = 9  # numbers of each worker, of which the first says that it holds the row
+_ROWS = 16384
+_NAME = 16
+_PATIENCE_S = 0.05
+_DISTRUST_S = 1.0
+
+
+class Row:
+    """One row, held for as long as this object lives."""
+
+    __slots__ = ("__weakref__", "_cells", "_start", "_worker", "_workers")
+
+    def __init__(self, cells: memoryview[float], start: int, worker: int, workers: int) -> None:
+        self._cells, self._start = cells, start
+        self._worker, self._workers = worker, workers
+        self._cells[self._at(0, worker)] = 1.0
+
+    def __del__(self) -> None:
+        for place in range(MINE):
+            self._cells[self._at(place, self._worker)] = 0.0
+
+    def common(self, place: int) -> float:
+        """A number in common."""
+        return float(self._cells[self._start + place])
+
+    def set_common(self, place: int, value: float) -> None:
+        """Change it; the memory has to be locked."""
+        self._cells[self._start + place] = value
+
+    def mine(self, place: int) -> float:
+        """A number of this worker's."""
+        return float(self._cells[self._start + COMMON + place * self._workers + self._worker])
+
+    def set_mine(self, place: int, value: float) -> None:
+        """Change it."""
+        self._cells[self._start + COMMON + place * self._workers + self._worker] = value
+
+    def set_theirs(self, place: int, worker: int, value: float) -> None:
+        """Change another's; the memory has to be locked."""
+        self._cells[self._at(place, worker)] = value
+
+    def each(self, place: int) -> list[float]:
+        """The number of every worker, in their order."""
+        start = self._at(place, 0)
+        return list(self._cells[start : start + self._workers])
+
+    def others(self, place: int) -> float:
+        """The sum of all other workers'."""
+        return sum(self.each(place)) - self.mine(place)
+
+    @property
+    def holders(self) -> int:
+        """Workers that hold the row."""
+        return int(sum(self.each(0)))
+
+    def _at(self, place: int, worker: int) -> int:
+        return self._start + COMMON + place * self._workers + worker
+
+
+class Memory:
+    """All rows, by one worker of several. `fd` is an open file of `size(workers)` bytes."""
+
+    def __init__(self, fd: int, worker: int, workers: int) -> None:
+        self._fd, self._worker, self._workers = fd, worker, workers
+        self._map = mmap.mmap(fd, size(workers))
+        self._cells = memoryview(self._map)[_ROWS * _NAME :].cast("d")
+        self._rows: WeakValueDictionary[bytes, Row] = WeakValueDictionary()
+        self._distrusted_until = 0.0
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold it; see `lock`."""
+        self.lock()
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def lock(self) -> None:
+        """Keep all others out.
+
+        The kernel frees the lock of a process that dies. One that was stopped while it held it
+        keeps nobody waiting for long: then the memory is used without, for a while, and a limit
+        may be passed by a request or two.
+        """
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._insist()
+
+    def _insist(self) -> None:
+        now = time.monotonic()
+        deadline = now + _PATIENCE_S
+        while self._distrusted_until < now < deadline:
+            os.sched_yield()
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                now = time.monotonic()
+            else:
+                return
+        if now >= deadline:
+            self._distrusted_until = now + _DISTRUST_S
+
+    def unlock(self) -> None:
+        """Let others in."""
+        fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+    def row(self, *name: str) -> Row:
+        """The row of that name; the memory has to be locked.
+
+        When there are no more rows it is one of this worker's own, and its limits count here only.
+        """
+        digest = hashlib.blake2b("\0".join(name).encode(), digest_size=_NAME).digest()
+        if (known := self._rows.get(digest)) is not None:
+            return known
+        index = self._find(digest)
+        if index is None:
+            index = self._free()
+            if index is None:
+                return Row(memoryview(bytearray(8 * self._width)).cast("d"), 0, 0, 1)
+            self._map[index * _NAME : (index + 1) * _NAME] = digest
+            for place in range(self._width):
+                self._cells[index * self._width + place] = 0.0
+        row = Row(self._cells, index * self._width, self._worker, self._workers)
+        self._rows[digest] = row
+        return row
+
+    def clear(self, worker: int) -> None:
+        """Forget all that a dead worker had; the memory has to be locked."""
+        for index in range(self._named):
+            start = index * self._width + COMMON + worker
+            for place in range(MINE):
+                self._cells[start + place * self._workers] = 0.0
+
+    @property
+    def _width(self) -> int:
+        return COMMON + MINE * self._workers
+
+    @property
+    def _named(self) -> int:
+        """Rows that ever had a name: the first ones."""
+        unused = self._find(bytes(_NAME))
+        return _ROWS if unused is None else unused
+
+    def _find(self, digest: bytes) -> int | None:
+        at = self._map.find(digest, 0, _ROWS * _NAME)
+        while at >= 0 and at % _NAME:
+            at = self._map.find(digest, at + 1, _ROWS * _NAME)
+        return None if at < 0 else at // _NAME
+
+    def _free(self) -> int | None:
+        """A row that never had a name, else one that nobody holds."""
+        if (unused := self._named) < _ROWS:
+            return unused
+        starts = (index * self._width + COMMON for index in range(_ROWS))
+        held = (any(self._cells[start : start + self._workers]) for start in starts)
+        return next((index for index, busy in enumerate(held) if not busy), None)
+
+
+def size(workers: int) -> int:
+    """Bytes of the memory of so many workers."""
+    return _ROWS * (_NAME + 8 * (COMMON + MINE * workers))
+
+
+def make(workers: int) -> int:
+    """A file without a name, of that size; its descriptor."""
+    with tempfile.TemporaryFile() as file:
+        fd = os.dup(file.fileno())
+    os.ftruncate(fd, size(workers))
+    return fd

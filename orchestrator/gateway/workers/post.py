@@ -1,0 +1,67 @@
+"""Short messages between the workers of one gateway: it may be your turn, this replica failed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+
+_WAKE = b"w"
+_LONGEST = 4096
+_log = logging.getLogger("engineroom.gateway")
+
+
+class Post:
+    """One mailbox per worker. What a full one cannot take is lost: its owner is called anyway."""
+
+    def __init__(self, ends: Sequence[socket.socket], own: socket.socket, worker: int) -> None:
+        self._ends, self._own, self._worker = tuple(ends), own, worker
+        for each in (*self._ends, own):
+            each.setblocking(False)
+
+    def open(self, on_wake: Callable[[], None], on_message: Callable[[bytes], None]) -> None:
+        """Read what comes, from now on, in the running loop."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._own.fileno(), self._read, on_wake, on_message)
+
+    def close(self) -> None:
+        """Read no more."""
+        asyncio.get_running_loop().remove_reader(self._own.fileno())
+
+    def wake(self, worker: int) -> None:
+        """Have a worker look at its queues."""
+        self._send(worker, _WAKE)
+
+    def tell(self, message: bytes) -> None:
+        """Send a message to every other worker."""
+        for worker in range(len(self._ends)):
+            if worker != self._worker:
+                self._send(worker, message)
+
+    def _send(self, worker: int, message: bytes) -> None:
+        try:
+            self._ends[worker].send(message)
+        except BlockingIOError:
+            if message != _WAKE:
+                _log.warning("worker %d does not read its messages", worker)
+
+    def _read(self, on_wake: Callable[[], None], on_message: Callable[[bytes], None]) -> None:
+        woken = False
+        while True:
+            try:
+                message = self._own.recv(_LONGEST)
+            except BlockingIOError:
+                break
+            if message == _WAKE:
+                woken = True
+            else:
+                on_message(message)
+        if woken:
+            on_wake()
+
+
+def mailboxes(count: int) -> tuple[list[socket.socket], list[socket.socket]]:
+    """The ends to write to and those to read from, each in the order of the workers."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
+    return [each[0] for each in pairs], [each[1] for each in pairs]
