@@ -108,12 +108,14 @@ class GatewayConfig(Message):
     `version` is the program that wrote it: a gateway of another version is replaced, not adopted.
     `key_hashes` are SHA-256 of the accepted API keys, empty for everybody. `control_socket` is None
     for a gateway that has no supervisor, and goes by `table`. `stream_comment_s` 0: no comments.
+    `workers` are processes that share the port.
     """
 
     version: str
     name: str
     host: str
     port: int
+    workers: int = 1
     control_socket: str | None
     tls_cert: str | None = None
     tls_key: str | None = None

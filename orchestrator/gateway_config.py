@@ -5,7 +5,15 @@ from __future__ import annotations
 from orchestrator import __version__
 from orchestrator.access import KeyGrant
 from orchestrator.control import GatewayConfig, RouteTable
+from orchestrator.resources import processors
 from orchestrator.settings import Settings
+
+_PER_WORKER = 4  # processors
+
+
+def default_workers() -> int:
+    """One for every four processors that this process may use."""
+    return max(1, processors() // _PER_WORKER)
 
 
 def gateway_config(
@@ -24,6 +32,7 @@ def gateway_config(
         name=name,
         host=settings.host,
         port=settings.port,
+        workers=settings.gateway_workers or default_workers(),
         control_socket=control_socket,
         tls_cert=str(cert.absolute()) if cert else None,
         tls_key=str(key.absolute()) if key else None,

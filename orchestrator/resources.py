@@ -1,7 +1,8 @@
-"""Where the files that ship with Engine Room lie, in a checkout and in an installed wheel."""
+"""Where the files that ship with Engine Room lie, and what this process may use."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -16,3 +17,10 @@ def config_path(name: str) -> Path:
 def demo_dir() -> Path:
     """Folder of the built-in model: safetensors, tokenizer and GGUF files."""
     return _PACKAGE / "models" / "demo"
+
+
+def processors() -> int:
+    """How many processors this process may use; at least one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -104,6 +104,10 @@ class Settings(ModelSettings, BaseSettings):
         None, description="Installed engines; unset takes `envs` in the data directory."
     )
 
+    gateway_workers: int | None = Field(
+        None, ge=1, le=64,
+        description="Gateway processes that share the port; one per four processors if not said.",
+    )  # fmt: skip
     max_queue: int = Field(
         64, ge=0, le=100_000, description="Requests that may wait per model; more get 429."
     )

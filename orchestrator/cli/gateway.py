@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from engine_launchers.base import Listen
-from orchestrator.cli.options import Config
+from orchestrator.cli.options import Config, Workers
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.errors import ConfigError
 from orchestrator.external import address
@@ -34,6 +34,7 @@ def gateway(
     ] = "vllm",
     context: Annotated[int, typer.Option(help="Tokens that the model takes.")] = 131_072,
     places: Annotated[int, typer.Option(help="Requests that the server gets at once.")] = 1024,
+    gateway_workers: Workers = None,
     config: Config = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
 ) -> None:
@@ -41,7 +42,7 @@ def gateway(
 
     Settings about the gateway (api_keys, max_queue, the timeouts) are read as `serve` reads them.
     """
-    flags = {"host": host, "port": port, "log_level": log_level}
+    flags = {"host": host, "port": port, "log_level": log_level, "gateway_workers": gateway_workers}
     settings = load_settings({k: v for k, v in flags.items() if v is not None}, file=config)
     made = _config(settings, _table(upstream, model, engine, context, places))
     door = Listen(host=made.host, port=made.port, tls=made.tls_cert is not None).base_url

@@ -45,6 +45,7 @@ from orchestrator.cli.options import (
     Quantization,
     Threads,
     Users,
+    Workers,
     given,
     out,
     print_json,
@@ -119,6 +120,7 @@ def serve(
         bool | None, typer.Option("--yes", help="Install a missing engine without asking.")
     ] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.")] = None,
+    gateway_workers: Workers = None,
     drain_s: Drain = None,
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Serve other machines without keys.")

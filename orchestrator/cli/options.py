@@ -53,6 +53,10 @@ Users = Annotated[
 ]
 ForceCpu = Annotated[bool | None, typer.Option("--force-cpu", help="Use no GPU.")]
 Goal = Annotated[str | None, typer.Option(help="throughput, latency, quality or memory.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Gateway processes that share the port; by default one per four processors."),
+]
 Drain = Annotated[float | None, typer.Option(help="Seconds for requests in flight.")]
 
 

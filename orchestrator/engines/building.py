@@ -28,6 +28,7 @@ from orchestrator.engines.choosing import Compile
 from orchestrator.engines.locks import locked
 from orchestrator.engines.recipe import Installer
 from orchestrator.engines.running import CommandFailed, Job
+from orchestrator.resources import processors
 
 _BYTES_PER_JOB = 3 * 2**29  # the largest files of llama.cpp take about 1.2 GiB to compile
 _NICE = 5
@@ -143,8 +144,7 @@ class Build:
             self.tree.mkdir(parents=True, exist_ok=True)
             configure = configure_command(self._source, self._code, self.tree, self._tools / "bin")
             await self._job.run(configure, env)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        count = jobs(cores or 1, psutil.virtual_memory().available)
+        count = jobs(processors(), psutil.virtual_memory().available)
         nice = ["nice", "-n", str(_NICE)] if shutil.which("nice") else []
         argv = [self._tool("cmake"), "--build", str(self.tree), "--target", self._source.target]
         await self._job.run(

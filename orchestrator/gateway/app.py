@@ -30,7 +30,7 @@ from orchestrator.gateway.door import ClientProtocol
 from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.exchange import Exchange, error_headers
-from orchestrator.gateway.judging import Judge
+from orchestrator.gateway.judging import Judge, Verdict
 from orchestrator.gateway.keyring import Holder, KeyRing
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.manners import manners_of
@@ -43,16 +43,17 @@ from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.gateway.visitors import Visitors
-from orchestrator.observability.metrics import GatewayMetrics
+from orchestrator.gateway.workers.team import Ears, Team
+from orchestrator.observability.metrics import ALIKE, GatewayMetrics
 
 _FLUSH_S = 0.5  # for the last events of what is cut off
 
 
 class Gateway:
-    """All parts of one gateway process."""
+    """All parts of one gateway process, which may be one worker of a `team`."""
 
-    def __init__(self, config: GatewayConfig) -> None:
-        self.config = config
+    def __init__(self, config: GatewayConfig, team: Team) -> None:
+        self.config, self.team = config, team
         self.metrics = GatewayMetrics()
         self.quarantine = Quarantine()
         self.router = Router(
@@ -61,8 +62,10 @@ class Gateway:
             self._changed,
             on_lost=self._lost,
             max_queue_tokens=config.max_queue_tokens,
+            books=team.books,
         )
-        self.keys = KeyRing(config.key_hashes, self.metrics.keys, time.monotonic, time.time)
+        clocks = time.monotonic, time.time
+        self.keys = KeyRing(config.key_hashes, self.metrics.keys, *clocks, team.books)
         self.doors = Doors(config.allowed_hosts, config.cors_origins)
         self.link = SupervisorLink(config, self.router, self.keys)
         self.pool = EnginePool()
@@ -71,9 +74,9 @@ class Gateway:
             router=self.router,
             pool=self.pool,
             tokenizers=Tokenizers(self.pool, config.stall_timeout_s),
-            judge=Judge(self.router, self.metrics, self.quarantine, self.link.failed),
+            judge=Judge(self.router, self.metrics, self.quarantine, self.link.failed, self._tell),
             metrics=self.metrics,
-            watch=Watch(self.pool.sweep, self.connections.sweep),
+            watch=Watch(self.pool.sweep, self.connections.sweep, team.beat),
             admit=self.admit,
             keys=self.keys,
             doors=self.doors,
@@ -84,7 +87,7 @@ class Gateway:
             head_s=config.head_timeout_s,
             body_s=config.body_timeout_s,
         )
-        pages = Pages(self.router, self.metrics, self.link, config.version)
+        pages = Pages(self.router, team, self.link, config.version)
         ollama = OllamaPages(self.router, config.body_timeout_s)
         self.app = Starlette(
             routes=[
@@ -111,6 +114,7 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.team.start(Ears(self.router.stir, self._hear, self._own_metrics, ALIKE))
         self.desk.watch.start()
         dialling = asyncio.create_task(self.link.run())
         yield
@@ -119,6 +123,7 @@ class Gateway:
         await self._end_answers()
         self.desk.watch.stop()
         self.pool.close()
+        await self.team.ended()
 
     async def _end_answers(self) -> None:
         """The server has waited as long as it does: what still runs is told so."""
@@ -135,6 +140,22 @@ class Gateway:
 
     def _lost(self, replica: Key, cause: CrashCause | None) -> None:
         self.quarantine.lost(replica, cause, time.monotonic())
+
+    def _tell(self, verdict: Verdict) -> None:
+        self.team.tell(verdict.model_dump_json().encode())
+
+    def _hear(self, message: bytes) -> None:
+        self.desk.judge.hear(Verdict.model_validate_json(message))
+
+    def _own_metrics(self) -> str:
+        """The exposition of this process."""
+        for route in self.router.routes():
+            running, waiting = self.router.own_load(route.name)
+            self.metrics.in_flight.labels(route.name).set(running)
+            self.metrics.waiting.labels(route.name).set(waiting)
+            self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
+            self.metrics.ejected.labels(route.name).set(self.router.ejected(route.name))
+        return self.metrics.render().decode()
 
     def _changed(self) -> None:
         self.link.changed()

@@ -10,7 +10,8 @@ from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.openapi import document
 from orchestrator.gateway.places import Target, unknown_model
 from orchestrator.gateway.routing import Router
-from orchestrator.observability.metrics import CONTENT_TYPE, GatewayMetrics
+from orchestrator.gateway.workers.team import Team
+from orchestrator.observability.metrics import CONTENT_TYPE
 
 
 def visible(request: Request, target: Target) -> bool:
@@ -22,10 +23,8 @@ def visible(request: Request, target: Target) -> bool:
 class Pages:
     """See the module."""
 
-    def __init__(
-        self, router: Router, metrics: GatewayMetrics, link: SupervisorLink, version: str
-    ) -> None:
-        self._router, self._metrics, self._link, self._version = router, metrics, link, version
+    def __init__(self, router: Router, team: Team, link: SupervisorLink, version: str) -> None:
+        self._router, self._team, self._link, self._version = router, team, link, version
 
     async def openapi(self, _: Request) -> Response:
         """GET /openapi.json."""
@@ -79,14 +78,8 @@ class Pages:
         return {**head, **parent, "max_model_len": route.context}
 
     async def show_metrics(self, _: Request) -> Response:
-        """GET /metrics."""
-        for route in self._router.routes():
-            running, waiting = self._router.model_load(route.name)
-            self._metrics.in_flight.labels(route.name).set(running)
-            self._metrics.waiting.labels(route.name).set(waiting)
-            self._metrics.ready.labels(route.name).set(self._router.ready(route.name))
-            self._metrics.ejected.labels(route.name).set(self._router.ejected(route.name))
-        return Response(self._metrics.render(), headers={"content-type": CONTENT_TYPE})
+        """GET /metrics, of all workers together."""
+        return Response(await self._team.metrics(), headers={"content-type": CONTENT_TYPE})
 
     async def health(self, _: Request) -> Response:
         """GET /health: always 200 while this process lives; the truth is in the body."""

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import gc
+import socket
+from types import FrameType
 
 import uvicorn
 
 from orchestrator.control import GatewayConfig
 from orchestrator.gateway.app import Gateway
+from orchestrator.gateway.workers.seat import Seat
+from orchestrator.gateway.workers.team import Alone, Several, Team, first_seat
+from orchestrator.listening import listen
+
+_BACKLOG = 2048
 
 
-def serve(config: GatewayConfig) -> None:
-    """Serve until SIGTERM; open answers then get a few seconds to end."""
-    gateway = Gateway(config)
+def serve(config: GatewayConfig, path: str, seat: Seat | None = None) -> None:
+    """Serve until SIGTERM; open answers then get a few seconds to end.
+
+    `path` is where the config was read, for the workers that this one starts; those have a `seat`.
+    Raises PortTaken.
+    """
+    if seat is None:
+        listener = listen(config.host, config.port, "port")
+        if config.workers > 1:
+            seat = first_seat(config.workers, listener)
+    else:
+        listener = socket.socket(fileno=seat.listener)
+    team: Team = Alone() if seat is None else Several(seat, path)
+    gateway = Gateway(config, team)
     if config.table is not None:
         gateway.router.apply(config.table)
         gateway.keys.apply(config.keys)
@@ -20,10 +38,8 @@ def serve(config: GatewayConfig) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
-    uvicorn.run(
+    server = _Server(team, uvicorn.Config(
         gateway.asgi,
-        host=config.host,
-        port=config.port,
         http=gateway.protocol,  # type: ignore[arg-type]
         loop="uvloop",
         ws="none",
@@ -32,7 +48,20 @@ def serve(config: GatewayConfig) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=3,
-        backlog=2048,
+        backlog=_BACKLOG,
         ssl_certfile=config.tls_cert,
         ssl_keyfile=config.tls_key,
-    )
+    ))  # fmt: skip
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Tells the other workers when it is told to end."""
+
+    def __init__(self, team: Team, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._team = team
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._team.end()
+        super().handle_exit(sig, frame)

@@ -113,6 +113,10 @@ class ControlMetrics:
         return generate_latest(self.registry)
 
 
+ALIKE = frozenset({"engineroom_model_ready", "engineroom_replicas_ejected"})
+"""What every worker of a gateway sees alike; all else is added up."""
+
+
 class GatewayMetrics:
     """Series of one gateway process. `model` is a known model or "other"."""
 

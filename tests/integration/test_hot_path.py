@@ -17,6 +17,7 @@ from engine_launchers.vllm import VllmLauncher
 from orchestrator import __version__
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.gateway.app import Gateway
+from orchestrator.gateway.workers.team import Alone
 from tests.harness import eventually
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -69,7 +70,7 @@ async def between(
         "control_socket": None, "max_queue": 100, "queue_timeout_s": 10,
         "max_body_bytes": 1 << 20, "stall_timeout_s": 5, "write_timeout_s": 5, "log_level": "info",
     }  # fmt: skip
-    gateway = Gateway(GatewayConfig(**{**given, **config}))
+    gateway = Gateway(GatewayConfig(**{**given, **config}), Alone())
     replica = Replica(
         id="m-0", generation=1, accepting=True, max_concurrency=64,
         base_url=f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}",

@@ -86,6 +86,16 @@ class Memory:
         self._cells = memoryview(self._map)[_ROWS * _NAME :].cast("d")
         self._rows: WeakValueDictionary[bytes, Row] = WeakValueDictionary()
         self._distrusted_until = 0.0
+        with self.locked():
+            self._beat = self.row("beat")
+
+    def beat(self) -> None:
+        """This worker gets on."""
+        self._beat.set_mine(1, time.monotonic())
+
+    def beats(self) -> list[float]:
+        """When each worker last got on, in monotonic seconds; 0: it has not begun."""
+        return self._beat.each(1)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
