@@ -6,16 +6,36 @@ import socket
 
 from orchestrator.errors import PortTaken
 
+_BACKLOG = 2048
+
 
 def listen(host: str, port: int, setting: str = "admin_port") -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises PortTaken naming `setting`."""
     listener = _bound(host, port, setting)
     try:
-        listener.listen(128)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise _taken(host, port, setting, error) from error
     return listener
+
+
+def shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """So many listening sockets of one port; the kernel gives each its share of the connections.
+
+    Raises PortTaken where another program has the port, even one that would share it.
+    """
+    listen(host, port, "port").close()
+    made: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            made.append(_bound(host, port, "port", share=True))
+            made[-1].listen(_BACKLOG)
+    except PortTaken:
+        for each in made:
+            each.close()
+        raise
+    return made
 
 
 def reserve(host: str, port: int, setting: str = "port") -> socket.socket:
@@ -32,10 +52,12 @@ def port_of(bound: socket.socket) -> int:
     return int(bound.getsockname()[1])
 
 
-def _bound(host: str, port: int, setting: str) -> socket.socket:
+def _bound(host: str, port: int, setting: str, share: bool = False) -> socket.socket:
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind((host, port))
     except OSError as error:
         made.close()

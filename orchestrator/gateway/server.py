@@ -12,7 +12,7 @@ from orchestrator.control import GatewayConfig
 from orchestrator.gateway.app import Gateway
 from orchestrator.gateway.workers.seat import Seat
 from orchestrator.gateway.workers.team import Alone, Several, Team, first_seat
-from orchestrator.listening import listen
+from orchestrator.listening import listen, shared
 
 _BACKLOG = 2048
 
@@ -23,12 +23,12 @@ def serve(config: GatewayConfig, path: str, seat: Seat | None = None) -> None:
     `path` is where the config was read, for the workers that this one starts; those have a `seat`.
     Raises PortTaken.
     """
+    if seat is None and config.workers > 1:
+        seat = first_seat(shared(config.host, config.port, config.workers))
     if seat is None:
         listener = listen(config.host, config.port, "port")
-        if config.workers > 1:
-            seat = first_seat(config.workers, listener)
     else:
-        listener = socket.socket(fileno=seat.listener)
+        listener = socket.socket(fileno=seat.listeners[seat.worker])
     team: Team = Alone() if seat is None else Several(seat, path)
     gateway = Gateway(config, team)
     if config.table is not None:

@@ -18,7 +18,7 @@ from orchestrator.gateway.workers.memory import Memory
 from orchestrator.gateway.workers.seat import Seat
 
 _LOOK_S = 1.0
-_SILENT_S = 15.0  # without a beat, and it is replaced
+_SILENT_S = 8.0  # without a beat, and it is replaced: before probes take it for the whole gateway
 _START_S = 60.0
 _PAUSE_S, _MOST_PAUSE_S, _STABLE_S = 0.2, 5.0, 10.0
 _ANSWER_S = 1.0

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -146,15 +146,19 @@ class Several:
             self._post.wake(worker)
 
 
-def first_seat(workers: int, listener: socket.socket) -> Seat:
-    """The seat of the first of several workers, with all that they will share. Its descriptors
-    are the process's to keep."""
+def first_seat(listeners: Sequence[socket.socket]) -> Seat:
+    """The seat of the first of several workers, with all that they will share.
+
+    Each has a listener, which stays open here: who connects while a worker is replaced waits for
+    the next. The descriptors are the process's to keep.
+    """
+    workers = len(listeners)
     ends, boxes = mailboxes(workers)
     return Seat(
         worker=0,
         workers=workers,
         memory=make(workers),
-        listener=listener.fileno(),
+        listeners=tuple(each.detach() for each in listeners),
         ends=tuple(each.detach() for each in ends),
         boxes=tuple(each.detach() for each in boxes),
     )
