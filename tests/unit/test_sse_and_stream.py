@@ -8,10 +8,13 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import httpx2  # what the client is made with
+import openai
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types import Completion
 
 from orchestrator.errors import EngineError, RequestError, UpstreamBroken, UpstreamInvalid
 from orchestrator.gateway.guard import StreamGuard
@@ -21,6 +24,7 @@ from orchestrator.gateway.template import Learner, learned
 
 # The aim is 100,000 scripts a night; a run of the suite takes a few hundred of them.
 SCRIPTS = int(os.environ.get("STREAM_SCRIPTS", "500"))
+_CLIENT = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9")
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -255,9 +259,27 @@ def test_any_script_has_one_terminal_and_the_scan_says_what_the_parser_says(
         end = End(1, slow.pieces, 1.0, 0.5)
         rest = event(slow.error.envelope()) if slow.error else slow_answer.closing(slow, end)
         assert shown(out) == shown(expected + rest)
+    if isinstance(answer, Passing):
+        texts, complete = by_the_client(out)
+        assert complete is guard.done
+        assert not guard.done or "".join(texts) == guard.full_text
     seen = payloads[: payloads.index(b"[DONE]")] if b"[DONE]" in payloads else payloads
     if guard.done:
         assert any(b'"finish_reason":"' in payload for payload in seen)
+
+
+def by_the_client(out: bytes) -> tuple[list[str], bool]:
+    """The texts that OpenAI's own client reads in a stream, and whether it ends with no error."""
+    ask = httpx2.Request("POST", _CLIENT.base_url)
+    response = httpx2.Response(200, content=out, request=ask)
+    texts: list[str] = []
+    try:
+        for each in openai.Stream(cast_to=Completion, response=response, client=_CLIENT):
+            for choice in each.to_dict().get("choices", ()):  # type: ignore[attr-defined]
+                texts.append((choice.get("delta") or {}).get("content") or choice.get("text") or "")
+    except openai.APIError:
+        return texts, False
+    return texts, True
 
 
 def shown(out: bytes) -> list[Any]:
