@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from orchestrator.errors import EngineRoomError
 from orchestrator.runtimes.base import HandleRecord
 from orchestrator.supervision import lifecycle as lc
+from orchestrator.supervision.starving import starved, turns
 from orchestrator.supervision.workload import Workload
 
 # A start is asked often at first, for the quick ones, then every half second.
 _START_POLL_S, _START_POLL_MAX_S, _START_POLL_SHARE = 0.05, 0.5, 0.05
 FAILURES = (EngineRoomError, TimeoutError, OSError, ValueError)
 """What a question to an engine may end in."""
+_log = logging.getLogger("engineroom.instance")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Prober:
     ) -> None:
         self._owns, self._listen = owns, record.spec.listen
         self._generation = record.generation
+        self._name, self._pid = record.name, record.child.pid if record.child else None
         self._url = record.spec.listen.base_url if record.spec.listen else None
         self._workload, self._times = workload, times
         self._now, self._post = now, post
@@ -106,10 +110,15 @@ class Prober:
         return True
 
     async def _probe_life(self, url: str) -> None:
+        loop = asyncio.get_running_loop()
+        asked, before = loop.time(), turns(self._pid)
         try:
             async with asyncio.timeout(self._times.timeout_s):
                 await self._workload.alive(url)
         except FAILURES as error:
+            if starved(before, turns(self._pid), loop.time() - asked):
+                _log.warning("engine=%s is starved: it gets next to no processor time", self._name)
+                return
             why = str(error) or f"no answer within {self._times.timeout_s:g} s"
             self._tell(lc.ProbeFailed(self._generation, why), starting=False)
             return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -383,3 +385,27 @@ def test_a_changed_command_replaces_an_engine_once_and_is_adopted_ever_after(
     assert second != first
     changed.kill()
     assert changed.start().engine()["pid"] == second
+
+
+def test_a_gateway_that_gets_no_processor_is_not_taken_for_one_that_hangs(
+    make_room: RoomMaker,
+) -> None:
+    room = make_room(probe_timeout_s=0.4, probe_interval_s=0.2).start()
+    gateway = psutil.Process(room.engine("gateway-0")["pid"])
+    usable = sorted(os.sched_getaffinity(0))
+    os.sched_setscheduler(gateway.pid, os.SCHED_IDLE, os.sched_param(0))
+    gateway.cpu_affinity(usable[:1])
+    if (group := Path(f"/proc/{gateway.pid}/autogroup")).exists():
+        group.write_text("19")
+    loop = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(loop, start_new_session=True) for _ in range(12)]
+    try:
+        for each in others:
+            psutil.Process(each.pid).cpu_affinity(usable[:1])
+        until(lambda: room.log.read_text().count("gateway-0 is starved") >= 4, 30, "it starves")
+    finally:
+        for each in others:
+            each.kill()
+            each.wait()
+    assert room.generate("on", max_new_tokens=1).status_code == 200
+    assert room.engine("gateway-0")["pid"] == gateway.pid
