@@ -281,11 +281,13 @@ class Quirks(Value):
     token counts, prompts first; None where streams carry a usage chunk: with `usage_on_request`
     when `stream_options.include_usage` asks for it. `repetition_field` is the engine's name for the
     repetition penalty. `completion_fields` and `chat_fields` are the body fields that may reach the
-    engine; a body with another field is refused by name.
+    engine; a body with another field is refused by name. `tokenizer` is None where it is not to be
+    asked.
     """
 
     liveness_path: str = "/health"
     tokenize_path: str | None = None
+    tokenizer: TokenizerTraits | None = None
     usage_on_request: bool = False
     repetition_field: str = "repetition_penalty"
     completion_fields: frozenset[str] = frozenset()

@@ -32,6 +32,7 @@ from engine_launchers.llama_memory import PYTHON
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import first_rung
+from engine_launchers.traits import TokenizerTraits
 
 VERSION = "0.3.36"
 _RUNGS = (llama_rungs.LAYERS, llama_rungs.CONTEXT, llama_rungs.BATCH)
@@ -72,6 +73,13 @@ class LlamaCppLauncher:
     routes = frozenset({"/v1/completions", "/v1/chat/completions"})
     formats: frozenset[ModelFormat] = frozenset({"gguf"})
     quirks = Quirks(
+        tokenizer=TokenizerTraits(
+            tokenize="/extras/tokenize",
+            detokenize="/extras/detokenize",
+            asks="input",
+            special=None,
+            tells="text",
+        ),
         liveness_path="/docs",
         tokenize_path="/extras/tokenize/count",
         repetition_field="repeat_penalty",

@@ -39,6 +39,7 @@ from engine_launchers.llama_memory import NATIVE
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import Adapter, ModelFormat, ModelSpec
 from engine_launchers.relaxing import first_rung
+from engine_launchers.traits import TokenizerTraits
 
 VERSION = "0.3.36"
 _RUNGS = (
@@ -80,10 +81,11 @@ class LlamaServerLauncher:
     version = VERSION
     routes = frozenset({
         "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens",
-        "/v1/responses",
+        "/v1/responses", "/v1/embeddings", "/v1/rerank",
     })  # fmt: skip
     formats: frozenset[ModelFormat] = frozenset({"gguf"})
     quirks = Quirks(
+        tokenizer=TokenizerTraits(asks="content", special="add_special", tells="content"),
         liveness_path="/health",
         usage_on_request=True,
         repetition_field="repeat_penalty",

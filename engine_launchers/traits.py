@@ -41,3 +41,17 @@ class SpeedTraits(Value):
     batching: bool = False
     splits_layers: bool = False
     cpu: CpuTraits | None = None
+
+
+class TokenizerTraits(Value):
+    """How an engine is asked for tokens, as data.
+
+    `tokenize` and `detokenize` are paths; `asks` is the field of the text, `special` that which
+    says whether to add what begins a prompt, `tells` the answer's field of a text.
+    """
+
+    tokenize: str = "/tokenize"
+    detokenize: str = "/detokenize"
+    asks: str = "prompt"
+    special: str | None = "add_special_tokens"
+    tells: str = "prompt"

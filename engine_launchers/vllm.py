@@ -30,7 +30,7 @@ from engine_launchers.diagnosing import diagnosed
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import Adapter, ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
-from engine_launchers.traits import SpeedTraits
+from engine_launchers.traits import SpeedTraits, TokenizerTraits
 from engine_launchers.vllm_watch import WATCH
 
 VERSION = "0.32.0"
@@ -92,10 +92,11 @@ class VllmLauncher:
     version = VERSION
     routes = frozenset({
         "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens",
-        "/v1/responses",
+        "/v1/responses", "/v1/embeddings", "/v1/rerank",
     })  # fmt: skip
     formats: frozenset[ModelFormat] = frozenset({"safetensors"})
     quirks = Quirks(
+        tokenizer=TokenizerTraits(),
         usage_on_request=True,
         completion_fields=_FIELDS | {"prompt"},
         chat_fields=_FIELDS | {"messages", "tools", "tool_choice", "parallel_tool_calls"},

@@ -15,6 +15,7 @@ from orchestrator.errors import (
     ContextLengthExceeded,
     EngineBusy,
     EngineError,
+    NotFound,
     QueueFull,
     RequestError,
     UpstreamBroken,
@@ -28,6 +29,8 @@ from orchestrator.gateway.solo import Run
 
 _ERROR_BODY_LIMIT = 64 * 1024
 _AFTER_FINISH_S = 2.0  # for a usage chunk and `[DONE]`
+
+_NOT_OFFERED = (404, 405, 501)
 
 # What comes of JSON whose parts are of kinds that nobody would expect.
 ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -248,6 +251,8 @@ def refusal(status: int, headers: dict[bytes, bytes], body: bytes) -> RequestErr
         return QueueFull("the engine's own queue is full", retry_after=_retry_after(headers))
     if status == 503:
         return EngineBusy("the engine takes nothing now", retry_after=_retry_after(headers))
+    if status in _NOT_OFFERED:
+        return NotFound(f"the engine does not offer this: {message or f'HTTP {status}'}")
     return EngineError(f"the engine answered HTTP {status}")
 
 

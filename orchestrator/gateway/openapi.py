@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from orchestrator.envelopes import tree
 from orchestrator.errors import RequestError
-from orchestrator.gateway import anthropic, ollama, openai, responses
+from orchestrator.gateway import anthropic, ollama, openai, responses, texts
 from orchestrator.gateway.generate import GenerateRequest
 
 _SSE = "text/event-stream"
@@ -32,6 +32,10 @@ _POSTS: tuple[tuple[str, type[BaseModel], tuple[str, ...], str], ...] = (
         "Anthropic: tokens of a prompt",
     ),
     ("/v1/responses", responses.ResponsesRequest, (_JSON, _SSE), "OpenAI responses"),
+    (texts.TOKENIZE, texts.TokenizeRequest, (_JSON,), "The tokens of a text"),
+    (texts.DETOKENIZE, texts.DetokenizeRequest, (_JSON,), "The text of tokens"),
+    (texts.EMBEDDINGS, texts.EmbeddingsRequest, (_JSON,), "OpenAI embeddings"),
+    (texts.RERANK, texts.RerankRequest, (_JSON,), "How well documents answer a query"),
     ("/api/chat", ollama.OllamaChatRequest, (_LINES, _JSON), "Ollama chat"),
     ("/api/show", ollama.OllamaShowRequest, (_JSON,), "Ollama: about one model"),
 )

@@ -52,8 +52,13 @@ class WholeGuard:
         if not isinstance(value, dict):
             self.error = UpstreamInvalid("the engine's answer is not a JSON object")
             return
-        self._shape.chunk(body, value, "")
-        self.done = True
+        self.usage = openai.usage(_read(value), 0)
+        try:
+            self._shape.chunk(body, value, "")
+        except UpstreamInvalid as error:
+            self.error = error
+        else:
+            self.done = True
 
     def broke(self, error: RequestError) -> None:
         """The engine's connection broke, or it stalled: `error` says how."""
@@ -69,6 +74,13 @@ class WholeGuard:
     def full_text(self) -> str:
         """There is none."""
         return ""
+
+
+def _read(value: dict[str, Any]) -> int:
+    """Tokens that the engine says it has read; nothing is generated."""
+    usage = value.get("usage")
+    read = usage.get("prompt_tokens") if isinstance(usage, dict) else 0
+    return read if type(read) is int and read >= 0 else 0
 
 
 class WholePassing:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from orchestrator.gateway import ollama_orders, orders, typed_orders
+from orchestrator.gateway import ollama_orders, orders, texts_orders, typed_orders
 
 READERS: dict[str, orders.Reader] = {
     **orders.OURS,
     **typed_orders.READERS,
+    **texts_orders.READERS,
     **ollama_orders.READERS,
 }

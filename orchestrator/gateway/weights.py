@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_LETTERS_PER_TOKEN = 4  # a token that is given by its number
 _LABELS = frozenset({"role", "type", "id", "call_id", "tool_call_id", "tool_use_id"})
-_READ = ("prompt", "messages", "input", "system", "instructions", "tools", "functions")
+_READ = (
+    "prompt", "messages", "input", "content", "query", "documents", "tokens", "system",
+    "instructions", "tools", "functions",
+)  # fmt: skip
 
 
 def characters(body: Mapping[str, Any]) -> int:
@@ -22,7 +26,9 @@ def lead(body: Mapping[str, Any]) -> str:
 def turns(body: Mapping[str, Any]) -> list[Any]:
     """The conversation."""
     said = body.get("messages") or body.get("input") or []
-    return [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
+    if isinstance(said, str):
+        return [{"role": "user", "content": said}]
+    return [each for each in said if isinstance(each, Mapping)]
 
 
 def text(value: Any) -> str:
@@ -39,4 +45,6 @@ def _letters(value: Any) -> int:
         return len(value)
     if isinstance(value, Mapping):
         return sum(_letters(inner) for key, inner in value.items() if key not in _LABELS)
-    return sum(_letters(each) for each in value) if isinstance(value, list) else 0
+    if isinstance(value, list):
+        return sum(_letters(each) for each in value)
+    return _LETTERS_PER_TOKEN if type(value) is int else 0
