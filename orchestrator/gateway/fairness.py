@@ -82,6 +82,9 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._first) + self._counts.total()
 
+    def __bool__(self) -> bool:
+        return bool(self._first or self._counts)
+
     def __iter__(self) -> Iterator[Entry[T]]:
         yield from tuple(self._first)
         for band in tuple(self._bands.values()):

@@ -270,11 +270,14 @@ def upstream_body(
     return {**body, "stream": True}
 
 
+USAGE_ASKED: dict[str, Any] = {"include_usage": True}
+
+
 def asking_usage(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     """The body, and with it the question for a usage chunk where the engine wants to be asked."""
     if not quirks.usage_on_request:
         return body
-    return {**body, "stream_options": {"include_usage": True}}
+    return {**body, "stream_options": USAGE_ASKED}
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
