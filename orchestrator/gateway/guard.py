@@ -194,13 +194,12 @@ class StreamGuard:
     def _text(self, choices: list[dict[str, Any]]) -> str:
         text = ""
         for choice in choices:
-            reason = choice.get("finish_reason")
-            if reason is not None:
+            if (reason := choice.get("finish_reason")) is not None:
                 self.finish_reason = str(reason)
             delta = choice.get("delta")
             part = delta.get("content") if isinstance(delta, dict) else choice.get("text")
             if part and isinstance(part, str):
-                text += part
+                text = text + part if text else part
         return text
 
     def _piece(self, inside: bytes) -> None:

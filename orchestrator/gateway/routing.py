@@ -227,10 +227,10 @@ class Router:
         line, ask, now = lease.line, lease.ask, self._clock()
         lease.slot.in_flight -= 1
         line.service_s += _EWMA * (now - lease.granted - line.service_s)
-        line.pace.completed(now, len(line.queue))
-        if lease.tokens is not None:
+        line.pace.completed(now, waiting := len(line.queue) if line.queue else 0)
+        if waiting and lease.tokens is not None:  # else there is nobody to settle with
             line.queue.settle(ask.key, ask.priority, ask.cost - lease.tokens)
-        if line.queue:
+        if waiting:
             self._serve(line)
         self._on_change()
 
