@@ -71,9 +71,10 @@ def ask_for(
     characters where they were counted. Raises BadRequest for a header that is no number.
     """
     if priority is None:
-        priority = int(_number(headers, PRIORITY_HEADER, -100, 100) or 0)
-    if timeout is None:
-        timeout = _number(headers, TIMEOUT_HEADER, 0.001, MAX_TIMEOUT_S)
+        said = headers.get(PRIORITY_HEADER)
+        priority = 0 if said is None else int(_number(said, PRIORITY_HEADER, -100, 100))
+    if timeout is None and (said := headers.get(TIMEOUT_HEADER)) is not None:
+        timeout = _number(said, TIMEOUT_HEADER, 0.001, MAX_TIMEOUT_S)
     limit = body.get("max_tokens", body.get("max_output_tokens"))
     prompt = (characters(body) if size is None else size) // _BYTES_PER_TOKEN + 1
     new = limit if isinstance(limit, int) else _NEW_TOKENS
@@ -119,11 +120,8 @@ def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=8).digest()
 
 
-def _number(headers: Texts, name: str, least: float, most: float) -> float | None:
-    """A header's number within its bounds, None where there is no such header."""
-    said = headers.get(name)
-    if said is None:
-        return None
+def _number(said: str, name: str, least: float, most: float) -> float:
+    """The number in a header, within its bounds."""
     try:
         value = float(said)
     except ValueError:

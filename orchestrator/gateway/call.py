@@ -229,7 +229,7 @@ class Call:
         """Where this stream had the engine to itself it tells how fast that is."""
         solo, guard = self._tally.solo, self.guard
         solo.end(run)
-        if guard.done:
+        if guard.done and run.alone:
             counted = (guard.usage or {}).get("completion_tokens")
             solo.add(run, counted if isinstance(counted, int) else None)
 

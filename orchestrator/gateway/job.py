@@ -218,7 +218,7 @@ class Job:
 
     def completed(self, call: Call) -> None:
         """The engine's answer is complete: count its tokens, then end ours."""
-        guard = call.guard
+        guard, self._call = call.guard, None  # the call has closed itself
         counted = (guard.usage or {}).get("completion_tokens")
         if isinstance(counted, int):
             self._finish(call, counted)
