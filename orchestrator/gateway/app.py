@@ -143,7 +143,8 @@ class Gateway:
         """Whose request it is. Raises GatewayBusy when no descriptor is left for another."""
         if self.doors.closed:
             self.doors.check(_text(headers.get(b"host")))
-        holder = self.keys.identify(given_key(headers), address)
+        keys = self.keys
+        holder = keys.identify(given_key(headers) if keys.required else None, address)
         if self.connections.room(self.pool.count) is Room.NONE_TO_SPARE:
             told = "the gateway has no file descriptors left for another request; try again"
             raise GatewayBusy(told)

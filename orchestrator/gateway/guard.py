@@ -157,7 +157,8 @@ class StreamGuard:
     @property
     def full_text(self) -> str:
         """All the text so far, where it was kept."""
-        return str(orjson.loads(b'"' + b"".join(self.inside) + b'"'))
+        inside = b"".join(self.inside)
+        return str(orjson.loads(b'"' + inside + b'"')) if b"\\" in inside else inside.decode()
 
     def _look(self, payload: bytes) -> bytes:
         if payload[:1] != b"{" and payload.strip() == b"[DONE]":
