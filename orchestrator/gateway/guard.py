@@ -129,7 +129,9 @@ class StreamGuard:
         learner.misses = 0
         self.events += 1
         if inside:
-            self._piece(inside)
+            self.pieces += 1
+            if self._keep:
+                self.inside.append(inside)
         if self._shape.passes:
             return data
         return self._shape.text(inside, template.prefix + inside + template.suffix)
