@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue
 
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
-from engine_launchers.traits import SpeedTraits
+from engine_launchers.traits import SpeedTraits, TokenizerTraits
 from engine_launchers.value import Value
 from engine_launchers.watch import WatchTraits
 

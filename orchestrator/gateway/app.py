@@ -162,8 +162,10 @@ class Gateway:
 
     def admit(self, headers: dict[bytes, bytes], address: str) -> Holder:
         """Whose request it is. Raises GatewayBusy when no descriptor is left for another."""
-        self.doors.check(_text(headers.get(b"host")))
-        holder = self.keys.identify(given_key(headers), address)
+        if self.doors.closed:
+            self.doors.check(_text(headers.get(b"host")))
+        keys = self.keys
+        holder = keys.identify(given_key(headers) if keys.required else None, address)
         if self.connections.room(self.pool.count) is Room.NONE_TO_SPARE:
             told = "the gateway has no file descriptors left for another request; try again"
             raise GatewayBusy(told)

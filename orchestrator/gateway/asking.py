@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from orchestrator.access import ANONYMOUS
 from orchestrator.errors import BadRequest
@@ -29,8 +28,7 @@ class Texts(Protocol):
         """None where there is no such header."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One request: what it costs, how urgent it is, and where its prompt may be known already.
 
     `model` is the route's name, `key` the name of the API key. `deadline` is in monotonic seconds.
@@ -48,7 +46,8 @@ class Ask:
     @property
     def cost(self) -> int:
         """Tokens that it may take, prompt and answer; at least one."""
-        return max(1, self.prompt_tokens + self.new_tokens)
+        tokens = self.prompt_tokens + self.new_tokens
+        return tokens if tokens > 0 else 1
 
 
 def ask_for(
@@ -63,32 +62,31 @@ def ask_for(
     priority: int | None = None,
     timeout: float | None = None,
     choice: bool = True,
+    size: int | None = None,
 ) -> Ask:
     """The ask behind an engine body (`prompt` or `messages`) and the client's headers.
 
     `ceiling` is the key's highest priority; `priority` and `timeout` (seconds) are the body's own
-    and beat the headers. Without a `choice` of replicas nothing is hashed. Raises BadRequest for a
-    header that is no number.
+    and beat the headers. Without a `choice` of replicas nothing is hashed. `size` are the body's
+    characters where they were counted. Raises BadRequest for a header that is no number.
     """
     if priority is None:
-        priority = int(_number(headers, PRIORITY_HEADER, -100, 100) or 0)
-    if timeout is None:
-        timeout = _number(headers, TIMEOUT_HEADER, 0.001, MAX_TIMEOUT_S)
+        said = headers.get(PRIORITY_HEADER)
+        priority = 0 if said is None else int(_number(said, PRIORITY_HEADER, -100, 100))
+    if timeout is None and (said := headers.get(TIMEOUT_HEADER)) is not None:
+        timeout = _number(said, TIMEOUT_HEADER, 0.001, MAX_TIMEOUT_S)
     limit = body.get("max_tokens", body.get("max_output_tokens"))
+    prompt = (characters(body) if size is None else size) // _BYTES_PER_TOKEN + 1
+    new = limit if isinstance(limit, int) else _NEW_TOKENS
     return Ask(
-        model=model,
-        key=key,
-        prompt_tokens=min(context, estimate_tokens(body)),
-        new_tokens=min(context, limit if isinstance(limit, int) else _NEW_TOKENS),
-        priority=min(priority, ceiling),
-        deadline=None if timeout is None else now + timeout,
-        affinity=affinity(body, headers.get(SESSION_HEADER)) if choice else b"",
+        model,
+        key,
+        prompt if prompt < context else context,
+        new if new < context else context,
+        priority if priority < ceiling else ceiling,
+        None if timeout is None else now + timeout,
+        affinity(body, headers.get(SESSION_HEADER)) if choice else b"",
     )
-
-
-def estimate_tokens(body: Mapping[str, Any]) -> int:
-    """Tokens of the prompt by its length, without asking a tokenizer."""
-    return characters(body) // _BYTES_PER_TOKEN + 1
 
 
 def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
@@ -122,11 +120,8 @@ def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=8).digest()
 
 
-def _number(headers: Texts, name: str, least: float, most: float) -> float | None:
-    """A header's number within its bounds, None where there is no such header."""
-    said = headers.get(name)
-    if said is None:
-        return None
+def _number(said: str, name: str, least: float, most: float) -> float:
+    """The number in a header, within its bounds."""
     try:
         value = float(said)
     except ValueError:

@@ -42,8 +42,8 @@ _TOO_LONG = ("context_length", "exceed_context_size", "maximum context length")
 class Asker(Protocol):
     """Who made the call."""
 
-    def relay(self, call: Call, data: bytes) -> None:
-        """Bytes for the client."""
+    def relay(self, call: Call, data: bytes, framed: bool = False) -> None:
+        """Bytes for the client; `framed`: they are a chunk of HTTP already."""
 
     def completed(self, call: Call) -> None:
         """The answer is complete."""
@@ -161,7 +161,7 @@ class Call:
             out = guard.feed(data)
         except ODD:
             out = b""
-            guard.broke(UpstreamInvalid("the engine sent an event that makes no sense"))
+            guard.broke(_nonsense())
         if guard.events != before:
             self._tally.relayed += guard.events - before
             self._news = True
@@ -176,6 +176,29 @@ class Call:
             self._asker.relay(self, out)
         if guard.done or guard.error is not None:
             self._settle()
+
+    def chunk(self, data: bytes) -> bool:
+        """Take a read that is one whole chunk, framing included; False: it has to be parsed."""
+        asker, guard = self._asker, self.guard
+        if asker is None:
+            return False
+        pieces = guard.pieces
+        try:
+            out = guard.chunk(data)
+        except ODD:
+            guard.broke(_nonsense())
+            self._settle()
+            return True
+        if out is None:
+            return False
+        self._tally.relayed += 1
+        self._news = True
+        if (run := self._run) is not None and run.alone:
+            asked, self._asked = self._asked, self._clock()
+            run.came(asked, self._asked, guard.pieces - pieces)
+        self._limit = self._next_s
+        asker.relay(self, out, out is data)
+        return True
 
     def ended(self) -> None:
         if self._asker is None:
@@ -209,7 +232,7 @@ class Call:
         """Where this stream had the engine to itself it tells how fast that is."""
         solo, guard = self._tally.solo, self.guard
         solo.end(run)
-        if guard.done:
+        if guard.done and run.alone:
             counted = (guard.usage or {}).get("completion_tokens")
             solo.add(run, counted if isinstance(counted, int) else None)
 
@@ -232,6 +255,10 @@ class Call:
         if owing != self._owing:
             self._owing = owing
             self._tally.owed += 1 if owing else -1
+
+
+def _nonsense() -> UpstreamInvalid:
+    return UpstreamInvalid("the engine sent an event that makes no sense")
 
 
 def refusal(status: int, headers: dict[bytes, bytes], body: bytes) -> RequestError:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge
 
-from orchestrator.gateway.crowd import Room, room
+from orchestrator.gateway.crowd import Room, bound, room
 from orchestrator.observability.metrics import GatewayMetrics
 
 _LIMIT_S = 0.1  # how long a descriptor limit that was read is believed
@@ -41,7 +41,7 @@ class Connections:
         self.slow: Counter = metrics.slow_clients
         self.all: set[Client] = set()
         self._others = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 32
-        self._limit = 0
+        self._bound = 0.0
         self._limit_until = 0.0
         self._emptied: asyncio.Event | None = None
         self._common: tuple[object, bytes] = (None, b"")
@@ -53,9 +53,9 @@ class Connections:
         """
         now = time.monotonic()
         if now >= self._limit_until:
-            self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            self._bound = bound(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             self._limit_until = now + _LIMIT_S
-        return room(len(self.all) + engines + self._others, self._limit)
+        return room(len(self.all) + engines + self._others, self._bound)
 
     def came(self, client: Client) -> None:
         """A connection was accepted."""

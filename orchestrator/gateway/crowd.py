@@ -7,6 +7,7 @@ must still be able to say so.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 _KEPT = 16
@@ -19,7 +20,11 @@ class Room(Enum):
     NONE_TO_SPARE = "none to spare"
 
 
-def room(used: int, limit: int) -> Room:
-    """Whether another connection to an engine may be opened; `used` and `limit` in descriptors."""
-    kept = min(_KEPT, limit // 4)
-    return Room.PLENTY if limit < 0 or used + kept < limit else Room.NONE_TO_SPARE
+def room(used: int, most: float) -> Room:
+    """Whether another connection to an engine may be opened; `most` is `bound` of the limit."""
+    return Room.PLENTY if used < most else Room.NONE_TO_SPARE
+
+
+def bound(limit: int) -> float:
+    """How many descriptors are in use when there is none to spare of `limit`; below 0: no limit."""
+    return math.inf if limit < 0 else limit - min(_KEPT, limit // 4)

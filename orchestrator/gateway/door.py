@@ -47,7 +47,8 @@ class ClientProtocol(HttpToolsProtocol):
         self._stuck: asyncio.TimerHandle | None = None
         self._running: Exchange | None = None
         self._phase: Phase = "idle"
-        self._since = self.loop.time()
+        self.clock = self.loop.time
+        self._since = self.clock()
         self._in_head = True
         self._now = self._read = 0  # bytes: of this read, and of the head or body that is read
         self._most = _BODY_SHARE * desk.max_body_bytes + HEAD_LIMIT
@@ -87,7 +88,7 @@ class ClientProtocol(HttpToolsProtocol):
         if self._phase == "lingering":
             return
         if self._phase == "idle":
-            self._phase, self._since = "head", self.loop.time()
+            self._phase, self._since = "head", self.clock()
         self._now = len(data)
         self._read += self._now
         self._after_another = False
@@ -151,7 +152,7 @@ class ClientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         parser, headers = self.parser, self.headers
-        if self._ending:
+        if self._phase == "lingering" or self.transport.is_closing():
             raise ValueError("what follows the last answer is not read")
         version = parser.get_http_version()
         found = head_of(self.url, version, headers, self._read)
@@ -166,16 +167,17 @@ class ClientProtocol(HttpToolsProtocol):
         self._asgi = False
         before = self.cycle
         modern = version == "1.1"
-        lasting = modern and parser.should_keep_alive() and not parser.should_upgrade()
+        lasting = modern and parser.should_keep_alive()
         if parser.should_upgrade():
+            lasting = False
             if b"transfer-encoding" in found:
                 self._refusal = BadRequest("a chunked body goes with no upgrade: send its length")
                 raise ValueError(self._refusal.message)
             length = found.get(b"content-length", b"0")
             self._unparsed = int(length) if length.isdigit() else 0
-        limits = self._desk.max_body_bytes, self._desk.body_s
-        name = self._desk.ids.of(found.get(b"x-request-id"))
-        exchange = Exchange(self, path, found, lasting, modern, *limits, name)
+        desk = self._desk
+        limit, name = desk.max_body_bytes, desk.ids.of(found.get(b"x-request-id"))
+        exchange = Exchange(self, path, found, lasting, modern, limit, desk.body_s, name)
         self.cycle = exchange  # type: ignore[assignment]
         if before is None or before.response_complete:
             self._begin(exchange)
@@ -211,15 +213,16 @@ class ClientProtocol(HttpToolsProtocol):
 
     def _begin(self, exchange: Exchange) -> None:
         self._running = exchange
-        self._desk.watch.all.add(exchange)
-        job = Job(self._desk, exchange, exchange.path)
+        desk = self._desk
+        desk.watch.all.add(exchange)
+        job = Job(desk, exchange, exchange.path)
         try:
-            if (doors := self._desk.doors).closed:
+            if (doors := desk.doors).closed:
                 origin = exchange.headers.get(b"origin", b"").decode("latin-1") or None
                 exchange.more = b"".join(b"%b: %b\r\n" % each for each in doors.answer(origin))
             address = self.client[0] if self.client else ""
-            job.holder = self._desk.admit(exchange.headers, address)
-            exchange.begin(job, self.loop.time())
+            job.holder = desk.admit(exchange.headers, address)
+            exchange.begin(job, self.clock())
         except EngineRoomError as error:
             job.fail(error)
 
@@ -250,6 +253,15 @@ class ClientProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._advancing:  # the one below goes on
             return
+        if self.pipeline:
+            self._advance()
+            if self._ending:
+                return
+        if self.cycle is None or self.cycle.response_complete:
+            self._phase, self._since = "idle", self.clock()
+
+    def _advance(self) -> None:
+        """Begin what waits behind the answer that is written."""
         self._advancing = True
         while self.pipeline and self._running is None and not self._ending:
             cycle, app = self.pipeline.pop()
@@ -257,8 +269,6 @@ class ClientProtocol(HttpToolsProtocol):
             if not isinstance(cycle, Exchange):
                 break
         self._advancing = False
-        if not self._ending and (self.cycle is None or self.cycle.response_complete):
-            self._phase, self._since = "idle", self.loop.time()
 
     def _refuse(self, error: EngineRoomError) -> None:
         """Answer what is no request of ours and close; where an answer runs it is cut off."""

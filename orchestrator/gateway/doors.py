@@ -35,11 +35,8 @@ class Doors:
     def __init__(self, hosts: Collection[str], origins: Collection[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origins)
-
-    @property
-    def closed(self) -> bool:
+        self.closed = bool(self._hosts or self._origins)
         """Whether there is anything to check or to add."""
-        return bool(self._hosts or self._origins)
 
     def check(self, host: str | None) -> None:
         """Raise WrongHost for a name that is not on the list: a page may have made it up."""

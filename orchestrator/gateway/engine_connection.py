@@ -36,6 +36,10 @@ class Receiver(Protocol):
     def received(self, data: bytes) -> None:
         """All of its body that came with one read."""
 
+    def chunk(self, data: bytes) -> bool:
+        """A read in the middle of a chunked body, where a chunk may begin: whether it was one whole
+        chunk, and taken as such. It is not parsed then."""
+
     def ended(self) -> None:
         """The answer is complete; the connection has let go."""
 
@@ -68,6 +72,7 @@ class EngineConnection(asyncio.Protocol):
         self._status = 0
         self._busy = self._silent = self._told = self._paused = False
         self._complete = self._lasting = False
+        self._between = False  # the parser has had whole chunks, and waits for the next one
         self._head_size = 0
         self._since = self._loop.time()
 
@@ -77,7 +82,7 @@ class EngineConnection(asyncio.Protocol):
         """Begin a call."""
         self._call, call.connection = call, self
         self._busy = self._silent = True
-        self._told = self._complete = False
+        self._told = self._complete = self._between = False
         self._status = self._head_size = 0
         self._transport.write(request)
 
@@ -128,6 +133,10 @@ class EngineConnection(asyncio.Protocol):
         if not self._busy:  # nobody asked
             self._transport.abort()
             return
+        if self._between:
+            if self._call is not None and self._call.chunk(data):
+                return
+            self._between = False
         self._silent = False
         try:
             self._parser.feed_data(data)
@@ -139,7 +148,10 @@ class EngineConnection(asyncio.Protocol):
             if self._head_size > _HEAD_LIMIT:
                 self._break()
             return
-        self._tell()
+        if self._told and not self._complete:  # the usual read, in the middle
+            self._pass(data)
+        else:
+            self._tell()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._keeper.closed(self)
@@ -175,15 +187,28 @@ class EngineConnection(asyncio.Protocol):
     def _framed(self) -> bool:
         return b"content-length" in self._headers or b"transfer-encoding" in self._headers
 
+    def _pass(self, data: bytes) -> None:
+        """Give the call what this read brought, in the middle of an answer.
+
+        Where the parser took a whole chunk for just that, it is between two chunks now. (In the
+        middle of one the chunk's size would have been part of the body.)
+        """
+        parts, call = self._parts, self._call
+        if len(parts) == 1:
+            body = parts[0]
+            size = b"%x\r\n" % len(body)
+            self._between = len(data) == len(size) + len(body) + 2 and data.startswith(size)
+        else:
+            body = b"".join(parts)
+        parts.clear()
+        if body and call is not None:
+            call.received(body)
+
     def _tell(self) -> None:
-        """Give the call what this read brought; let go of it first where that is all."""
+        """The same at the beginning, and at the end: let go of it first where that is all."""
         parts, call = self._parts, self._call
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        if self._told and not self._complete:  # the usual read, in the middle
-            if data and call is not None:
-                call.received(data)
-            return
         if call is not None and not self._told:
             self._told = True
             call.headed(self._status, self._headers)

@@ -7,11 +7,12 @@ It stands where uvicorn's protocol keeps its own request cycle, and has what tha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import BodyTooLarge, EngineRoomError, RequestTimeout, WrongContentType
-from orchestrator.gateway.manners import manners_of
+from orchestrator.gateway.manners import Manners, manners_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,6 +50,7 @@ class Door(Protocol):
     """The connection that it came over."""
 
     transport: asyncio.Transport
+    clock: Callable[[], float]
 
     def common_headers(self) -> bytes:
         """The header lines of every answer."""
@@ -61,8 +63,8 @@ class Exchange:
     """See the module. `status` is None until an answer has begun."""
 
     __slots__ = (
-        "_body_s", "_door", "_limit", "_manners", "_parts", "_sent", "_since", "_size", "_started",
-        "chunked", "disconnected", "headers", "id", "keep_alive", "more", "more_body", "path",
+        "_body_s", "_door", "_limit", "_parts", "_sent", "_since", "_size", "_started", "chunked",
+        "clock", "disconnected", "headers", "id", "keep_alive", "more", "more_body", "path",
         "response_complete", "status", "streaming", "worker", "written",
     )  # fmt: skip
 
@@ -79,7 +81,7 @@ class Exchange:
     ) -> None:
         self._door, self.path, self.headers, self._limit = door, path, headers, limit
         self.id, self.more = id, b""
-        self._body_s, self._manners = body_s, manners_of(path)
+        self._body_s, self.clock = body_s, door.clock
         self.keep_alive, self.chunked = keep_alive, chunked
         self._parts: list[bytes] = []
         self._size = 0
@@ -89,6 +91,10 @@ class Exchange:
         self.response_complete = self.disconnected = self.streaming = False
         self.status: int | None = None
         self.worker: Worker | None = None
+
+    @property
+    def _manners(self) -> Manners:
+        return manners_of(self.path)
 
     @property
     def message_event(self) -> Exchange:
@@ -173,32 +179,46 @@ class Exchange:
 
     def answer(self, status: int, body: bytes, more: bytes = b"") -> None:
         """Answer with a whole body of JSON; `more` are header lines."""
-        length = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-        self._write(self._head(status, length + more) + body)
+        self.status = status
+        door = self._door
+        door.transport.write(
+            b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n%b"
+            b"content-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n%b"
+            % (
+                status, _PHRASES.get(status, b""), door.common_headers(), self.id, self.more,
+                len(body), more, b"" if self.keep_alive else b"connection: close\r\n", body,
+            )
+        )  # fmt: skip
         self._done()
 
     def send(self, data: bytes) -> None:
         """Send a piece of an event stream; the first one commits the 200."""
         self._sent = True
         if self.status is None:
-            self.streaming = True
-            self._write(self._head(200, self._sse_head()) + self._chunk(data))
+            self._write(self._head() + self._chunk(data))
         elif self.chunked:
             self._door.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._write(data)
 
+    def pass_on(self, chunk: bytes) -> None:
+        """The same for what is a whole chunk of HTTP already."""
+        if self.chunked and self.status is not None:
+            self._sent = True
+            self._door.transport.write(chunk)
+        else:
+            self.send(chunk[chunk.index(b"\n") + 1 : -2])
+
     def remark(self) -> None:
         """Send a comment, so that nobody on the way takes the stream for dead."""
-        if self._manners.remark:
-            self.send(self._manners.remark)
+        if remark := self._manners.remark:
+            self.send(remark)
 
     def finish(self, last: bytes) -> None:
         """End an event stream with its terminal."""
         end = b"0\r\n\r\n" if self.chunked else b""
         if self.status is None:
-            self.streaming = True
-            self._write(self._head(200, self._sse_head()) + self._chunk(last) + end)
+            self._write(self._head() + self._chunk(last) + end)
         else:
             self._write(self._chunk(last) + end)
         self._done()
@@ -213,16 +233,15 @@ class Exchange:
             self.keep_alive = False
         self.answer(error.http_status, self._manners.error(error), more)
 
-    def _sse_head(self) -> bytes:
+    def _head(self) -> bytes:
+        """The head of an event stream."""
+        self.status = 200
+        self.streaming = True
         head = self._manners.head
-        return head + b"transfer-encoding: chunked\r\n" if self.chunked else head
-
-    def _head(self, status: int, lines: bytes) -> bytes:
-        self.status = status
+        framing = b"transfer-encoding: chunked\r\n" if self.chunked else b""
         close = b"" if self.keep_alive else b"connection: close\r\n"
-        return b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n%b%b\r\n" % (
-            status, _PHRASES.get(status, b""), self._door.common_headers(), self.id,
-            self.more + lines, close,
+        return b"HTTP/1.1 200 OK\r\n%bx-request-id: %b\r\n%b%b%b%b\r\n" % (
+            self._door.common_headers(), self.id, self.more, head, framing, close,
         )  # fmt: skip
 
     def _chunk(self, data: bytes) -> bytes:

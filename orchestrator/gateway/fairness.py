@@ -101,6 +101,9 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._first) + self._counts.total()
 
+    def __bool__(self) -> bool:
+        return bool(self._first or self._counts)
+
     def __iter__(self) -> Iterator[Entry[T]]:
         yield from tuple(self._first)
         for band in tuple(self._bands.values()):
@@ -143,7 +146,9 @@ class FairQueue(Generic[T]):
     @property
     def busy(self) -> bool:
         """Whether anybody waits, here or in another worker."""
-        return bool(self._first or self._bands) or self.crowd.others.requests > 0
+        if self._first or self._counts:
+            return True
+        return not self.crowd.alone and self.crowd.others.requests > 0
 
     def show(self, blocked: bool = False) -> None:
         """Let the other workers see who waits here; `blocked`: in vain, as things are."""
@@ -191,6 +196,10 @@ class FairQueue(Generic[T]):
         band = self._bands.get(priority)
         if band is not None and (flow := band.flows.get(key)) is not None:
             flow.account.value -= surplus
+        elif self.crowd.others.requests:
+            account = self.crowd.account(priority, key)
+            if not account.fresh:  # it waits in another worker
+                account.value -= surplus
 
     def victim(self, entry: Entry[T], by_tokens: bool) -> Entry[T] | None:
         """Who has to leave for `entry` when the queue is full; None where `entry` has no better

@@ -55,6 +55,10 @@ class Guard(Protocol):
     def feed(self, data: bytes) -> bytes:
         """What the client may be sent of `data`; afterwards `done` or `error` may be set."""
 
+    def chunk(self, data: bytes) -> bytes | None:
+        """The same for a whole chunk of HTTP, framing included, where that is known at a glance;
+        else None, and nothing has happened. What passes as it is comes back with its framing."""
+
     def end(self) -> None:
         """The engine ended its answer in order, whatever that was."""
 
@@ -113,6 +117,25 @@ class StreamGuard:
             self._fail(UpstreamInvalid("the engine sent an event without end"))
         return out[0] if len(out) == 1 else b"".join(out)
 
+    def chunk(self, data: bytes) -> bytes | None:
+        """See `Guard`: one more event like the one before, alone in its chunk."""
+        learner = self._learner
+        template = learner.template
+        if template is None or not self._reader.idle or self.done or self.error is not None:
+            return None
+        inside = template.chunk_text(data)
+        if inside is None:
+            return None
+        learner.misses = 0
+        self.events += 1
+        if inside:
+            self.pieces += 1
+            if self._keep:
+                self.inside.append(inside)
+        if self._shape.passes:
+            return data
+        return self._shape.text(inside, template.prefix + inside + template.suffix)
+
     def end(self) -> None:
         """The engine ended its answer in order, whatever that was."""
         if self.over:
@@ -136,10 +159,11 @@ class StreamGuard:
     @property
     def full_text(self) -> str:
         """All the text so far, where it was kept."""
-        return str(orjson.loads(b'"' + b"".join(self.inside) + b'"'))
+        inside = b"".join(self.inside)
+        return str(orjson.loads(b'"' + inside + b'"')) if b"\\" in inside else inside.decode()
 
     def _look(self, payload: bytes) -> bytes:
-        if payload.strip() == b"[DONE]":
+        if payload[:1] != b"{" and payload.strip() == b"[DONE]":
             self._close()
             return b""
         try:
@@ -159,11 +183,11 @@ class StreamGuard:
                 return self._fail(UpstreamInvalid("the engine sent a choice that is not an object"))
         self.begun = True
         usage = value.get("usage")
-        if usage is not None and isinstance(usage, dict):
+        if isinstance(usage, dict):
             self.usage = usage
-        text = self._text(choices)
+        text = self._text(choices) if choices else ""
         if text:
-            self._piece(orjson.dumps(text)[1:-1])
+            self._piece(orjson.dumps(text)[1:-1] if self._keep else b"")
         if text and self.finish_reason is None:
             self._learner.learn(payload, value)
         else:
@@ -173,13 +197,12 @@ class StreamGuard:
     def _text(self, choices: list[dict[str, Any]]) -> str:
         text = ""
         for choice in choices:
-            reason = choice.get("finish_reason")
-            if reason is not None:
+            if (reason := choice.get("finish_reason")) is not None:
                 self.finish_reason = str(reason)
             delta = choice.get("delta")
             part = delta.get("content") if isinstance(delta, dict) else choice.get("text")
             if part and isinstance(part, str):
-                text += part
+                text = text + part if text else part
         return text
 
     def _piece(self, inside: bytes) -> None:

@@ -49,8 +49,7 @@ class Job:
     )  # fmt: skip
 
     def __init__(self, desk: Desk, exchange: Exchange, path: str) -> None:
-        self._desk, self._path = desk, path
-        self._exchange = exchange
+        self._desk, self._path, self._exchange = desk, path, exchange
         self._over = False
         self._began = time.monotonic()
         self._order: Order
@@ -64,8 +63,7 @@ class Job:
         self._avoid: Replica | None = None
         self._ttft: float | None = None
         self._request = b""
-        self._prompt_tokens = self._size = 0
-        self._tries = 1
+        self._prompt_tokens, self._size, self._tries = 0, 0, 1
         self._stream = False
         self.model = "other"
 
@@ -77,9 +75,10 @@ class Job:
             order = self._order = READERS[self._path](self._desk.router, data, self)
             self._stream = order.answer.stream
             self._size = characters(order.body)
-            refuse_hopeless(order.route, order.body, self._size)
+            refuse_hopeless(order.target.route, order.body, self._size)
             self._admit(order)
-            self._desk.router.keep(self.model, order.keep)
+            if order.keep is not None:
+                self._desk.router.keep(self.model, order.keep)
             self._request = orjson.dumps(order.body)
             self._desk.judge.asked()
             if order.waits:
@@ -100,7 +99,8 @@ class Job:
 
     def _admit(self, order: Order) -> None:
         """Raise which of its key's limits keeps it out; the permit is closed at the end."""
-        holder, served, route = self.holder, order.target.served, order.route
+        holder, target = self.holder, order.target
+        served, route = target.served, target.route
         ask = self._ask = ask_for(
             route.name,
             order.body,
@@ -112,6 +112,7 @@ class Job:
             priority=order.priority,
             timeout=order.timeout,
             choice=len(route.replicas) > 1,
+            size=self._size,
         )
         self._permit = self._desk.keys.admit(holder, ask, served.name, served.adapter)
 
@@ -155,14 +156,15 @@ class Job:
         self._desk.judge.refuse_poison(self._order)
         lease = router.take_now(ask, again, self._avoid)
         if lease is None:
-            self._later(router.take(ask, again, self._avoid), self._placed)
+            self._later(router.take(ask, again, self._avoid), partial(self._placed, waited=True))
         else:
             self._placed(lease)
 
-    def _placed(self, lease: Lease) -> None:
+    def _placed(self, lease: Lease, waited: bool = False) -> None:
         self._lease = lease
         self._desk.page(self.model, self._path).waited(lease.waited_s)
-        self._desk.judge.refuse_poison(self._order)  # while this one waited another may have it
+        if waited:
+            self._desk.judge.refuse_poison(self._order)  # meanwhile another one may have done it
         if not self._order.calls:
             self._present(lease.waited_s)
         elif lease.route.quirks.tokenize_path is None:
@@ -172,8 +174,8 @@ class Job:
 
     def _present(self, waited: float) -> None:
         """The model is there, or is not wanted: nothing was to be generated."""
-        guard = StreamGuard(self._order.answer)
-        self._answer(self._order.answer.closing(guard, End(0, 0, 0.0, None, waited)))
+        answer = self._order.answer
+        self._answer(answer.closing(StreamGuard(answer), End(0, 0, 0.0, None, waited)))
 
     async def _measure(self, lease: Lease, order: Order) -> int:
         with lease.tally.owing():
@@ -186,10 +188,10 @@ class Job:
         self._prompt_tokens = prompt_tokens
         most = prompt_tokens or min(lease.route.context, self._size)
         first_s = desk.stall_timeout_s + most * _PREFILL_S_PER_TOKEN
-        counted_later = lease.route.quirks.tokenize_path is not None
-        guard = order.guard(order.answer, order.answer.keeps_text or counted_later)
-        clock = asyncio.get_running_loop().time
-        call = self._call = Call(self, lease, guard, first_s, desk.stall_timeout_s, clock)
+        keeps = order.answer.keeps_text or lease.route.quirks.tokenize_path is not None
+        guard = order.guard(order.answer, keeps)  # without the engine's count the text is counted
+        next_s, clock = desk.stall_timeout_s, self._exchange.clock
+        call = self._call = Call(self, lease, guard, first_s, next_s, clock)
         address = address_of(lease.replica.base_url)
         connection = desk.pool.take(address)
         if connection is None:
@@ -198,24 +200,25 @@ class Job:
             self._send(call, connection)
 
     def _send(self, call: Call, connection: EngineConnection) -> None:
-        head = head_of(call.lease.replica.base_url, self._order.path)
-        body = self._request
+        head, body = head_of(call.lease.replica.base_url, self._order.path), self._request
         call.send(connection, b"%b%d\r\n\r\n%b" % (head, len(body), body))
 
     # --- from the call --------------------------------------------------------------------------
 
-    def relay(self, call: Call, data: bytes) -> None:
+    def relay(self, call: Call, data: bytes, framed: bool = False) -> None:
         """Bytes for the client; none while only the engine's side has begun."""
         self._used = self._ask.prompt_tokens, call.guard.pieces
         if self._ttft is None and call.guard.pieces:
             self._ttft = time.monotonic() - self._began
             self._desk.page(self.model, self._path).first_token(self._ttft)
-        if data:
+        if framed:
+            self._exchange.pass_on(data)
+        elif data:
             self._exchange.send(data)
 
     def completed(self, call: Call) -> None:
         """The engine's answer is complete: count its tokens, then end ours."""
-        guard = call.guard
+        guard, self._call = call.guard, None  # the call has closed itself
         counted = (guard.usage or {}).get("completion_tokens")
         if isinstance(counted, int):
             self._finish(call, counted)

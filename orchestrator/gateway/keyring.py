@@ -179,12 +179,12 @@ class KeyRing:
         """
         self._meter.asked(holder.name)
         with holder.books:
+            now = self._clock()
             try:
-                self._check(holder, ask, name, adapter)
+                self._check(holder, ask, name, adapter, now)
             except RequestError as error:
                 self._meter.refused(holder.name, error.code)
                 raise
-            now = self._clock()
             if holder.requests is not None:
                 holder.requests.take(1, now)
             if holder.tokens is not None:
@@ -199,11 +199,10 @@ class KeyRing:
         self._meter.refused(holder.name, error.code)
         return error
 
-    def _check(self, holder: Holder, ask: Ask, name: str, adapter: str | None) -> None:
+    def _check(self, holder: Holder, ask: Ask, name: str, adapter: str | None, now: float) -> None:
         if not holder.may_use(name, ask.model, adapter):
             raise UnknownModel("no model of that name is served, see /v1/models", param="model")
-        limits, now = holder.limits, self._clock()
-        way = holder.under_way
+        limits, way = holder.limits, holder.under_way
         if limits.concurrency is not None and way.own + way.others >= limits.concurrency:
             raise TooManyAtOnce(
                 f"this key may have {limits.concurrency} requests under way and has them",

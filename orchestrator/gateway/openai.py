@@ -270,11 +270,14 @@ def upstream_body(
     return {**body, "stream": True}
 
 
+USAGE_ASKED: dict[str, Any] = {"include_usage": True}
+
+
 def asking_usage(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     """The body, and with it the question for a usage chunk where the engine wants to be asked."""
     if not quirks.usage_on_request:
         return body
-    return {**body, "stream_options": {"include_usage": True}}
+    return {**body, "stream_options": USAGE_ASKED}
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
@@ -296,21 +299,32 @@ def whole_answer(
     chunks: Iterable[dict[str, Any]], counts: dict[str, int], text: str
 ) -> dict[str, Any]:
     """The answer of a call without `stream`: the chunks that say more than text, and all of it."""
-    parts = list(chunks)
-    choices = [choice for part in parts for choice in part["choices"]]
-    head = {key: parts[0].get(key) for key in ("id", "created", "model")}
-    reasons = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
-    deltas = [choice.get("delta") or {} for choice in choices if "delta" in choice]
-    if deltas:
-        said = bool(text) or any(isinstance(delta.get("content"), str) for delta in deltas)
-        message: dict[str, Any] = {"role": "assistant", "content": text if said else None}
-        for delta in deltas:
-            _merge(message, delta)
-    body = {"message": message} if deltas else {"text": text}
-    reason = reasons[-1] if reasons else None
-    choice = {"index": 0, **body, "logprobs": None, "finish_reason": reason}
-    kind = "chat.completion" if deltas else "text_completion"
-    return {**head, "object": kind, "choices": [choice], "usage": counts}
+    message: dict[str, Any] = {"role": "assistant", "content": None}
+    first, chat, said, reason = None, False, bool(text), None
+    for part in chunks:
+        first = part if first is None else first
+        for choice in part["choices"]:
+            reason = choice.get("finish_reason") or reason
+            if "delta" in choice:
+                chat = True
+                if delta := choice["delta"]:
+                    said = said or isinstance(delta.get("content"), str)
+                    if delta.get("tool_calls"):
+                        _merge(message, delta)
+    if said:
+        message["content"] = text
+    head = first or {}
+    end = {"logprobs": None, "finish_reason": reason}
+    return {
+        "id": head.get("id"),
+        "created": head.get("created"),
+        "model": head.get("model"),
+        "object": "chat.completion" if chat else "text_completion",
+        "choices": [
+            {"index": 0, "message": message, **end} if chat else {"index": 0, "text": text, **end}
+        ],
+        "usage": counts,
+    }
 
 
 def _merge(message: dict[str, Any], delta: dict[str, Any]) -> None:

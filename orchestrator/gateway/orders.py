@@ -114,16 +114,21 @@ def _openai(
         raise BadRequest(f"the engine of {route.name} does not offer {path}")
     quirks = route.quirks
     allowed = quirks.chat_fields if chat else quirks.completion_fields
-    said: Collection[str] = () if usual is None else usual.keys()
+    said: Collection[str] = ()
     if usual is not None and usual.keys() <= allowed:
-        body = {**usual, "stream": True}
+        if route.defaults:
+            said = set(usual)
+        body = usual
+        body["stream"] = True
     else:
         request = request or parse(model, data)
         said = request.model_fields_set
         body = openai.upstream_body(request, allowed)
     if route.defaults:
         body = with_defaults(body, said, route.defaults, quirks, allowed)
-    body = openai.asking_usage({**body, **target.call}, quirks)
+    body.update(target.call)
+    if quirks.usage_on_request:
+        body["stream_options"] = openai.USAGE_ASKED
     served = target.served.name
     answer: Answer = Passing(served, usage) if stream else WholeAnswer(served)
     order = Order(target, path, body, answer, data)

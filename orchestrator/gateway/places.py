@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from engine_launchers.base import Served
 from orchestrator.control import Dealings, ModelRoute, Replica
@@ -73,7 +74,9 @@ class Slot:
 
     def can_take(self, now: float) -> bool:
         """Whether it takes one more from here."""
-        return self.rests_until <= now and self.roomy
+        count, replica = self.count, self.replica
+        free = count.own + count.others < replica.max_concurrency
+        return free and replica.accepting and self.rests_until <= now
 
 
 @dataclass(eq=False)
@@ -153,6 +156,12 @@ class Line:
 
     def choose(self, ask: Ask, avoid: Key | None, now: float) -> Slot | None:
         """By the policy, among those that can take one more; it is counted at once."""
+        if len(self.order) == 1:  # a choice of one needs no policy, and nobody is left out
+            slot = self.order[0]
+            if not slot.can_take(now):
+                return None
+            slot.count.own += 1
+            return slot
         index = self.policy.choose(Among(self.order, self.barred(avoid, now), now), ask.affinity)
         if index is None:
             return None
@@ -219,7 +228,7 @@ class Target:
     route: ModelRoute
     served: Served
 
-    @property
+    @cached_property
     def call(self) -> dict[str, object]:
         """The body fields that make the engine take this very model or adapter."""
         return {**self.served.fields, "model": self.served.model}

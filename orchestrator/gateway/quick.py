@@ -97,7 +97,9 @@ GENERATE: Mapping[str, Check] = {
 
 def accepted(data: bytes, fields: Mapping[str, Check], needed: str) -> dict[str, Any] | None:
     """The body where each of its fields is one of `fields` and `needed` is there; else None."""
-    if b"\\u" in data or data.count(b"{") + data.count(b"[") > _MOST_BRACKETS:
+    if b"\\" in data and b"\\u" in data:  # a single byte is searched several times faster
+        return None
+    if data.count(b"{") + data.count(b"[") > _MOST_BRACKETS:
         return None
     try:
         value = orjson.loads(data)
@@ -114,7 +116,8 @@ def accepted(data: bytes, fields: Mapping[str, Check], needed: str) -> dict[str,
             keys += len(given)
         elif name == "messages":
             keys += 2 * len(given)
-    return value if keys == _keys(data) else None
+    # With no more colons than keys each of them is a key's, and no key was written twice.
+    return value if keys == data.count(b":") or keys == _keys(data) else None
 
 
 def _keys(data: bytes) -> int:

@@ -16,14 +16,14 @@ class RequestIds:
     """Makes names that no other process makes, since each begins with a draw of its own."""
 
     def __init__(self) -> None:
-        self._start = os.urandom(6).hex()
+        self._start = os.urandom(6).hex().encode()
         self._numbers = count(1)
 
     def of(self, given: bytes | None) -> bytes:
         """The given name, or a new one where there is none or it is not harmless."""
         if given is not None and _HARMLESS.fullmatch(given):
             return given
-        return b"%b-%x" % (self._start.encode(), next(self._numbers))
+        return b"%b-%x" % (self._start, next(self._numbers))
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """The same for what a framework answers."""

@@ -71,6 +71,8 @@ class RetryBudget:
 
     def _second(self, now: float) -> _Second:
         at = int(now)
+        if self._seconds and self._seconds[-1].at == at:
+            return self._seconds[-1]
         while self._seconds and self._seconds[0].at <= at - self._window:
             self._seconds.popleft()
         if not self._seconds or self._seconds[-1].at < at:

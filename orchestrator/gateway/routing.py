@@ -162,10 +162,10 @@ class Router(Board):
         with self._books:
             lease.slot.count.own -= 1
             line.service_s += _EWMA * (now - lease.granted - line.service_s)
-            line.pace.completed(now, len(line.queue))
-            if lease.tokens is not None:
-                line.queue.settle(ask.key, ask.priority, ask.cost - lease.tokens)
+            line.pace.completed(now, len(line.queue) if line.queue else 0)
             if line.queue.busy:
+                if lease.tokens is not None:  # else there is nobody to settle with
+                    line.queue.settle(ask.key, ask.priority, ask.cost - lease.tokens)
                 self._serve(line)
         self._on_change()
 

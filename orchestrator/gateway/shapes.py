@@ -146,7 +146,8 @@ class WholeAnswer:
 
     def closing(self, guard: Guard, end: End) -> bytes:
         whole = openai.whole_answer(self._values, _counts(guard, end), guard.full_text)
-        return orjson.dumps({**whole, "model": self._name})
+        whole["model"] = self._name
+        return orjson.dumps(whole)
 
 
 def _counts(guard: Guard, end: End) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _SEEN = 0.8  # of the counted tokens have to come as text: thoughts and calls hi
 _OWED = 0.5  # of the time has to be the engine's: a slow reader finds it ahead
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Run:
     """One stream: when its first text came and its last event, and what it waited in between."""
 
@@ -57,11 +57,12 @@ class Solo:
 
     def begin(self) -> Run:
         """A call begins: two that overlap are neither of them alone."""
-        run = Run(alone=not self._running)
-        if len(self._running) == 1:
-            for other in self._running:
+        running = self._running
+        run = Run(not running)
+        if len(running) == 1:
+            for other in running:
                 other.alone = False
-        self._running.add(run)
+        running.add(run)
         return run
 
     def end(self, run: Run) -> None:

@@ -15,11 +15,13 @@ class SseReader:
     are as they came; whether they are UTF-8 is for the parser of the payload to say.
     """
 
-    __slots__ = ("_after_cr", "_pending")
+    __slots__ = ("_after_cr", "_pending", "idle")
 
     def __init__(self) -> None:
         self._pending = b""
         self._after_cr = False
+        self.idle = True
+        """Whether what comes next begins a line of a new event."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads that `data` completes."""
@@ -34,12 +36,8 @@ class SseReader:
                 payloads.append(block[6:])
             else:
                 payloads += _payload(block)
+        self.idle = not (self._pending or self._after_cr)
         return payloads
-
-    @property
-    def idle(self) -> bool:
-        """Whether what comes next begins a line of a new event."""
-        return not self._pending and not self._after_cr
 
     @property
     def endless(self) -> bool:

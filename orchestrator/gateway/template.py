@@ -14,20 +14,23 @@ from typing import Any
 import orjson
 
 # The inside of a JSON string without \u escapes; those are left to the parser.
-_INSIDE = re.compile(rb'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*')
+_INSIDE = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
 _OPENINGS = {"content": re.compile(rb'"content":\s*"'), "text": re.compile(rb'"text":\s*"')}
+_SIZES = {len(b"%x\r\n\r\n" % n) + n: b"%x\r\n" % n for n in range(1, 2048)}
+"""By the bytes of a whole chunk: the line that it begins with, as the usual servers write it."""
 _EVER = 8  # misses in a row after which a stream is not worth learning any more
 
 
 class Template:
     """Bytes before and after the text of a payload."""
 
-    __slots__ = ("_before", "_begin", "_behind", "_end", "prefix", "suffix")
+    __slots__ = ("_before", "_begin", "_behind", "_closing", "_end", "prefix", "suffix")
 
     def __init__(self, prefix: bytes, suffix: bytes) -> None:
         self.prefix, self.suffix = prefix, suffix
         self._begin, self._end = len(prefix), -len(suffix)
         self._before, self._behind = b"data: " + prefix, suffix + b"\n\n"
+        self._closing = self._behind + b"\r\n"
 
     def text(self, payload: bytes) -> bytes | None:
         """The inside of the JSON string in `payload`, None where it is not of this kind."""
@@ -50,6 +53,22 @@ class Template:
         if len(data) < self._begin - self._end + 8:
             return None
         found = data[self._begin + 6 : self._end - 2]
+        if _INSIDE.fullmatch(found) is None or not (found.isascii() or is_utf8(found)):
+            return None
+        return found
+
+    def chunk_text(self, data: bytes) -> bytes | None:
+        """The same of a chunk of HTTP, its framing included, that is one such event and no more."""
+        size = _SIZES.get(len(data))
+        if size is None or not data.startswith(size):
+            return None
+        begin = len(size)
+        if not data.startswith(self._before, begin) or not data.endswith(self._closing):
+            return None
+        begin += self._begin + 6
+        if len(data) < begin - self._end + 4:
+            return None
+        found = data[begin : self._end - 4]
         if _INSIDE.fullmatch(found) is None or not (found.isascii() or is_utf8(found)):
             return None
         return found

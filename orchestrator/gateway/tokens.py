@@ -105,6 +105,9 @@ class _Question:
     def received(self, data: bytes) -> None:
         self._body += data
 
+    def chunk(self, data: bytes) -> bool:
+        return False
+
     def ended(self) -> None:
         if not self.answer.done():
             self.answer.set_result(self._body)

@@ -66,6 +66,10 @@ class TypedGuard:
             self.error = UpstreamInvalid("the engine sent an event without end")
         return b"".join(out)
 
+    def chunk(self, data: bytes) -> bytes | None:
+        """Nothing is known at a glance."""
+        return None
+
     def end(self) -> None:
         """The engine ended its answer in order, whatever that was."""
         if self.over:

@@ -15,7 +15,11 @@ _READ = (
 
 def characters(body: Mapping[str, Any]) -> int:
     """Of the prompt, the messages and what goes before them."""
-    return sum(_letters(body[name]) for name in _READ if name in body)
+    total = 0
+    for name in _READ:
+        if name in body:
+            total += _letters(body[name])
+    return total
 
 
 def lead(body: Mapping[str, Any]) -> str:
@@ -43,8 +47,12 @@ def text(value: Any) -> str:
 def _letters(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, Mapping):
-        return sum(_letters(inner) for key, inner in value.items() if key not in _LABELS)
-    if isinstance(value, list):
-        return sum(_letters(each) for each in value)
-    return _LETTERS_PER_TOKEN if type(value) is int else 0
+    total = 0
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in _LABELS:
+                total += len(inner) if isinstance(inner, str) else _letters(inner)
+    elif isinstance(value, list):
+        for each in value:
+            total += _LETTERS_PER_TOKEN if type(each) is int else _letters(each)
+    return total

@@ -57,6 +57,10 @@ class PlainCounter(Collector):
         """The number of these label values."""
         return self._children.setdefault(values, Count())
 
+    def remove(self, *values: str) -> None:
+        """Forget the number of these label values; without effect where there is none."""
+        self._children.pop(values, None)
+
     def describe(self) -> Iterator[Metric]:
         """Its name, before there is anything to collect."""
         yield CounterMetricFamily(self._name, self._text, labels=self.label_names)
