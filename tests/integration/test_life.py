@@ -352,10 +352,10 @@ def test_a_stopped_engine_is_found_by_its_probe_and_replaced(make_room: RoomMake
     room = make_room(probe_timeout_s=0.4, probe_interval_s=0.2).start()
     before = room.engine()
     os.kill(before["pid"], signal.SIGSTOP)
-    until(lambda: room.engine()["generation"] == 2, 15, "a new engine")
+    room.wait_generation(before["generation"] + 1)
     room.wait_state("ready")
     assert room.generate("x", max_new_tokens=1).status_code == 200
-    assert room.metric("engineroom_engine_restarts_total", cause="unresponsive") == 1
+    assert room.metric("engineroom_engine_restarts_total", cause="unresponsive") >= 1
 
 
 @pytest.mark.slow
