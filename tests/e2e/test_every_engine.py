@@ -23,7 +23,7 @@ from orchestrator.engines.shelf import Engine
 from tests.conftest import real_room
 from tests.harness import ROOT, SLACK, Room, processes_of, within
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
 ADAPTERS = DEMO / "adapters"
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -239,7 +239,7 @@ def test_the_serial_server_applies_its_one_adapter_always(
     assert processes_of(str(tmp_path)) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_two_workers_serve_die_as_one_and_come_back(
     installed: Installed, tmp_path: Path, engines_dir: Path
 ) -> None:

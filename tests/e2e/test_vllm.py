@@ -19,7 +19,7 @@ from orchestrator.resources import demo_dir
 from tests.e2e.real_vllm import START_S, Engine, Program, plan_of, random_adapter, text
 from tests.harness import SLACK, until, within
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # starts count where a test makes them
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # starts count where a test makes them
 GIB = 2**30
 KEY = "a key for tests"
 QUESTION = "What products do you recommend?"
