@@ -1,20 +1,29 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
+WORKERS ?= 2
 
 serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port 9000"
 	@sh tools/setup.sh serve
 	@exec .venv/bin/engineroom serve --yes $(ARGS)
 
-test: ## the whole suite, real engine included
+# What is held against a clock runs when nothing else does; 5 says that no test was chosen.
+in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not alone $(1)" $(PYTEST_ARGS) || [ $$? -eq 5 ] && \
+  { .venv/bin/python -m pytest -m "alone $(1)" $(PYTEST_ARGS) || [ $$? -eq 5 ]; }
+
+test: ## the whole suite, real engine included: WORKERS=2
 	@sh tools/setup.sh test
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@$(call in_two)
 
 test-fast: ## what needs neither a real engine nor patience
 	@sh tools/setup.sh test
-	@.venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(call in_two,and not slow)
+
+properties: ## every property on SHARE of its examples, of which the suite tries a quarter: SHARE=1
+	@sh tools/setup.sh test
+	@EXAMPLES_SHARE=$(or $(SHARE),1) .venv/bin/python -m pytest -q -n $(WORKERS) tests/unit
 
 check: ## style, types, floors
 	@sh tools/setup.sh test

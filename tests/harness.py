@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -28,12 +29,18 @@ T = TypeVar("T")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now."""
+    """Ports that nobody uses now, out of those that the system lends to no connection.
+
+    Two workers that ask at the same time are unlikely to be told the same.
+    """
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            port, tried = 10_000 + secrets.randbelow(22_000), stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # somebody uses it
+                tried.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 # Bounds hold on a quiet machine, which `make faults` asks for; a shared one may be slower.
@@ -53,6 +60,20 @@ def until(check: Callable[[], T | None], seconds: float, what: str) -> T:
             return found
         pause.wait(0.02)
     raise Late(f"not within {SLACK:g} x {seconds} s: {what}")
+
+
+@contextlib.contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """Late where what is done in it takes far longer than `seconds`."""
+    began = time.monotonic()
+    yield
+    if (took := time.monotonic() - began) > SLACK * seconds:
+        raise Late(f"{took:.2f} s, not within {SLACK:g} x {seconds} s: {what}")
+
+
+def look(url: str) -> httpx.Response:
+    """GET, with the patience that a busy machine needs."""
+    return httpx.get(url, trust_env=False, timeout=30 * SLACK)
 
 
 async def eventually(check: Callable[[], object], seconds: float, what: str) -> None:
@@ -87,7 +108,7 @@ class Room:
         self.process: subprocess.Popen[str] | None = None
         self.ready: dict[str, Any] = {}
         self.log = data / "serve.stderr"
-        self.http = httpx.Client(timeout=30, trust_env=False)
+        self.http = httpx.Client(timeout=30 * SLACK, trust_env=False)
 
     # --- life ---
 
@@ -115,7 +136,7 @@ class Room:
         """Wait for the ready line of what was launched."""
         process = self.process
         assert process is not None
-        timer = threading.Timer(seconds, process.kill)
+        timer = threading.Timer(SLACK * seconds, process.kill)
         timer.start()
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -133,7 +154,7 @@ class Room:
     def wait_end(self, seconds: float = 45) -> int:
         """Wait for the supervisor's exit code."""
         assert self.process is not None
-        code = self.process.wait(seconds)
+        code = self.process.wait(SLACK * seconds)
         if self.process.stdout is not None:
             self.process.stdout.close()
         return code
@@ -227,7 +248,12 @@ class Room:
 
     def processes_named(self, word: str) -> list[psutil.Process]:
         """Those of them with `word` in their command line."""
-        return [each for each in self.processes() if any(word in x for x in each.cmdline())]
+        found = []
+        for each in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                if any(word in x for x in each.cmdline()):
+                    found.append(each)
+        return found
 
     def close(self) -> None:
         """Leave nothing behind, whatever the test did."""

@@ -33,7 +33,7 @@ from orchestrator.control import (
     decode,
     encode,
 )
-from tests.harness import ROOT, free_ports, sample, until
+from tests.harness import ROOT, SLACK, free_ports, look, sample, until
 
 ENGINE = ROOT / "tests" / "fakes" / "engine.py"
 
@@ -62,7 +62,7 @@ class FakeEngine:
         )  # fmt: skip
 
     def stats(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/stats", trust_env=False).json())
+        return dict(look(f"{self.url}/stats").json())
 
     @property
     def alive(self) -> bool:
@@ -110,7 +110,7 @@ class Stage:
         with self.log.open("w") as log:
             argv = [sys.executable, "-m", "orchestrator.gateway", "--config", str(path)]
             self.process = subprocess.Popen(argv, cwd=ROOT, stderr=log)
-        self.http = httpx.Client(timeout=30, trust_env=False)
+        self.http = httpx.Client(timeout=30 * SLACK, trust_env=False)
         until(lambda: self._conn, 20, "the gateway dials")
         self.publish()
         until(self._answers, 20, "the gateway answers")

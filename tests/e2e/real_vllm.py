@@ -24,7 +24,7 @@ from orchestrator.models.folder import folder_spec
 from orchestrator.resources import demo_dir
 from orchestrator.runtimes.base import Handle
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
-from tests.harness import free_ports, until
+from tests.harness import SLACK, free_ports, until
 
 T = TypeVar("T")
 START_S = 400.0  # 25 s on an idle machine
@@ -58,7 +58,7 @@ class Engine:
         key = env.get("VLLM_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http = httpx.Client(
-            base_url=listen.base_url, timeout=120, trust_env=False, headers=headers
+            base_url=listen.base_url, timeout=120 * SLACK, trust_env=False, headers=headers
         )
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -128,7 +128,7 @@ class Engine:
 async def _settled() -> None:
     """Let every other task of this loop end: they close what they hold."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
-    await asyncio.wait_for(asyncio.gather(*rest, return_exceptions=True), 10)
+    await asyncio.wait_for(asyncio.gather(*rest, return_exceptions=True), 10 * SLACK)
 
 
 def text(answer: dict[str, Any]) -> str:

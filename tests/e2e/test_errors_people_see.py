@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.resources import demo_dir
 from orchestrator.settings import load_settings
-from tests.harness import clean_env, free_ports, processes_of
+from tests.harness import SLACK, clean_env, free_ports, processes_of
 
 DEMO = demo_dir() / "demo.Q4_K_M.gguf"
 
@@ -25,8 +25,8 @@ def engineroom(
     command = [sys.executable, "-m", "orchestrator", *words]
     full = clean_env(ENGINEROOM_DATA_DIR=str(tmp_path / "data"), **env)
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=full,
-        check=False,
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=full,
+        timeout=60 * SLACK, check=False,
     )  # fmt: skip
     assert done.returncode == expect, done
     assert "Traceback" not in done.stdout + done.stderr

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +21,9 @@ from engine_launchers import ENGINES
 from engine_launchers.base import EngineName
 from orchestrator.engines.shelf import Engine
 from tests.conftest import real_room
-from tests.harness import ROOT, Room, processes_of
+from tests.harness import ROOT, SLACK, Room, processes_of, within
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
 ADAPTERS = DEMO / "adapters"
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -174,9 +173,8 @@ def test_who_leaves_frees_the_engine(room: Room) -> None:
     for _ in range(3):
         with room.stream(LONG, max_new_tokens=1500, do_sample=False) as events:
             next(events)
-    began = time.monotonic()
-    assert room.generate("Hello!", max_new_tokens=2).status_code == 200
-    assert time.monotonic() - began < 5
+    with within(5, "the next one is served"):
+        assert room.generate("Hello!", max_new_tokens=2).status_code == 200
 
 
 def test_what_no_engine_can_answer_is_refused_and_it_lives_on(room: Room) -> None:
@@ -241,7 +239,7 @@ def test_the_serial_server_applies_its_one_adapter_always(
     assert processes_of(str(tmp_path)) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_two_workers_serve_die_as_one_and_come_back(
     installed: Installed, tmp_path: Path, engines_dir: Path
 ) -> None:
@@ -258,14 +256,15 @@ def test_two_workers_serve_die_as_one_and_come_back(
     try:
         made.start(240)
         assert answer() == entry["text"]
-        leader = psutil.Process(made.engine()["pid"])
+        before = made.engine()
+        leader = psutil.Process(before["pid"])
         tree = [leader, *leader.children(recursive=True)]
         workers = [each for each in tree if each.cmdline()[0].startswith("VLLM::Worker")]
         assert len(workers) == 2
         workers[1].kill()
-        _, alive = psutil.wait_procs(tree, timeout=15)
+        _, alive = psutil.wait_procs(tree, timeout=15 * SLACK)
         assert alive == []
-        made.wait_generation(2)
+        made.wait_generation(before["generation"] + 1)
         made.wait_state("ready", seconds=240)
         assert made.engine()["pid"] != leader.pid
         assert made.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1

@@ -16,7 +16,7 @@ from engine_launchers.base import EngineName
 from orchestrator import AdaptiveInferenceEngine, InferenceBackend
 from orchestrator.engines.shelf import Engine
 from orchestrator.errors import ContextLengthExceeded
-from tests.harness import ROOT, clean_env, processes_of
+from tests.harness import ROOT, SLACK, clean_env, processes_of
 
 pytestmark = pytest.mark.slow
 GREEDY = [
@@ -51,10 +51,14 @@ def test_the_answers_are_the_recorded_ones(
     assert processes_of(str(tmp_path)) == []
 
 
-def test_every_program_on_the_page_runs(
-    tmp_path: Path, engines_dir: Path, installed: Callable[[EngineName], Engine]
-) -> None:
-    installed("pytorch")
+@pytest.fixture
+def pytorch(installed: Callable[[EngineName], Engine]) -> Engine:
+    return installed("pytorch")
+
+
+@pytest.mark.usefixtures("pytorch")
+@pytest.mark.timeout(600)
+def test_every_program_on_the_page_runs(tmp_path: Path, engines_dir: Path) -> None:
     page = (ROOT / "docs/how-to/library.md").read_text()
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(programs) == 5
@@ -62,7 +66,7 @@ def test_every_program_on_the_page_runs(
     for program in programs:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True,
-            cwd=ROOT, env=env, timeout=120, check=False,
+            cwd=ROOT, env=env, timeout=120 * SLACK, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, ""), done
         assert done.stdout.strip()

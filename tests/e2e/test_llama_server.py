@@ -23,7 +23,7 @@ from orchestrator.hardware import probe
 from orchestrator.models.gguf_adapter import read_gguf_adapter
 from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
-from tests.harness import free_ports, sample, until
+from tests.harness import SLACK, free_ports, sample, until
 from tools.shape_gguf import SHAPES, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -174,12 +174,15 @@ def test_four_streams_run_at_the_same_time_and_say_what_one_says_alone(server: S
     prompts = [f"{LONG} Number {at}." for at in range(4)]
     alone = [server.text(prompt, max_tokens=200) for prompt in prompts]
     busiest = 0.0
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(server.text, prompt, max_tokens=200) for prompt in prompts]
-        while not all(each.done() for each in asked):
-            busiest = max(busiest, server.metric("requests_processing"))
-        together = [each.result() for each in asked]
-    assert together == alone
+    for _ in range(3):  # they are quick: the look at them may come when they are over
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(server.text, prompt, max_tokens=200) for prompt in prompts]
+            while not all(each.done() for each in asked):
+                busiest = max(busiest, server.metric("requests_processing"))
+            together = [each.result() for each in asked]
+        assert together == alone
+        if busiest >= 2:
+            break
     assert busiest >= 2
 
 
@@ -278,7 +281,7 @@ def test_it_ends_in_order_idle_and_with_a_stream_open(program: str, tmp_path: Pa
     plan = planned(demo(), max_model_len=4096)
     with serving(plan, program, tmp_path) as server:
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(20 * SLACK) == 0
     with serving(plan, program, tmp_path) as server:
         body = {"prompt": LONG, "max_tokens": 4000, "stream": True, "logit_bias": [[2, False]]}
         began = threading.Event()
@@ -296,8 +299,8 @@ def test_it_ends_in_order_idle_and_with_a_stream_open(program: str, tmp_path: Pa
 
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(read)
-            assert began.wait(30)
+            assert began.wait(30 * SLACK)
             server.process.send_signal(signal.SIGTERM)
-            code = server.process.wait(40)
-            assert "[DONE]" not in reading.result(30)
+            code = server.process.wait(40 * SLACK)
+            assert "[DONE]" not in reading.result(30 * SLACK)
         assert code == 0

@@ -19,11 +19,11 @@ import httpx
 import psutil
 import pytest
 
-from engine_launchers.base import EnginePlan, Fit, Listen, Tuning
+from engine_launchers.base import EngineName, EnginePlan, Fit, Listen, Tuning
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.pytorch import PyTorchLauncher
 from orchestrator.models.resolve import resolve
-from tests.harness import ROOT, clean_env, free_ports, sample, until
+from tests.harness import ROOT, SLACK, clean_env, free_ports, sample, until, within
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
@@ -46,7 +46,7 @@ class Server:
         with log.open("w") as out:
             self.process = subprocess.Popen(argv, stderr=out, stdout=out, env=env, cwd=log.parent)
         self.http = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}", timeout=300, trust_env=False
+            base_url=f"http://127.0.0.1:{self.port}", timeout=600, trust_env=False
         )
 
     def ready(self) -> Server:
@@ -63,7 +63,7 @@ class Server:
 
     def end(self, seconds: float = 60) -> tuple[int, str]:
         """Exit code and last line of the log, once it has ended by itself."""
-        code = self.process.wait(seconds)
+        code = self.process.wait(SLACK * seconds)
         lines = self.log.read_text().strip().splitlines()
         return code, lines[-1] if lines else ""
 
@@ -98,8 +98,8 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def pytorch_python() -> Path:
-    return Path.home() / ".local/share/engineroom/envs/pytorch-5.23.0/bin/python"
+def pytorch_python(installed: Callable[[EngineName], Any]) -> Path:
+    return Path(installed("pytorch").program)
 
 
 @pytest.fixture(scope="module")
@@ -287,15 +287,20 @@ json.dump(out, sys.stdout)
 def test_parallel_streams_are_faster_than_one_after_another(server: Server) -> None:
     ask: dict[str, Any] = {"max_tokens": 100, **LONG}
     server.text(**ask)
-    began = time.monotonic()
-    for _ in range(8):
-        server.text(**ask)
-    serial = time.monotonic() - began
-    began = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        texts = list(pool.map(lambda _: server.text(**ask), range(8)))
-    assert time.monotonic() - began < serial / 1.5
-    assert len(set(texts)) == 1
+
+    def gain() -> float:
+        """How much sooner all of them are done at once."""
+        began = time.monotonic()
+        for _ in range(8):
+            server.text(**ask)
+        serial = time.monotonic() - began
+        began = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            texts = list(pool.map(lambda _: server.text(**ask), range(8)))
+        assert len(set(texts)) == 1
+        return serial / (time.monotonic() - began)
+
+    assert any(gain() > 1.5 for _ in range(3))  # others may take the processors in one of them
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -400,7 +405,7 @@ def test_key_and_line_and_drain(start: Start) -> None:
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.ask(prompt="Hi").json()["error"]["type"] == "unavailable_error", 5, "")
         for each in (first, *waiting):
-            assert each.result(60).json()["usage"]["completion_tokens"] == 200
+            assert each.result(60 * SLACK).json()["usage"]["completion_tokens"] == 200
     assert server.end() == (0, "INFO: stopped")
 
 
@@ -410,12 +415,11 @@ def test_sigterm_ends_open_streams_with_an_error_and_exits_0(start: Start) -> No
     with server.http.stream("POST", "/v1/completions", json=body) as told:
         lines = (line for line in told.iter_lines() if line)
         next(lines)
-        began = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        last = list(lines)[-1]
+        with within(5, "its end"):
+            server.process.send_signal(signal.SIGTERM)
+            last = list(lines)[-1]
+            assert server.end(10)[0] == 0
     assert json.loads(last[6:])["error"]["code"] == "engine_stopped"
-    assert server.end(10)[0] == 0
-    assert time.monotonic() - began < 5
 
 
 def test_it_ends_at_once_with_its_reason_when_the_loop_dies(start: Start) -> None:
@@ -500,12 +504,11 @@ def test_a_taken_port_is_told_before_anything_is_loaded(
 ) -> None:
     words = ("--model", str(DEMO), "--port", str(server.port))
     other = Server(pytorch_python, tmp_path / "log", *words, env=env)
-    began = time.monotonic()
     try:
-        code, last = other.end(20)
+        with within(5, "its end"):
+            code, last = other.end(20)
         assert code == 3
         assert "[Errno 98]" in last
-        assert time.monotonic() - began < 5
     finally:
         other.close()
 
@@ -660,12 +663,11 @@ sys.path.insert(0, sys.argv[1])
 from pytorch_flags import parse
 from pytorch_model import load
 words = ["--model", sys.argv[2], "--dtype", "bfloat16", "--threads", "1"]
-packing = sys.argv[3]
-loaded = load(parse(words + (["--quantization", packing] if packing != "none" else [])))
-layers = sum(
-    p.numel() * p.element_size() for l in loaded.model.model.layers for p in l.parameters()
-)
-json.dump([loaded.model.get_memory_footprint(), layers], sys.stdout)
+found = {}
+for packing in sys.argv[3:]:
+    loaded = load(parse(words + (["--quantization", packing] if packing != "none" else [])))
+    found[packing] = loaded.model.get_memory_footprint()
+json.dump(found, sys.stdout)
 """
 
 
@@ -690,8 +692,10 @@ def big(
 def test_packed_weights_take_what_they_should(
     start: Start, big: Path, pytorch_python: Path, env: dict[str, str]
 ) -> None:
+    packings = ("none", "nf4", "int8")
+    takes = run_code(pytorch_python, env, FOOTPRINT, str(SCRIPT.parent), str(big), *packings)
     held: dict[str, tuple[int, int]] = {}
-    for packing in ("none", "nf4", "int8"):
+    for packing in packings:
         words = () if packing == "none" else ("--quantization", packing)
         server = start("--dtype", "bfloat16", "--max-model-len", "512", *words, model=big).ready()
         rss = psutil.Process(server.process.pid).memory_info().rss
@@ -700,10 +704,7 @@ def test_packed_weights_take_what_they_should(
             == 8
         )
         server.close()
-        footprint, _ = run_code(
-            pytorch_python, env, FOOTPRINT, str(SCRIPT.parent), str(big), packing
-        )
-        held[packing] = footprint, rss
+        held[packing] = takes[packing], rss
     plain, plain_rss = held["none"]
     assert held["nf4"][0] <= 0.35 * plain
     assert held["int8"][0] <= 0.6 * plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,8 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import openai
 import psutil
 import pytest
 
-from tests.harness import ROOT, Room, clean_env, until
+from tests.harness import ROOT, SLACK, Room, clean_env, eventually, until, within
+from tests.streams import Answer, ask, request_bytes
 
 pytestmark = pytest.mark.slow
 RoomMaker = Callable[..., Room]
@@ -228,33 +230,49 @@ def test_admin_endpoints(real: Room) -> None:
 def test_the_log_can_be_followed(real: Room) -> None:
     headers = {"authorization": f"Bearer {real.token}"}
     url = real.ready["admin"] + "/admin/engines/demo-0/logs?tail=0&follow=true"
-    with httpx.stream("GET", url, headers=headers, timeout=20) as answer:
-        real.generate("Hi", max_new_tokens=1)
-        assert any("slot" in text for text in answer.iter_text())
+    over = threading.Event()
+
+    def work() -> None:
+        """So that there are lines whenever the following begins."""
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            while not over.wait(0.2):
+                body = {"prompt": "Hi", "max_new_tokens": 1}
+                assert client.post(f"{real.url}/generate", json=body).status_code == 200
+
+    with (
+        ThreadPoolExecutor(1) as beside,
+        httpx.stream("GET", url, headers=headers, timeout=20 * SLACK) as answer,
+    ):
+        working = beside.submit(work)
+        try:
+            assert any("slot" in text for text in answer.iter_text())
+        finally:
+            over.set()
+        working.result()
 
 
 def test_fifty_at_once_are_answered_in_order_of_arrival(make_real_room: RoomMaker) -> None:
     """One engine, one request at a time: nobody is lost, nobody is interrupted."""
     real = make_real_room("--engine", "llama_cpp").start()
     order: list[int] = []
-    answers: dict[int, dict[str, Any]] = {}
+    data = request_bytes(LONG, max_new_tokens=20, do_sample=False)
 
-    def ask(number: int) -> None:
-        with httpx.Client(timeout=120, trust_env=False) as client:
-            body = {"prompt": LONG, "max_new_tokens": 20, "do_sample": False}
-            answers[number] = client.post(f"{real.url}/generate", json=body).json()
-            order.append(number)
+    async def one(number: int) -> dict[str, Any]:
+        answer = await ask(real.port, data)
+        order.append(number)  # in one loop, which sees bytes in the order of their arrival
+        return dict(json.loads(answer.body))
 
-    threads = []
-    for number in range(50):
-        threads.append(threading.Thread(target=ask, args=(number,)))
-        threads[-1].start()
-        until(lambda n=number: arrived(real) > n, 20, "the request has arrived")  # type: ignore[misc]
-    for thread in threads:
-        thread.join(120)
+    async def all_of_them() -> list[dict[str, Any]]:
+        asked = []
+        for number in range(50):
+            asked.append(asyncio.create_task(one(number)))
+            await eventually(lambda n=number: arrived(real) > n, 20, "it has arrived")  # type: ignore[misc]
+        return await asyncio.gather(*asked)
+
+    answers = asyncio.run(all_of_them())
     assert order == list(range(50))
-    assert {answers[n]["token_count"] for n in range(50)} == {20}
-    assert len({answers[n]["generated_text"] for n in range(50)}) == 1
+    assert {each["token_count"] for each in answers} == {20}
+    assert len({each["generated_text"] for each in answers}) == 1
 
 
 def arrived(room: Room) -> int:
@@ -272,25 +290,20 @@ def arrived(room: Room) -> int:
 
 def test_past_the_bound_they_are_refused_with_retry_after(make_real_room: RoomMaker) -> None:
     room = make_real_room("--max-queue", "2").start()
-    results: list[httpx.Response] = []
+    data = request_bytes(LONG, max_new_tokens=150, do_sample=False)
 
-    def ask() -> None:
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            body = {"prompt": LONG, "max_new_tokens": 150, "do_sample": False}
-            results.append(client.post(f"{room.url}/generate", json=body))
+    async def at_once() -> list[Answer]:
+        return await asyncio.gather(*(ask(room.port, data) for _ in range(20)))
 
-    threads = [threading.Thread(target=ask) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(90)
-    codes = [r.status_code for r in results]
+    results = asyncio.run(at_once())
+    codes = [each.status for each in results]
     assert set(codes) == {200, 429}
     assert codes.count(200) >= 3
-    for refused in (r for r in results if r.status_code == 429):
-        assert refused.json()["error"]["code"] == "queue_full"
+    for refused in (each for each in results if each.status == 429):
+        assert refused.code == "queue_full"
         assert int(refused.headers["retry-after"]) >= 1
-    assert {r.json()["token_count"] for r in results if r.status_code == 200} == {150}
+    served = [json.loads(each.body) for each in results if each.status == 200]
+    assert {each["token_count"] for each in served} == {150}
 
 
 def test_a_killed_engine_mid_stream(make_real_room: RoomMaker) -> None:
@@ -299,9 +312,8 @@ def test_a_killed_engine_mid_stream(make_real_room: RoomMaker) -> None:
     with room.stream(LONG, max_new_tokens=1500, do_sample=False) as events:
         next(events)
         os.kill(before["pid"], signal.SIGKILL)
-        began = time.monotonic()
-        rest = list(events)
-    assert time.monotonic() - began < 1
+        with within(1, "the end is told"):
+            rest = list(events)
     assert "[DONE]" not in rest
     assert json.loads(rest[-1])["error"]["code"] == "engine_died"
     assert sum("error" in json.loads(e) for e in rest) == 1
@@ -321,7 +333,7 @@ def test_a_killed_supervisor_mid_stream_then_adoption_then_the_end(
     assert rest[-1] == "[DONE]"
     assert json.loads(rest[-2])["token_count"] == 400
     room.start()
-    assert room.ready["start_seconds"] < 2
+    assert room.ready["start_seconds"] < 2 * SLACK
     assert room.engine()["pid"] == before["pid"]
     assert room.generate(QUESTION).status_code == 200
     assert room.stop() == 0
@@ -347,19 +359,17 @@ def test_a_client_that_leaves_frees_the_engine(real: Room) -> None:
         with pytest.raises(TimeoutError):
             leaving.recv(1)
     until(lambda: real.engine()["in_flight"] == 0, 3, "the lease is given back")
-    began = time.monotonic()
-    assert real.generate("Hi", max_new_tokens=1).status_code == 200
-    assert time.monotonic() - began < 2
+    with within(2, "the next one is served"):
+        assert real.generate("Hi", max_new_tokens=1).status_code == 200
 
 
 def test_a_second_start_is_quick(make_real_room: RoomMaker) -> None:
     make_real_room().start().stop()
     room = make_real_room()
-    began = time.monotonic()
-    room.start()
-    with room.stream(QUESTION) as events:
-        next(events)
-    assert time.monotonic() - began < 5
+    with within(5, "start and first token"):
+        room.start()
+        with room.stream(QUESTION) as events:
+            next(events)
 
 
 def test_the_other_quantization_and_a_path(make_real_room: RoomMaker) -> None:
@@ -377,7 +387,12 @@ def test_the_command_line_speaks_to_a_running_server(real: Room) -> None:
     def engineroom(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "orchestrator", *words, "--data-dir", str(real.data)]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=clean_env(), check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60 * SLACK,
+            env=clean_env(),
+            check=False,
         )
 
     assert "demo-0" in engineroom("ps").stdout

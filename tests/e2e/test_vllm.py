@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +17,9 @@ import pytest
 from orchestrator.models.config_json import spec_from_config
 from orchestrator.resources import demo_dir
 from tests.e2e.real_vllm import START_S, Engine, Program, plan_of, random_adapter, text
-from tests.harness import until
+from tests.harness import SLACK, until, within
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # starts count where a test makes them
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # starts count where a test makes them
 GIB = 2**30
 KEY = "a key for tests"
 QUESTION = "What products do you recommend?"
@@ -148,12 +147,11 @@ def test_a_stop_with_requests_in_flight_takes_no_longer_than_its_grace(one: Engi
         busy = pool.submit(one.http.post, "/v1/completions", json={
             "model": "demo", "prompt": "Hi", "max_tokens": 1900, "ignore_eos": True})  # fmt: skip
         until(lambda: busy.done() or _running(one), 60, "a request runs")
-        began = time.monotonic()
-        exit = one.stop(10)
-        assert time.monotonic() - began < 13
+        with within(13, "the grace and its kill"):
+            exit = one.stop(10)
         # Where its worker ends before its core it waits for the request for ever, and is killed.
         assert exit.code == 0 or exit.signal == signal.SIGKILL, exit
-        busy.exception(30)
+        busy.exception(30 * SLACK)
 
 
 def _running(engine: Engine) -> bool:
@@ -164,7 +162,6 @@ def _running(engine: Engine) -> bool:
 def test_a_stop_while_it_starts_is_over_at_once(tmp_path: Path, program: str) -> None:
     engine = Engine(tmp_path, program, plan_of(max_concurrency=1))
     until(lambda: any("(EngineCore" in line for line in engine.log), START_S, "its core starts")
-    began = time.monotonic()
-    engine.stop(2)
-    assert time.monotonic() - began < 4
+    with within(4, "the grace and its kill"):
+        engine.stop(2)
     engine.close()

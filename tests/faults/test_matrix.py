@@ -22,13 +22,14 @@ ROWS = rows()
 # A machine that does something else for seconds is no fault of ours; all else is. Real engines take
 # minutes, and are tried once more only.
 _TRIES = {"fake": 3}
+pytestmark = pytest.mark.alone
 
 
 def _proofs() -> list[object]:
     return [
         pytest.param(
             ROWS[row], engine, function, id=f"{row}-{engine}-{function.__name__}",
-            marks=[pytest.mark.slow, pytest.mark.timeout(180 if engine == "fake" else 1200)],
+            marks=[pytest.mark.slow, pytest.mark.timeout(300 if engine == "fake" else 1800)],
         )
         for (row, engine), functions in sorted(SCENARIOS.items())
         for function in functions

@@ -7,11 +7,10 @@ import socket
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.bad_input import GOOD, HEAD, Case, cases, request
-from tests.harness import Room, fake_room, processes_of, until
+from tests.harness import SLACK, Room, fake_room, look, processes_of, until
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +28,13 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def dial(room: Room) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", room.port), timeout=15)
+    return socket.create_connection(("127.0.0.1", room.port), timeout=15 * SLACK)
 
 
 def answers(conn: socket.socket, bodyless: bool = False) -> tuple[bytes, bool]:
     """What comes until the end of the connection, or until one whole answer; whether it ended."""
     got = b""
-    conn.settimeout(15)
+    conn.settimeout(15 * SLACK)
     while True:
         try:
             part = conn.recv(1 << 16)
@@ -66,8 +65,7 @@ def send(conn: socket.socket, data: bytes) -> None:
 
 
 def engine_requests(room: Room) -> int:
-    told = httpx.get(f"{room.engine()['url']}/stats", trust_env=False).json()
-    return int(told["requests"])
+    return int(look(f"{room.engine()['url']}/stats").json()["requests"])
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -107,14 +105,14 @@ def test_heads_and_bodies_that_never_end_are_given_up(room: Room) -> None:
         send(conn, half_head)
         got, ended = answers(conn)
         assert ended
-        assert 0.8 < time.monotonic() - began < 6
+        assert 0.8 < time.monotonic() - began < 6 * SLACK
         assert got == b"" or b" 408 " in got
     with dial(room) as conn:
         began = time.monotonic()
         send(conn, half_body)
         got, ended = answers(conn)
         assert ended
-        assert 1.2 < time.monotonic() - began < 6
+        assert 1.2 < time.monotonic() - began < 6 * SLACK
         assert b" 408 " in got.split(b"\r\n")[0]
 
 
@@ -122,7 +120,6 @@ def test_a_trickle_does_not_keep_a_head_alive(room: Room) -> None:
     with dial(room) as conn:
         conn.settimeout(0.2)
         send(conn, b"POST /generate HTTP/1.1\r\n")
-        began = time.monotonic()
 
         def closed() -> bool:
             try:
@@ -134,7 +131,6 @@ def test_a_trickle_does_not_keep_a_head_alive(room: Room) -> None:
                 return True
 
         until(closed, 6, "it is closed")
-        assert time.monotonic() - began < 6
 
 
 def test_pipelined_requests_are_answered_in_order(room: Room) -> None:
@@ -146,7 +142,7 @@ def test_pipelined_requests_are_answered_in_order(room: Room) -> None:
         send(conn, request(b"", paths[-1], head=last, method="GET"))
         send(conn, request(b"", "/health/live", method="GET"))
         got = b""
-        conn.settimeout(15)
+        conn.settimeout(15 * SLACK)
         while part := conn.recv(1 << 16):
             got += part
     codes = [int(line.split()[1]) for line in got.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
@@ -161,7 +157,7 @@ def test_generating_requests_may_be_pipelined(room: Room) -> None:
     with dial(room) as conn:
         send(conn, request(GOOD) * 3 + request(b"", "/health/live", method="GET"))
         got = b""
-        conn.settimeout(15)
+        conn.settimeout(15 * SLACK)
         while not got.endswith(b'{"status":"ok"}'):
             part = conn.recv(1 << 16)
             assert part, got
@@ -186,7 +182,7 @@ def test_many_refusals_in_one_packet_are_all_answered(room: Room) -> None:
     with dial(room) as conn:
         send(conn, request(GOOD) + request(b"") * 400 + request(b"", "/health/live", method="GET"))
         got = b""
-        conn.settimeout(15)
+        conn.settimeout(15 * SLACK)
         while not got.endswith(b'{"status":"ok"}'):
             part = conn.recv(1 << 16)
             assert part, got[-300:]
@@ -211,7 +207,7 @@ def test_an_upgrade_behind_another_request_is_a_request_of_its_own(room: Room) -
     with dial(room) as conn:
         send(conn, request({**GOOD, "stream": True}) + request(GOOD, head=h2c))
         got = b""
-        conn.settimeout(15)
+        conn.settimeout(15 * SLACK)
         while part := conn.recv(1 << 16):
             got += part
     assert got.count(b"HTTP/1.1 200") == 2
@@ -240,7 +236,7 @@ def test_a_body_is_waited_for_where_the_client_waits_for_a_word(room: Room) -> N
     with dial(room) as conn:
         whole = request(data, head=HEAD + b"expect: 100-continue\r\n")
         send(conn, whole[: -len(data)])
-        conn.settimeout(15)
+        conn.settimeout(15 * SLACK)
         assert conn.recv(1 << 16).startswith(b"HTTP/1.1 100")
         send(conn, data)
         got, _ = answers(conn)

@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from tests.fakes.odd_server import Asked, odd_server
-from tests.harness import ROOT, Room, clean_env, eventually, until
+from tests.harness import ROOT, SLACK, Room, clean_env, eventually, until
 
+pytestmark = pytest.mark.alone
 KEY = "sk-very-secret-123"
 FakeMaker = Callable[..., str]
 
@@ -97,7 +98,7 @@ async def test_figures_are_what_the_engine_was_told(fake: FakeMaker) -> None:
     }  # fmt: skip
     assert (found["output_tokens"], found["tokens_counted_by"]) == (16 * 20, "usage")
     assert found["prompt_tokens"] == 16 * 30
-    assert 0.4 <= found["ttft_s"]["p50"] <= 0.8
+    assert 0.4 <= found["ttft_s"]["p50"] <= 0.4 + 0.4 * SLACK
     assert found["tpot_s"]["p50"] == pytest.approx(0.05, rel=0.15)
     assert found["itl_s"]["p50"] == pytest.approx(0.05, rel=0.15)
     assert found["itl_s"]["mean"] == pytest.approx(0.05, rel=0.25)

@@ -23,6 +23,7 @@ from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.gateways import GatewayLink
 from orchestrator.supervision.instance import Instance
 from orchestrator.supervision.progress import Work
+from tests.harness import SLACK
 
 
 def table(generation: int) -> RouteTable:
@@ -65,7 +66,7 @@ class Channel:
         self.there = SupervisorLink(config, self.router, self.keys)
 
     async def until(self, work: Work, generation: int = 1) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(5 * SLACK):
             while self.here.work(running(generation)) != work:
                 self.heard.clear()
                 await self.heard.wait()
@@ -88,7 +89,7 @@ async def open_channel(tmp_path: Path) -> AsyncIterator[Channel]:
 
 async def test_the_supervisor_learns_what_an_engine_owes_and_has_relayed(tmp_path: Path) -> None:
     async with open_channel(tmp_path) as channel:
-        await asyncio.wait_for(known(channel), 5)
+        await asyncio.wait_for(known(channel), 5 * SLACK)
         async with channel.router.lease("m") as lease:
             with lease.tally.owing():
                 await channel.until(Work(1, 0))
@@ -100,7 +101,7 @@ async def test_the_supervisor_learns_what_an_engine_owes_and_has_relayed(tmp_pat
         channel.there.failed(lease, "broke")
         lease.tally.answered += 1
         channel.there.changed()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(5 * SLACK):
             while len(channel.events) < 3:
                 channel.heard.clear()
                 await channel.heard.wait()
@@ -109,13 +110,13 @@ async def test_the_supervisor_learns_what_an_engine_owes_and_has_relayed(tmp_pat
 
 async def test_the_supervisor_learns_what_single_streams_are_decoded_at(tmp_path: Path) -> None:
     async with open_channel(tmp_path) as channel:
-        await asyncio.wait_for(known(channel), 5)
+        await asyncio.wait_for(known(channel), 5 * SLACK)
         for tokens, seconds in ((100, 2.0), (30, 1.0)):
             async with channel.router.lease("m") as lease:
                 lease.tally.solo.tokens += tokens
                 lease.tally.solo.seconds += seconds
             told = len(channel.speeds)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(5 * SLACK):
                 while len(channel.speeds) == told:
                     channel.heard.clear()
                     await channel.heard.wait()
@@ -124,7 +125,7 @@ async def test_the_supervisor_learns_what_single_streams_are_decoded_at(tmp_path
 
 async def test_a_gateway_that_stands_still_cannot_accuse_an_engine(tmp_path: Path) -> None:
     async with open_channel(tmp_path) as channel:
-        await asyncio.wait_for(known(channel), 5)
+        await asyncio.wait_for(known(channel), 5 * SLACK)
         async with channel.router.lease("m") as lease:
             with lease.tally.owing():
                 await channel.until(Work(1, 0))

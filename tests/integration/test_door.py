@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 import httpx
 import pytest
 
-from tests.harness import until
+from tests.harness import SLACK, until
 from tests.stage import Stage, staged
 from tests.streams import events_of, request_bytes, told
 
@@ -20,12 +20,14 @@ LIMIT = 4096
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     knobs = ["--tps", "200", "--usage-in-stream"]
-    with staged(knobs, max_body_bytes=LIMIT, stream_comment_s=0.3) as made:
+    with staged(knobs, max_body_bytes=LIMIT, stream_comment_s=0.3, stall_timeout_s=2) as made:
         yield made
 
 
 def connect(stage: Stage) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(stage.url.rsplit(":", 1)[1])), timeout=10)
+    return socket.create_connection(
+        ("127.0.0.1", int(stage.url.rsplit(":", 1)[1])), timeout=10 * SLACK
+    )
 
 
 def exchange(stage: Stage, data: bytes) -> bytes:

@@ -18,7 +18,7 @@ from orchestrator.admin_events import END, add_events, follow
 from orchestrator.cli.events import events
 from orchestrator.errors import ControlUnavailable
 from orchestrator.supervision.store import Store
-from tests.harness import ROOT, Room, clean_env
+from tests.harness import ROOT, SLACK, Room, clean_env
 
 
 async def frames(lines: AsyncIterator[str], count: int) -> list[str]:
@@ -84,7 +84,7 @@ def test_the_command_follows_over_a_killed_supervisor(
         cwd=ROOT,
         env=clean_env(),
     )
-    guard = threading.Timer(60, follower.kill)
+    guard = threading.Timer(60 * SLACK, follower.kill)
     guard.start()
     try:
         assert follower.stdout is not None
@@ -104,7 +104,7 @@ def test_the_command_follows_over_a_killed_supervisor(
         assert "plan.run" in shown
         assert room.stop() == 0
         rows += [json.loads(line) for line in follower.stdout]
-        assert follower.wait(20) == 0
+        assert follower.wait(20 * SLACK) == 0
         numbers = [row["id"] for row in rows]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert rows[-1]["detail"]["new"] == "stopped"

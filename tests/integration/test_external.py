@@ -15,7 +15,7 @@ import pytest
 from engine_launchers import load_launcher
 from orchestrator.errors import EngineRoomError
 from orchestrator.external import plan_of
-from tests.harness import Room, free_ports, until
+from tests.harness import SLACK, Room, free_ports, until
 
 RoomMaker = Callable[..., Room]
 ENGINE = Path(__file__).parents[1] / "fakes" / "engine.py"
@@ -77,7 +77,7 @@ def test_an_address_without_a_server_is_told(make_room: RoomMaker) -> None:
     port = free_ports(1)[0]
     room = make_room(engine_url=f"http://127.0.0.1:{port}", engine_path=None)
     process = room.launch()
-    assert process.wait(30) != 0
+    assert process.wait(30 * SLACK) != 0
     assert "is it running there?" in room.log.read_text()
 
 

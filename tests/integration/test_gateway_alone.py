@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.harness import ROOT, clean_env, free_ports, until
+from tests.harness import ROOT, SLACK, clean_env, free_ports, look, until
 from tests.stage import FakeEngine
 from tests.streams import check_stream, told
 
@@ -34,7 +34,7 @@ def alone(*flags: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], st
     def answers() -> bool:
         assert process.poll() is None
         try:
-            return httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200
+            return look(f"{url}/health/ready").status_code == 200
         except httpx.TransportError:
             return False
 
@@ -48,7 +48,7 @@ def alone(*flags: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], st
 
 
 def test_it_serves_its_one_model_within_its_memory_and_ends_in_order() -> None:
-    with alone() as (process, url, _), httpx.Client(trust_env=False, timeout=20) as http:
+    with alone() as (process, url, _), httpx.Client(trust_env=False, timeout=20 * SLACK) as http:
         told_models = http.get(f"{url}/v1/models").json()["data"]
         assert [each["id"] for each in told_models] == ["fake"]
         asked = {"model": "fake", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}
@@ -60,11 +60,14 @@ def test_it_serves_its_one_model_within_its_memory_and_ends_in_order() -> None:
         with http.stream("POST", f"{url}/generate_stream", json=stream) as got:
             check_stream([x[6:] for x in got.iter_lines() if x.startswith("data: ")], 6)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) in (0, -signal.SIGTERM)
+        assert process.wait(10 * SLACK) in (0, -signal.SIGTERM)
 
 
 def test_a_stream_that_outlasts_the_end_is_told_so() -> None:
-    with alone() as (process, url, engine), httpx.Client(trust_env=False, timeout=20) as http:
+    with (
+        alone() as (process, url, engine),
+        httpx.Client(trust_env=False, timeout=20 * SLACK) as http,
+    ):
         stream = {"prompt": "Hi", "max_new_tokens": 1000}
         with http.stream("POST", f"{url}/generate_stream", json=stream) as got:
             lines = (line[6:] for line in got.iter_lines() if line.startswith("data: "))
@@ -79,7 +82,7 @@ def test_a_stream_that_outlasts_the_end_is_told_so() -> None:
 def test_keys_come_from_the_environment_and_never_show() -> None:
     with (
         alone(ENGINEROOM_API_KEYS="sekret") as (process, url, _),
-        httpx.Client(trust_env=False, timeout=20) as http,
+        httpx.Client(trust_env=False, timeout=20 * SLACK) as http,
     ):
         asked = {"prompt": "Hi", "max_new_tokens": 1}
         assert http.post(f"{url}/generate", json=asked).status_code == 401
@@ -100,7 +103,7 @@ def test_keys_that_were_made_guard_a_gateway_alone(tmp_path: Path) -> None:
     key = json.loads(made.stdout)["key"]
     with alone(ENGINEROOM_DATA_DIR=data) as (_, url, engine):
         asked = {"prompt": "Hi", "max_new_tokens": 2}
-        with httpx.Client(trust_env=False, timeout=20) as http:
+        with httpx.Client(trust_env=False, timeout=20 * SLACK) as http:
             assert http.post(f"{url}/generate", json=asked).status_code == 401
             good = {"authorization": f"Bearer {key}"}
             answer = http.post(f"{url}/generate", json=asked, headers=good)

@@ -26,6 +26,7 @@ from orchestrator.supervision.orders import ModelOrder
 from orchestrator.supervision.probing import ProbeTimes
 from orchestrator.supervision.workloads import EngineWorkload
 from tests.fakes.launcher import FakeLauncher
+from tests.harness import SLACK
 
 PLAN = EnginePlan(
     id="x", engine="llama_cpp", engine_version="fake", tier="CPU_ONLY",
@@ -70,7 +71,7 @@ class Life:
         """Post, and wait for a state."""
         for event in events:
             self.instance.post(event)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * SLACK):
             await self.instance.wait_for(frozenset({state}))
         return self.instance.lifecycle
 

@@ -30,7 +30,7 @@ from orchestrator.errors import (
     UpstreamBroken,
 )
 from orchestrator.settings import load_settings
-from tests.harness import ROOT, clean_env, eventually, processes_of, until
+from tests.harness import ROOT, SLACK, clean_env, eventually, processes_of, until
 
 EngineMaker = Callable[..., AdaptiveInferenceEngine]
 pytestmark = pytest.mark.slow  # real processes, some seconds each
@@ -226,7 +226,7 @@ engine = AdaptiveInferenceEngine(data_dir=sys.argv[1], command=sys.argv[2:], sto
 engine.load_model("demo")
 if os.fork() == 0:  # holds every pipe of its parent, and lives on
     print("fork", os.getpid(), flush=True)
-    time.sleep(60)
+    time.sleep(600)
     os._exit(0)
 asyncio.run(main(engine))
 """
@@ -244,7 +244,7 @@ def test_a_killed_interpreter_leaves_no_process(tmp_path: Path) -> None:
         fork = psutil.Process(int(next(x for x in lines if x.startswith("fork")).split()[1]))
         assert len(processes_of(str(tmp_path / "library"))) >= 3  # supervisor, engine, gateway
         program.send_signal(signal.SIGKILL)
-        program.wait(10)
+        program.wait(10 * SLACK)
         until(lambda: not processes_of(str(tmp_path / "library")), 15, "all of it ends")
         assert fork.is_running()
         fork.kill()
@@ -261,7 +261,7 @@ def test_ctrl_c_is_for_the_interpreter_which_ends_in_order(tmp_path: Path) -> No
         assert running.stdout is not None
         assert running.stdout.readline()
         os.killpg(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=60)  # at most a drain and two graces
+        _, said = running.communicate(timeout=60 * SLACK)  # at most a drain and two graces
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert processes_of(str(tmp_path / "library")) == []
     assert folders(tmp_path) == []

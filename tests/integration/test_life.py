@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.harness import Room, free_ports, until
+from tests.harness import SLACK, Room, free_ports, until, within
 
 RoomMaker = Callable[..., Room]
 
@@ -40,9 +39,8 @@ def test_a_killed_engine_ends_its_stream_with_one_error_and_is_replaced(
     with room.stream("Hi", max_new_tokens=200) as events:
         assert json.loads(next(events))["index"] == 0
         os.kill(before["pid"], signal.SIGKILL)
-        began = time.monotonic()
-        rest = list(events)
-    assert time.monotonic() - began < 1.0
+        with within(1, "the end is told"):
+            rest = list(events)
     assert "[DONE]" not in rest
     errors = [json.loads(e) for e in rest if "error" in json.loads(e)]
     assert [e["error"]["code"] for e in errors] == ["engine_died"]
@@ -65,7 +63,7 @@ def test_engines_outlive_a_killed_supervisor_and_are_adopted(make_room: RoomMake
     assert room.generate("alone", max_new_tokens=2).status_code == 200
     assert room.http.get(f"{room.url}/health").json()["supervisor"] == "away"
     room.start()
-    assert room.ready["start_seconds"] < 2
+    assert room.ready["start_seconds"] < 2 * SLACK
     after = room.engine()
     assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
     assert room.engine("gateway-0")["pid"] == gateway["pid"]
@@ -84,7 +82,7 @@ def test_engines_outlive_a_killed_supervisor_and_are_adopted(make_room: RoomMake
 def test_sigterm_lets_running_streams_finish_and_refuses_new_ones(make_room: RoomMaker) -> None:
     room = make_room("--tps", "20", serial=False).start()
     assert room.process is not None
-    with room.stream("Hi", max_new_tokens=30) as events:
+    with room.stream("Hi", max_new_tokens=60) as events:
         next(events)
         room.process.send_signal(signal.SIGTERM)
         refused = until(
@@ -95,7 +93,7 @@ def test_sigterm_lets_running_streams_finish_and_refuses_new_ones(make_room: Roo
         rest = list(events)
     assert refused.json()["error"]["code"] == "draining"
     assert int(refused.headers["retry-after"]) >= 1
-    assert json.loads(rest[-2])["token_count"] == 30
+    assert json.loads(rest[-2])["token_count"] == 60
     assert rest[-1] == "[DONE]"
     assert room.wait_end() == 0
     assert room.processes() == []
@@ -120,17 +118,16 @@ def test_a_second_signal_ends_the_drain_at_once(make_room: RoomMaker) -> None:
         next(events)
         room.process.send_signal(signal.SIGTERM)
         room.wait_state("draining")
-        began = time.monotonic()
-        room.process.send_signal(signal.SIGTERM)
-        list(events)
-    assert room.wait_end() == 0
-    assert time.monotonic() - began < 8
+        with within(8, "the end"):
+            room.process.send_signal(signal.SIGTERM)
+            list(events)
+            assert room.wait_end() == 0
 
 
 def test_a_restart_starts_the_new_engine_before_the_old_one_drains(make_room: RoomMaker) -> None:
     room = make_room("--tps", "20").start()
     before = room.engine()
-    with room.stream("Hi", max_new_tokens=60) as events:
+    with room.stream("Hi", max_new_tokens=120) as events:
         next(events)
         assert room.admin("POST", "/admin/models/demo/restart").status_code == 202
         room.wait_state("ready", "demo-1")
@@ -138,7 +135,7 @@ def test_a_restart_starts_the_new_engine_before_the_old_one_drains(make_room: Ro
         assert late.status_code == 200
         assert room.engine("demo-0")["state"] == "draining"
         rest = list(events)
-    assert json.loads(rest[-2])["token_count"] == 60
+    assert json.loads(rest[-2])["token_count"] == 120
     until(lambda: len(room.engines()) == 1, 10, "the old one is gone")
     assert not psutil.pid_exists(before["pid"])
     assert room.metric("engineroom_engine_restarts_total", engine="demo-1") == 0
@@ -148,7 +145,7 @@ def test_without_memory_for_two_a_restart_drains_and_requests_wait(make_room: Ro
     room = make_room("--tps", "20", max_ram_bytes=150 << 20).start()
     before = room.engine()
     results: list[int] = []
-    with room.stream("Hi", max_new_tokens=20) as events:
+    with room.stream("Hi", max_new_tokens=60) as events:
         next(events)
         accepted = room.admin("POST", "/admin/models/demo/restart", json={"drain_s": 10})
         assert accepted.status_code == 202
@@ -159,7 +156,7 @@ def test_without_memory_for_two_a_restart_drains_and_requests_wait(make_room: Ro
         late.start()
         rest = list(events)
     assert rest[-1] == "[DONE]"
-    late.join(20)
+    late.join(20 * SLACK)
     assert results == [200]
     after = room.wait_state("ready")
     assert after["pid"] != before["pid"]
@@ -357,10 +354,10 @@ def test_a_stopped_engine_is_found_by_its_probe_and_replaced(make_room: RoomMake
     room = make_room(probe_timeout_s=0.4, probe_interval_s=0.2).start()
     before = room.engine()
     os.kill(before["pid"], signal.SIGSTOP)
-    until(lambda: room.engine()["generation"] == 2, 15, "a new engine")
+    room.wait_generation(before["generation"] + 1)
     room.wait_state("ready")
     assert room.generate("x", max_new_tokens=1).status_code == 200
-    assert room.metric("engineroom_engine_restarts_total", cause="unresponsive") == 1
+    assert room.metric("engineroom_engine_restarts_total", cause="unresponsive") >= 1
 
 
 @pytest.mark.slow

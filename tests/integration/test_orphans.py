@@ -24,7 +24,7 @@ from orchestrator.runtimes.shim.leaf import Leaf
 from orchestrator.runtimes.shim.tree import Tree
 from tests.harness import Room, until
 
-KILLS = int(os.environ.get("ORPHAN_KILLS", "40"))
+KILLS = int(os.environ.get("ORPHAN_KILLS", "20"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 10 * KILLS)]
 SEED = int(os.environ.get("ORPHAN_SEED", "7"))
 BOUND_S = 15.0

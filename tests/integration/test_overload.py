@@ -15,10 +15,13 @@ import pytest
 
 from orchestrator.access import KeyGrant, hash_of
 from orchestrator.control import KeyTable
-from tests.harness import eventually, sample, until
+from tests.harness import SLACK, eventually, sample, until
 from tests.stage import Stage, staged
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+PLACES, TPS, TOKENS = 4, 50, 20
+CAPACITY = PLACES * TPS / TOKENS
+"""Requests a second, by what the engine is told; a machine that is busy reaches less."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,15 @@ class Answer:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    config = {"places": 4, "max_queue": 16, "queue_timeout_s": 30, "stall_timeout_s": 30}
-    with staged(["--tps", "50"], **config) as made:
+    config = {"places": PLACES, "max_queue": 16, "queue_timeout_s": 30, "stall_timeout_s": 30}
+    with staged(["--tps", str(TPS)], **config) as made:
         yield made
 
 
 async def ask(stage: Stage, key: str = "-", **fields: Any) -> Answer:
     """One request on a connection of its own; a real client's work would be in the way here."""
     began = time.monotonic()
-    body = json.dumps({"prompt": "Hi", "max_new_tokens": 20, **fields}).encode()
+    body = json.dumps({"prompt": "Hi", "max_new_tokens": TOKENS, **fields}).encode()
     head = (
         "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -85,8 +88,8 @@ async def test_ten_times_too_much_is_turned_away_at_once_and_the_rest_is_served_
     before = await peak(stage, seconds)
     tasks: list[asyncio.Task[Answer]] = []
     began = loop.time()
-    for number in range(int(10 * before * seconds)):
-        await asyncio.sleep(max(0.0, began + number / (10 * before) - loop.time()))
+    for number in range(int(10 * CAPACITY * seconds)):
+        await asyncio.sleep(max(0.0, began + number / (10 * CAPACITY) - loop.time()))
         tasks.append(asyncio.create_task(ask(stage)))
     took = loop.time() - began
     done = [each.result() for each in tasks if each.done()]
@@ -147,7 +150,7 @@ async def test_the_urgent_goes_first_and_what_is_late_is_told_so(stage: Stage) -
         order.append(name)
         return answer
 
-    busy = [asyncio.create_task(ask(stage, max_new_tokens=50)) for _ in range(4)]
+    busy = [asyncio.create_task(ask(stage, max_new_tokens=200)) for _ in range(4)]
     await until_waiting(stage, 0)
     plain = asyncio.create_task(named("plain", prompt='fake={"tps": 20}'))
     await until_waiting(stage, 1)
@@ -155,7 +158,7 @@ async def test_the_urgent_goes_first_and_what_is_late_is_told_so(stage: Stage) -
     await until_waiting(stage, 5)
     late = await ask(stage, timeout=0.2)
     assert (late.status, late.code) == (504, "deadline_exceeded")
-    assert late.seconds < 5
+    assert late.seconds < 2 * SLACK
     await asyncio.gather(*busy, plain, *others)
     assert order[-1] == "plain"
     assert all(each.status == 200 for each in await asyncio.gather(*busy))

@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness import Room
 
-EXAMPLES = os.environ.get("SCHEMA_EXAMPLES", "20")
+EXAMPLES = os.environ.get("SCHEMA_EXAMPLES", "10")
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_schema_conformance,negative_data_rejection"

@@ -14,6 +14,7 @@ from orchestrator.errors import BadRequest, RequestError, UnsupportedParameter
 from orchestrator.gateway import openai, quick
 from orchestrator.gateway.body import parse, parse_json
 from orchestrator.gateway.generate import GenerateRequest, result, to_completion
+from tests.examples import examples
 
 QUIRKS = LlamaCppLauncher().quirks
 
@@ -289,7 +290,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 WIDE = frozenset({*quick.CHAT, *quick.COMPLETION})
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(bodies())
 def test_what_is_accepted_at_a_glance_is_accepted_by_the_models_and_means_the_same(
     data: bytes,

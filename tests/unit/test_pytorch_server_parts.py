@@ -327,13 +327,13 @@ def test_a_switch_that_fails_ends_every_request_and_the_engine(error: Exception)
         engine.close(base, "stop")  # the batch is empty: x has its turn
         for stream in waiting:
             with pytest.raises(bodies.Refused, match="the engine failed: adapter x was not act"):
-                await asyncio.wait_for(anext(engine.events(stream)), 5)
+                await asyncio.wait_for(anext(engine.events(stream)), 20)
             engine.close(stream, "error")
         assert f"{type(error).__name__}: {error}" in engine.death()
         assert not engine.alive()
         with pytest.raises(bodies.Refused) as refused:
             engine.submit(ask("m"), [1])
         assert refused.value.status == 503
-        await asyncio.wait_for(engine.emptied(), 5)
+        await asyncio.wait_for(engine.emptied(), 20)
 
     asyncio.run(run())

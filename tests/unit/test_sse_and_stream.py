@@ -21,9 +21,10 @@ from orchestrator.gateway.guard import StreamGuard
 from orchestrator.gateway.shapes import Answer, End, Passing, TokenStream, WholeAnswer, WholeText
 from orchestrator.gateway.sse import SseReader, event
 from orchestrator.gateway.template import Learner, learned
+from tests.examples import examples
 
 # The aim is 100,000 scripts a night; a run of the suite takes a few hundred of them.
-SCRIPTS = int(os.environ.get("STREAM_SCRIPTS", "500"))
+SCRIPTS = int(os.environ.get("STREAM_SCRIPTS", examples(500)))
 _CLIENT = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9")
 
 
@@ -72,7 +73,7 @@ def by_lines(data: bytes) -> tuple[list[bytes], bool]:
 SHRED = st.sampled_from([b"\n", b"\r", b"\r\n", b"data: x", b"data:", b": c", b"event: e", b"data"])
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(st.lists(SHRED, max_size=24), st.lists(st.integers(0, 200), max_size=12))
 def test_any_lines_in_any_pieces_are_read_by_the_book(parts: list[bytes], cuts: list[int]) -> None:
     data = b"".join(parts)

@@ -25,6 +25,7 @@ from orchestrator.supervision.lock import only_one
 from orchestrator.supervision.records import COPY
 from orchestrator.supervision.store import Store
 from tests.disks import Disk, Limited, small_disk
+from tests.examples import examples
 from tests.plans import box, planned
 
 FIRST_RELEASE = """
@@ -139,7 +140,7 @@ def whole(plan: EnginePlan) -> Iterator[Path]:
 @given(
     st.integers(0, 2**32), st.sets(st.sampled_from(["state.db", "state.good.db", COPY]), min_size=1)
 )
-@settings(max_examples=256, deadline=None)
+@settings(max_examples=examples(256), deadline=None)
 def test_no_damage_stops_it_and_nothing_false_is_read(
     whole: Path, seed: int, spoiled: set[str]
 ) -> None:
@@ -346,12 +347,12 @@ async def test_the_next_event_can_be_waited_for(tmp_path: Path) -> None:
     waiting[1].cancel()
     await asyncio.sleep(0)
     store.add_event("x", "y")
-    await asyncio.wait_for(waiting[0], 5)
+    await asyncio.wait_for(waiting[0], 20)
     last = asyncio.create_task(store.journal.wait(1))
     await asyncio.sleep(0)
     assert not last.done()
     store.close()
-    await asyncio.wait_for(last, 5)
+    await asyncio.wait_for(last, 20)
 
 
 def test_only_one_holds_the_lock(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def _longest_pause(events: Iterator[str], count: int) -> float:
 
 @scenario("F36", "fake")
 def wall_clock_jumps(lab: Lab) -> None:
-    room = lab.make("--tps", "30", lease_s=1, probe_interval_s=0.2, serial=False, drain_s=0)
+    room = lab.make("--tps", "30", lease_s=2, probe_interval_s=0.2, serial=False, drain_s=0)
     clock = MovedClock(room.data.parent / "clock")
     room.command = (str(clock.python), *room.command[1:])
     room.start()
@@ -40,17 +40,17 @@ def wall_clock_jumps(lab: Lab) -> None:
     for each in room.processes():
         assert "clock.so" in Path(f"/proc/{each.pid}/maps").read_text(), each
     began = time.monotonic()
-    with room.stream("Hi", max_new_tokens=112) as events:
+    with room.stream("Hi", max_new_tokens=202) as events:
         for jump in (HOUR, -HOUR, 0):
             clock.move(jump)
-            assert abs(_shown(room) - jump) < 5
-            lab.took(_longest_pause(events, 36))  # longer than a lease, and many probes
+            assert abs(_shown(room) - jump) < HOUR / 60
+            lab.took(_longest_pause(events, 66))  # longer than a lease, and many probes
             assert room.generate("beside it", max_new_tokens=1).status_code == 200
         assert list(events)[-1] == "[DONE]"
     for name, was in before.items():
         now = room.engine(name)
         same = ("pid", "generation", "restarts", "state")
         assert [now[key] for key in same] == [was[key] for key in same]
-        assert was["uptime_s"] < now["uptime_s"] < was["uptime_s"] + time.monotonic() - began + 5
+        assert was["uptime_s"] < now["uptime_s"] < was["uptime_s"] + time.monotonic() - began + 60
     states = room.admin("GET", "/admin/events?type=engine").json()["events"]
     assert {each["detail"]["new"] for each in states} == {"starting", "ready"}

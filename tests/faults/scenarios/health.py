@@ -7,15 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-import httpx
 import psutil
 
 from tests.faults.lab import Lab, scenario
-from tests.harness import Room, until
+from tests.harness import Room, look, until
 
 STALLS = "engineroom_engine_stalls_total"
 
@@ -36,7 +35,7 @@ def assert_broke(room: Room, rest: list[str], before: dict[str, Any]) -> None:
     room.wait_state("ready", seconds=240)
     assert room.generate("again", max_new_tokens=2).status_code == 200
     assert room.engine()["pid"] != before["pid"]
-    if psutil.pid_exists(before["pid"]):
+    with suppress(psutil.NoSuchProcess):
         assert psutil.Process(before["pid"]).status() == psutil.STATUS_ZOMBIE
 
 
@@ -48,7 +47,7 @@ def generations_stand_still(lab: Lab) -> None:
     with streaming(room) as events:
         os.kill(before["pid"], signal.SIGUSR2)
         began = time.monotonic()
-        assert httpx.get(before["url"] + "/docs", trust_env=False).status_code == 200
+        assert look(before["url"] + "/docs").status_code == 200
         rest = list(events)
         lab.took(time.monotonic() - began)
         assert_broke(room, rest, before)
@@ -64,14 +63,14 @@ def all_of_it_is_stopped(lab: Lab) -> None:
 
 
 def stopped_in_a_stream(
-    lab: Lab, room: Room, part: psutil.Process, look: Callable[[], None] = lambda: None
+    lab: Lab, room: Room, part: psutil.Process, meanwhile: Callable[[], None] = lambda: None
 ) -> None:
-    """SIGSTOP of a process of the engine; `look` may look at what is left while it hangs."""
+    """SIGSTOP of a process of the engine; `meanwhile` may look at what is left."""
     before = room.engine()
     with streaming(room) as events:
         part.suspend()
         began = time.monotonic()
-        look()
+        meanwhile()
         rest = list(events)
         lab.took(time.monotonic() - began, "F4")
         assert_broke(room, rest, before)
@@ -110,14 +109,15 @@ def a_serial_engine_is_judged_by_its_processor_time(lab: Lab) -> None:
 @scenario("F6", "fake")
 def it_takes_connections_and_never_answers(lab: Lab) -> None:
     room = lab.make(probe_interval_s=0.2, probe_timeout_s=0.4).start()
-    before = room.engine()
+    before, stalls = room.engine(), partial(room.metric, STALLS, engine="demo-0", kind="probes")
+    known = stalls()
     os.kill(before["pid"], signal.SIGUSR1)
     began = time.monotonic()
-    room.wait_generation(2)
+    room.wait_generation(before["generation"] + 1)
     lab.took(time.monotonic() - began)
     room.wait_state("ready")
     assert room.generate("x", max_new_tokens=1).status_code == 200
-    assert room.metric(STALLS, engine="demo-0", kind="probes") == 1
+    assert stalls() > known
 
 
 @scenario("F7", "fake")
@@ -127,7 +127,7 @@ def it_exits_with_0_unasked(lab: Lab) -> None:
     with streaming(room) as events:
         os.kill(before["pid"], signal.SIGTERM)
         began = time.monotonic()
-        room.wait_generation(2)
+        room.wait_generation(before["generation"] + 1)
         lab.took(time.monotonic() - began)
         assert_broke(room, list(events), before)
     assert room.metric("engineroom_engine_restarts_total", cause="exit_unrequested") == 1
@@ -139,7 +139,7 @@ def a_slow_start_that_gets_on_is_waited_for(lab: Lab) -> None:
     room.launch()
     row = until(partial(loading, room), 20, "it says how far it is")
     assert (row["state"], row["loading"]["phase"]) == ("starting", "loading")
-    assert 20 <= row["loading"]["percent"] <= 90
+    assert 20 <= row["loading"]["percent"] < 100
     row = room.wait_state("ready")
     assert (row["restarts"], row["loading"]) == (0, None)
 
@@ -149,8 +149,10 @@ def loading(room: Room) -> dict[str, Any] | None:
     if not (room.data / "endpoints.json").exists():
         return None
     room.ready = json.loads((room.data / "endpoints.json").read_text())
-    row = room.engine()
-    return row if row["loading"] and row["loading"]["seconds"] > 1 else None
+    for row in room.engines():
+        if row["loading"] and row["loading"]["seconds"] > 1:
+            return row
+    return None
 
 
 @scenario("F26", "fake")

@@ -144,7 +144,7 @@ def leader_killed_and_ended(lab: Lab) -> None:
     before = room.engine()
     began = time.monotonic()
     os.kill(before["pid"], signal.SIGINT)  # it answers with an exit of its own
-    room.wait_generation(before["generation"] + 1, 10)
+    room.wait_generation(before["generation"] + 1)
     lab.took(time.monotonic() - began, "F7")
     room.wait_state("ready", seconds=120)
 
@@ -155,7 +155,7 @@ def leader_killed(lab: Lab, room: Room) -> None:
     leader = psutil.Process(before["pid"])
     tree = [leader, *leader.children(recursive=True)]
     with ThreadPoolExecutor(4) as many:
-        streams = running(room, many, 4, tokens=400)
+        streams = running(room, many, 4, tokens=470)
         began = time.monotonic()
         os.kill(leader.pid, signal.SIGKILL)
         assert any(broken(each.result()) for each in as_completed(streams))
