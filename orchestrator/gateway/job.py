@@ -167,7 +167,7 @@ class Job:
             self._desk.judge.refuse_poison(self._order)  # meanwhile another one may have done it
         if not self._order.calls:
             self._present(lease.waited_s)
-        elif lease.route.quirks.tokenize_path is None:
+        elif lease.route.quirks.tokenize_path is None or not self._order.generates:
             self._call_engine(lease, 0)
         else:
             self._later(self._measure(lease, self._order), partial(self._call_engine, lease))

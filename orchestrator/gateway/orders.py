@@ -30,8 +30,9 @@ GuardMaker = Callable[[Answer, bool], Guard]
 class Order:
     """What an engine shall be asked, and the answer that is made of what it says.
 
-    `priority`, `timeout` and `keep` (seconds) are what the body says of them. `calls` False:
-    nothing is asked, the model only has to be there; without `waits` not even that.
+    `priority`, `timeout` and `keep` (seconds) are what the body says of them. `generates` False:
+    nothing is written, the answer is one object. `calls` False: nothing is asked, the model only
+    has to be there; without `waits` not even that.
     """
 
     target: Target
@@ -40,6 +41,7 @@ class Order:
     answer: Answer
     data: bytes
     guard: GuardMaker = StreamGuard
+    generates: bool = True
     calls: bool = True
     waits: bool = True
     priority: int | None = None

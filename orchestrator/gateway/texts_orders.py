@@ -33,7 +33,7 @@ def _tokenize(router: Router, data: bytes, facts: Facts) -> Order:
     traits = _traits(target, texts.TOKENIZE)
     body = {**texts.tokenize_body(request, traits), **target.call}
     answer = texts.Made(partial(texts.tokens_of, context=target.route.context))
-    order = Order(target, traits.tokenize, body, answer, data, WholeGuard)
+    order = Order(target, traits.tokenize, body, answer, data, WholeGuard, generates=False)
     order.keep = request.keep_alive
     return order
 
@@ -44,7 +44,7 @@ def _detokenize(router: Router, data: bytes, facts: Facts) -> Order:
     traits = _traits(target, texts.DETOKENIZE)
     body = {"tokens": request.tokens, **target.call}
     answer = texts.Made(partial(texts.text_of, key=traits.tells))
-    order = Order(target, traits.detokenize, body, answer, data, WholeGuard)
+    order = Order(target, traits.detokenize, body, answer, data, WholeGuard, generates=False)
     order.keep = request.keep_alive
     return order
 
@@ -61,7 +61,8 @@ def _passed(
     if path not in target.route.routes:
         raise NotFound(f"the engine of {target.route.name} does not offer {path}")
     body = {**texts.upstream_body(request), **target.call}
-    order = Order(target, path, body, WholePassing(target.served.name), data, WholeGuard)
+    answer = WholePassing(target.served.name)
+    order = Order(target, path, body, answer, data, WholeGuard, generates=False)
     order.keep = request.keep_alive
     return order
 

@@ -76,7 +76,7 @@ def _count(router: Router, data: bytes, facts: Facts) -> Order:
     target = _target(router, request.model, facts, anthropic.COUNT_TOKENS)
     body = {**anthropic.upstream_body(request), **target.call}
     answer = WholePassing(target.served.name)
-    return Order(target, anthropic.COUNT_TOKENS, body, answer, data, WholeGuard)
+    return Order(target, anthropic.COUNT_TOKENS, body, answer, data, WholeGuard, generates=False)
 
 
 READERS: dict[str, Reader] = {

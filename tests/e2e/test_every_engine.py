@@ -272,3 +272,21 @@ def test_two_workers_serve_die_as_one_and_come_back(
     finally:
         made.close()
     assert processes_of(str(tmp_path)) == []
+
+
+def test_its_tokenizer_can_be_asked(room: Room, count: Callable[[str], int]) -> None:
+    text = "The shop opens at nine."
+    asked = {"model": "gpt-shop", "prompt": text, "add_special_tokens": False}
+    told = room.http.post(f"{room.url}/tokenize", json=asked)
+    if room.command[room.command.index("--engine") + 1] == "pytorch":
+        assert (told.status_code, told.json()["error"]["code"]) == (404, "not_found")
+        return
+    assert told.status_code == 200, told.text
+    tokens = told.json()["tokens"]
+    assert told.json()["count"] == len(tokens)
+    assert len(tokens) - count(text) in (0, 1)  # llama_cpp adds what begins a prompt in any case
+    back = room.http.post(f"{room.url}/detokenize", json={"tokens": tokens}).json()
+    assert text in back["prompt"]
+    vectors = room.http.post(f"{room.url}/v1/embeddings", json={"input": "x"})
+    assert (vectors.status_code, vectors.json()["error"]["code"]) == (404, "not_found")
+    assert room.generate("on", max_new_tokens=1).status_code == 200

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import mul
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -24,6 +26,7 @@ from orchestrator.models.gguf_adapter import read_gguf_adapter
 from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
 from tests.harness import SLACK, free_ports, sample, until
+from tests.integration.test_gateway_alone import before
 from tools.shape_gguf import SHAPES, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -87,12 +90,12 @@ def planned(model: ModelSpec, **wish: Any) -> EnginePlan:
 
 
 @contextmanager
-def serving(plan: EnginePlan, program: str, folder: Path) -> Iterator[Server]:
+def serving(plan: EnginePlan, program: str, folder: Path, *flags: str) -> Iterator[Server]:
     listen = Listen(port=free_ports(1)[0])
     spec = LAUNCHER.command(plan, listen).with_engine(program)
     log = folder / "engine.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(spec.argv, stdout=out, stderr=out, env=spec.env)
+        process = subprocess.Popen([*spec.argv, *flags], stdout=out, stderr=out, env=spec.env)
     server = Server(plan, process, log)
     server.url = listen.base_url
     try:
@@ -304,3 +307,22 @@ def test_it_ends_in_order_idle_and_with_a_stream_open(program: str, tmp_path: Pa
             code = server.process.wait(40 * SLACK)
             assert "[DONE]" not in reading.result(30 * SLACK)
         assert code == 0
+
+
+def test_embeddings_of_a_server_that_makes_them(program: str, tmp_path: Path) -> None:
+    flags = ("--embeddings", "--pooling", "mean")
+    with (
+        serving(planned(demo(), max_model_len=512), program, tmp_path, *flags) as server,
+        before(server.url, "demo", "--engine", "llama_server") as (_, url),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+    ):
+        texts = ["The shop opens at nine.", "The shop opens at nine!", "Rain"]
+        made = client.embeddings.create(model="demo", input=texts)
+        assert made.model == "demo"
+        vectors = [each.embedding for each in made.data]
+        assert len({len(each) for each in vectors}) == 1
+        near, far = (sum(map(mul, vectors[0], each)) for each in vectors[1:])
+        assert near > far
+        text, labels = server.http.get(f"{url}/metrics").text, {"direction": "prompt"}
+        used = sample(text, "engineroom_key_tokens_total", labels)
+        assert used == made.usage.prompt_tokens > 0

@@ -22,12 +22,13 @@ pytestmark = pytest.mark.slow
 
 
 @contextmanager
-def alone(*flags: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str, FakeEngine]]:
-    """The process, its address, and the engine behind it."""
-    engine = FakeEngine("e", ["--tps", "20", "--usage-in-stream"], 16)
+def before(
+    upstream: str, model: str, *flags: str, **env: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process in front of a server, and its address."""
     port = free_ports(1)[0]
-    argv = [sys.executable, "-m", "orchestrator", "gateway", "--upstream", engine.url]
-    argv += ["--model", "fake", "--port", str(port), *flags]
+    argv = [sys.executable, "-m", "orchestrator", "gateway", "--upstream", upstream]
+    argv += ["--model", model, "--port", str(port), *flags]
     process = subprocess.Popen(argv, cwd=ROOT, env=clean_env(**env))
     url = f"http://127.0.0.1:{port}"
 
@@ -40,10 +41,20 @@ def alone(*flags: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], st
 
     try:
         until(answers, 30, "it serves")
-        yield process, url, engine
+        yield process, url
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def alone(*flags: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str, FakeEngine]]:
+    """The process, its address, and the engine behind it."""
+    engine = FakeEngine("e", ["--tps", "20", "--usage-in-stream"], 16)
+    try:
+        with before(engine.url, "fake", *flags, **env) as (process, url):
+            yield process, url, engine
+    finally:
         engine.end()
 
 
