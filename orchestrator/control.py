@@ -108,7 +108,8 @@ class GatewayConfig(Message):
     `version` is the program that wrote it: a gateway of another version is replaced, not adopted.
     `key_hashes` are SHA-256 of the accepted API keys, empty for everybody. `control_socket` is None
     for a gateway that has no supervisor, and goes by `table`. `stream_comment_s` 0: no comments.
-    `workers` are processes that share the port.
+    `workers` are processes that share the port. `upstream_key` is given to the engines: one that is
+    alone is told it in a file without a name.
     """
 
     version: str
@@ -132,6 +133,7 @@ class GatewayConfig(Message):
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     log_level: str
+    upstream_key: str | None = None
     table: RouteTable | None = None
     keys: tuple[KeyGrant, ...] = ()
 

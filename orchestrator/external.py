@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -15,6 +16,7 @@ from orchestrator.errors import ConfigError, EngineMissing
 from orchestrator.models.names import model_name
 
 _URL = re.compile(r"http://(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(?P<port>\d{1,5})/?")
+_PATH = re.compile(r"(/[A-Za-z0-9._~%-]+)*/?")
 _ASK_S = 10.0
 _CONTEXT = 4096  # where a server does not tell its own
 _LONGEST_LIST = 1 << 20  # bytes
@@ -31,6 +33,27 @@ def address(url: str) -> Listen:
     if match is None or not 0 < port < 65536:
         raise ConfigError(f"engine_url {url!r}: give http://host:port, without a path")
     return Listen(host=match["host"].strip("[]"), port=port)
+
+
+def base_url(url: str) -> str:
+    """Where a server has its API: `http://host:port`, or https, and perhaps a path before its
+    `/v1`. Raises ConfigError."""
+    parts = urlsplit(url)
+    try:
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if (
+        not good
+        or parts.query
+        or parts.fragment
+        or parts.username
+        or not _PATH.fullmatch(parts.path)
+    ):
+        raise ConfigError(
+            f"upstream {url!r}: give http://host:port or https://host, and no more than a path"
+        )
+    return url.rstrip("/")
 
 
 def plan_of(

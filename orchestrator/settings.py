@@ -80,6 +80,10 @@ class Settings(ModelSettings, BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File with one API key a line; readable by its owner only."
     )
+    upstream_key: SecretStr | None = Field(
+        None,
+        description="Key that `engineroom gateway` gives its upstream (environment, not file).",
+    )
     tls_cert: Path | None = Field(
         None, description="Certificate chain of the gateway (PEM): it speaks HTTPS then."
     )
@@ -337,6 +341,6 @@ def sentence(error: ValidationError, place: Callable[[str], str]) -> str:
         key = str(first["loc"][-1])
         return f"{where}: unknown key {key!r}{_hint(key, known)}"
     given = first.get("input")
-    shown = "" if field == "api_keys" else f" (given: {given!r})"
+    shown = "" if field in ("api_keys", "upstream_key") else f" (given: {given!r})"
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"

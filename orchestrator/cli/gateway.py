@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from engine_launchers.base import Listen
 from orchestrator.cli.options import Config, Workers
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.errors import ConfigError
-from orchestrator.external import address
+from orchestrator.external import base_url
 from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
@@ -23,9 +24,11 @@ from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import all_launchers
 from orchestrator.tls import check_certificate
 
+_KEY = re.compile(r"[\x21-\x7e]+")
+
 
 def gateway(
-    upstream: Annotated[str, typer.Option(help="The server, http://host:port.")],
+    upstream: Annotated[str, typer.Option(help="The server: http(s)://host[:port][/path].")],
     model: Annotated[str, typer.Option(help="The model's name, there and here.")],
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [8001].")] = None,
@@ -41,6 +44,7 @@ def gateway(
     """Serve one model of any OpenAI-compatible server, with no supervisor: keys, limits, metrics.
 
     Settings about the gateway (api_keys, max_queue, the timeouts) are read as `serve` reads them.
+    A key for the upstream comes from ENGINEROOM_UPSTREAM_KEY.
     """
     flags = {"host": host, "port": port, "log_level": log_level, "gateway_workers": gateway_workers}
     settings = load_settings({k: v for k, v in flags.items() if v is not None}, file=config)
@@ -66,7 +70,11 @@ def _config(settings: Settings, table: RouteTable) -> GatewayConfig:
     hashes = key_policy(settings).hashes
     check_certificate(settings)
     grants = tuple(KeyFile(keys_path(settings)).all())
-    return gateway_config(settings, "gateway", hashes, None, table, grants)
+    config = gateway_config(settings, "gateway", hashes, None, table, grants)
+    key = settings.upstream_key.get_secret_value() if settings.upstream_key else None
+    if key is not None and not _KEY.fullmatch(key):
+        raise ConfigError("upstream_key has characters that no header may have")
+    return config.model_copy(update={"upstream_key": key})
 
 
 def _table(upstream: str, model: str, engine: str, context: int, places: int) -> RouteTable:
@@ -77,7 +85,7 @@ def _table(upstream: str, model: str, engine: str, context: int, places: int) ->
     if launcher is None:
         raise ConfigError(f"engine {engine!r}: give one of {', '.join(launchers)}")
     replica = Replica(
-        id=f"{model}-0", generation=1, base_url=address(upstream).base_url, accepting=True,
+        id=f"{model}-0", generation=1, base_url=base_url(upstream), accepting=True,
         max_concurrency=places,
     )  # fmt: skip
     route = ModelRoute(

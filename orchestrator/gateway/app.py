@@ -68,7 +68,7 @@ class Gateway:
         self.keys = KeyRing(config.key_hashes, self.metrics.keys, *clocks, team.books)
         self.doors = Doors(config.allowed_hosts, config.cors_origins)
         self.link = SupervisorLink(config, self.router, self.keys)
-        self.pool = EnginePool()
+        self.pool = EnginePool(config.upstream_key)
         self.connections = Connections(self.metrics, config.write_timeout_s)
         self.desk = Desk(
             router=self.router,

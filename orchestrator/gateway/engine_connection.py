@@ -18,10 +18,11 @@ _TRAILER_S = 1.0  # for the end of an answer that nobody needs any more
 
 
 class Address(NamedTuple):
-    """Where an engine listens."""
+    """Where an engine listens, and whether it speaks TLS."""
 
     host: str
     port: int
+    tls: bool = False
 
 
 class Receiver(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -21,27 +22,24 @@ class NotReached(UpstreamBroken):
 
 @lru_cache(maxsize=1024)
 def address_of(base_url: str) -> Address:
-    """The address in `http://host:port`."""
+    """The address in `http://host:port`, or https; a path may follow."""
     parts = urlsplit(base_url)
-    return Address(parts.hostname or "", parts.port or 80)
+    tls = parts.scheme == "https"
+    return Address(parts.hostname or "", parts.port or (443 if tls else 80), tls)
 
 
-@lru_cache(maxsize=4096)
-def head_of(base_url: str, path: str) -> bytes:
-    """What a call's head begins with; its length and an empty line follow."""
-    address = address_of(base_url)
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return (
-        f"POST {path} HTTP/1.1\r\nhost: {host}:{address.port}\r\n"
-        "accept: text/event-stream, application/json\r\n"
-        "content-type: application/json\r\ncontent-length: "
-    ).encode()
+def target_of(base_url: str, path: str) -> str:
+    """The path of a server that has its API at `base_url`, which may end in the `/v1` of `path`."""
+    return urlsplit(base_url).path.rstrip("/").removesuffix("/v1") + path
 
 
 class EnginePool:
-    """All connections to engines of this process."""
+    """All connections to engines of this process. `key` is given to every one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str | None = None) -> None:
+        self.head = lru_cache(maxsize=4096)(self._head)
+        self._key = "" if key is None else f"authorization: Bearer {key}\r\n"
+        self._context: ssl.SSLContext | None = None
         self._idle: dict[Address, list[EngineConnection]] = {}
         self._open: set[EngineConnection] = set()
 
@@ -66,11 +64,28 @@ class EnginePool:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 _, connection = await loop.create_connection(
-                    lambda: EngineConnection(self, address), address.host, address.port
-                )
+                    lambda: EngineConnection(self, address), address.host, address.port,
+                    ssl=self._tls() if address.tls else None,
+                )  # fmt: skip
         except (OSError, TimeoutError) as error:
             raise not_reached(error) from error
         return connection
+
+    def _head(self, base_url: str, path: str) -> bytes:
+        """What a call's head begins with; its length and an empty line follow."""
+        address = address_of(base_url)
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return (
+            f"POST {target_of(base_url, path)} HTTP/1.1\r\nhost: {host}:{address.port}\r\n"
+            f"{self._key}accept: text/event-stream, application/json\r\n"
+            "content-type: application/json\r\ncontent-length: "
+        ).encode()
+
+    def _tls(self) -> ssl.SSLContext:
+        """What the system trusts, or SSL_CERT_FILE; read when it is first needed."""
+        if self._context is None:
+            self._context = ssl.create_default_context()
+        return self._context
 
     # --- what connections tell ------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from orchestrator.gateway.asking import Ask, ask_for
 from orchestrator.gateway.call import ODD, Call
 from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.engine_connection import Address, EngineConnection
-from orchestrator.gateway.engine_pool import NotReached, address_of, head_of
+from orchestrator.gateway.engine_pool import NotReached, address_of
 from orchestrator.gateway.exchange import Exchange, Texts
 from orchestrator.gateway.guard import StreamGuard
 from orchestrator.gateway.keyring import Holder, Permit
@@ -200,8 +200,8 @@ class Job:
             self._send(call, connection)
 
     def _send(self, call: Call, connection: EngineConnection) -> None:
-        head, body = head_of(call.lease.replica.base_url, self._order.path), self._request
-        call.send(connection, b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        head = self._desk.pool.head(call.lease.replica.base_url, self._order.path)
+        call.send(connection, b"%b%d\r\n\r\n%b" % (head, len(self._request), self._request))
 
     # --- from the call --------------------------------------------------------------------------
 

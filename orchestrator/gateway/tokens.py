@@ -23,7 +23,7 @@ from orchestrator.errors import (
     UpstreamTimeout,
 )
 from orchestrator.gateway.engine_connection import EngineConnection
-from orchestrator.gateway.engine_pool import EnginePool, address_of, head_of
+from orchestrator.gateway.engine_pool import EnginePool, address_of
 
 _log = logging.getLogger("engineroom.gateway")
 _CHARACTERS_PER_TOKEN = 64  # more than any tokenizer reaches on average
@@ -62,7 +62,7 @@ class Tokenizers:
     async def _ask(self, route: ModelRoute, replica: Replica, text: str) -> int:
         path = route.quirks.tokenize_path or ""
         body = orjson.dumps({"model": route.name, "input": text})
-        request = head_of(replica.base_url, path) + b"%d\r\n\r\n" % len(body) + body
+        request = self._pool.head(replica.base_url, path) + b"%d\r\n\r\n" % len(body) + body
         try:
             async with asyncio.timeout(self._stall_s):
                 answer = await self._exchange(replica.base_url, request)

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import trustme
 
 from tests.harness import ROOT, SLACK, clean_env, free_ports, look, until
 from tests.stage import FakeEngine
@@ -122,3 +123,55 @@ def test_keys_that_were_made_guard_a_gateway_alone(tmp_path: Path) -> None:
             own = {"x-api-key": key, "authorization": "Basic eDp5"}
             assert http.post(f"{url}/generate", json=asked, headers=own).status_code == 200
         assert engine.stats()["requests"] == 2
+
+
+def test_an_upstream_may_have_tls_a_path_and_a_key(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    issued, cert, key = ca.issue_cert("localhost"), tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
+    key.touch(mode=0o600)
+    key.write_bytes(issued.private_key_pem.bytes())
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    secure = {"ENGINEROOM_TLS_CERT": str(cert), "ENGINEROOM_TLS_KEY": str(key)}
+    engine = FakeEngine("e", ["--usage-in-stream"], 16)
+    inner = [sys.executable, "-m", "orchestrator", "gateway", "--upstream", engine.url]
+    port = free_ports(1)[0]
+    inner += ["--model", "fake", "--host", "localhost", "--port", str(port)]
+    env = clean_env(**secure, ENGINEROOM_API_KEYS="inner")
+    process = subprocess.Popen(inner, cwd=ROOT, env=env)
+    given = {"SSL_CERT_FILE": str(tmp_path / "ca.pem"), "ENGINEROOM_UPSTREAM_KEY": "inner"}
+    asked = {"prompt": "Hi", "max_new_tokens": 3}
+    try:
+        with before(f"https://localhost:{port}/v1/", "fake", **given) as (outer, url):
+            assert "inner" not in json.dumps(psutil.Process(outer.pid).cmdline())
+
+            def answers() -> bool:
+                return httpx.post(f"{url}/generate", json=asked, trust_env=False).status_code == 200
+
+            until(answers, 30, "both serve")
+            stream = {"prompt": "Hi", "max_new_tokens": 6}
+            with httpx.stream(
+                "POST", f"{url}/generate_stream", json=stream, trust_env=False
+            ) as got:
+                check_stream([x[6:] for x in got.iter_lines() if x.startswith("data: ")], 6)
+        del given["ENGINEROOM_UPSTREAM_KEY"]
+        with before(f"https://localhost:{port}", "fake", **given) as (_, url):
+            refused = httpx.post(f"{url}/generate", json=asked, trust_env=False)
+            assert refused.status_code == 502
+    finally:
+        process.kill()
+        process.wait()
+        engine.end()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://x", "http://", "http://u:p@x", "http://x:0", "http://x/?a=1", "x:8000", "http://x:a"],
+)
+def test_an_upstream_that_is_none_is_refused(url: str) -> None:
+    argv = [sys.executable, "-m", "orchestrator", "gateway", "--upstream", url, "--model", "m"]
+    said = subprocess.run(
+        argv, cwd=ROOT, env=clean_env(), capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 78
+    assert "give http://host:port or https://host" in said.stderr
