@@ -54,7 +54,7 @@ _COMMON_FIELDS = frozenset(
     {
         *("model", "max_tokens", "temperature", "top_p", "min_p", "top_k", "n", "stop", "stream"),
         *("stream_options", "presence_penalty", "frequency_penalty", "repeat_penalty", "seed"),
-        *("logit_bias", "user"),
+        *("logit_bias", "user", "ignore_eos"),
     }
 )
 

@@ -76,6 +76,7 @@ class _Common(BaseModel):
     user: StrictStr | None = None
     top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    ignore_eos: StrictBool | None = None
     min_tokens: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
     repeat_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
