@@ -116,7 +116,7 @@ class GatewayConfig(Message):
     name: str
     host: str
     port: int
-    workers: int = 1
+    workers: int = Field(1, ge=1, le=64)
     control_socket: str | None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -169,11 +169,19 @@ class Dealings(Message):
     solo_s: float = 0.0
 
 
+class Wish(Message):
+    """How long a client wants a model kept, in seconds (-1: for ever), and the monotonic clock at
+    which it said so: the last wish counts, whichever gateway heard it."""
+
+    seconds: float
+    at: float
+
+
 class Report(Message):
     """What one gateway sees, as of table `version`.
 
     Requests in flight per replica id; per model the requests that wait, the leases it gave since it
-    started, and the last `keep_alive` that a client asked for, in seconds (-1: for ever).
+    started, and the last `keep_alive` that a client asked for.
     `dealings` are by replica id. While anything is in flight a report comes every half second.
     """
 
@@ -182,7 +190,7 @@ class Report(Message):
     in_flight: dict[str, int]
     waiting: dict[str, int]
     served: dict[str, int] = Field(default_factory=dict)
-    keep_alive: dict[str, float] = Field(default_factory=dict)
+    keep_alive: dict[str, Wish] = Field(default_factory=dict)
     dealings: dict[str, Dealings] = Field(default_factory=dict)
 
 

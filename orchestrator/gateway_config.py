@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import platform
+
 from orchestrator import __version__
 from orchestrator.access import KeyGrant
 from orchestrator.control import GatewayConfig, RouteTable
+from orchestrator.hardware.cgroup import cgroup_limits
+from orchestrator.hardware.files import Disk
 from orchestrator.resources import processors
 from orchestrator.settings import Settings
 
 _PER_WORKER = 4  # processors
+_MOST = 8
 
 
 def default_workers() -> int:
-    """One for every four processors that this process may use."""
-    return max(1, processors() // _PER_WORKER)
+    """One for every four processors that this process may use, eight at most; one where the system
+    does not spread a port's connections."""
+    if platform.system() != "Linux":
+        return 1
+    files = Disk()
+    quota = cgroup_limits(files, files.read("/proc/self/cgroup") or "").cpus or math.inf
+    return min(_MOST, max(1, int(min(processors(), quota) / _PER_WORKER)))
 
 
 def gateway_config(

@@ -29,7 +29,7 @@ def shared(host: str, port: int, count: int) -> list[socket.socket]:
     made: list[socket.socket] = []
     try:
         for _ in range(count):
-            made.append(_bound(host, port, "port", share=True))
+            made.append(_bound(host, port_of(made[0]) if made else port, "port", share=True))
             made[-1].listen(_BACKLOG)
     except PortTaken:
         for each in made:

@@ -6,10 +6,11 @@ import argparse
 import logging
 from pathlib import Path
 
+from orchestrator import __version__
 from orchestrator.control import GatewayConfig
 from orchestrator.errors import EngineRoomError
 from orchestrator.gateway.server import serve
-from orchestrator.gateway.workers.seat import Seat
+from orchestrator.gateway.workers.seat import OTHER_VERSION, Seat
 from orchestrator.observability.logs import configure
 
 
@@ -21,6 +22,10 @@ def main() -> None:
     given = parser.parse_args()
     config = GatewayConfig.model_validate_json(Path(given.config).read_text())
     configure(config.log_level)
+    if given.seat is not None and config.version != __version__:
+        told = f"this is version {__version__}, the gateway is {config.version}: start it anew"
+        logging.getLogger("engineroom.gateway").error(told)
+        raise SystemExit(OTHER_VERSION)
     try:
         serve(config, given.config, given.seat)
     except EngineRoomError as error:

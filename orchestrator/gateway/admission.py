@@ -20,7 +20,7 @@ def make_room(line: Line, entry: Entry[Waiter], most: int, most_tokens: int) -> 
         if victim is not None:
             _send_away(line, victim)
         elif queue.overfull(entry, by_tokens):
-            queue.crowd.tell_fullest()
+            queue.crowd.tell_fullest(by_tokens)
             return
         else:
             raise _full(line)

@@ -63,12 +63,14 @@ def ask_for(
     timeout: float | None = None,
     choice: bool = True,
     size: int | None = None,
+    generates: bool = True,
 ) -> Ask:
     """The ask behind an engine body (`prompt` or `messages`) and the client's headers.
 
     `ceiling` is the key's highest priority; `priority` and `timeout` (seconds) are the body's own
     and beat the headers. Without a `choice` of replicas nothing is hashed. `size` are the body's
-    characters where they were counted. Raises BadRequest for a header that is no number.
+    characters where they were counted, `generates` whether it asks for an answer in words. Raises
+    BadRequest for a header that is no number.
     """
     if priority is None:
         said = headers.get(PRIORITY_HEADER)
@@ -77,7 +79,7 @@ def ask_for(
         timeout = _number(said, TIMEOUT_HEADER, 0.001, MAX_TIMEOUT_S)
     limit = body.get("max_tokens", body.get("max_output_tokens"))
     prompt = (characters(body) if size is None else size) // _BYTES_PER_TOKEN + 1
-    new = limit if isinstance(limit, int) else _NEW_TOKENS
+    new = limit if isinstance(limit, int) else _NEW_TOKENS if generates else 0
     return Ask(
         model,
         key,

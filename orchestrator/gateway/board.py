@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from orchestrator.control import Dealings, ModelRoute, Replica
+from orchestrator.control import Dealings, ModelRoute, Replica, Wish
 from orchestrator.errors import BadRequest, ModelUnavailable
 from orchestrator.gateway.books import Books
 from orchestrator.gateway.places import Line, Target, key_of, unknown_model
@@ -22,7 +22,7 @@ class Board:
         self.version = 0
         self.draining = False
         self.known = False
-        self.keep_alive: dict[str, float] = {}
+        self.keep_alive: dict[str, Wish] = {}
 
     def routes(self) -> list[ModelRoute]:
         """Every model of the table."""

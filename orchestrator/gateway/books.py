@@ -31,7 +31,7 @@ class Cell(Protocol):
 
 
 class Purse(Protocol):
-    """What a bucket has to remember; both begin at 0."""
+    """What a bucket has to remember; both are 0 where no worker had it."""
 
     used: float
     at: float
@@ -71,6 +71,7 @@ class Crowd(Protocol):
 
     alone: bool
     """There is no other worker."""
+    workers: int
 
     @property
     def others(self) -> Held:
@@ -81,6 +82,9 @@ class Crowd(Protocol):
 
     def account(self, priority: int, key: str) -> Account:
         """What was paid for a key. Kept for as long as it is kept hold of."""
+
+    def settle(self, priority: int, key: str, surplus: int) -> None:
+        """A key that waits only there took `surplus` tokens fewer than it paid for."""
 
     def held(self, key: str) -> Held:
         """What a key has waiting there."""
@@ -101,8 +105,8 @@ class Crowd(Protocol):
     def again(self) -> None:
         """Something changed: whoever found no place may find one now."""
 
-    def tell_fullest(self) -> None:
-        """Tell whoever has most of one key that the queue is too long."""
+    def tell_fullest(self, by_tokens: bool) -> None:
+        """Tell whoever has most of one key, in requests or in tokens, that it is too much."""
 
 
 class Books(Protocol):
@@ -172,6 +176,7 @@ class NoCrowd:
     """Nobody waits elsewhere."""
 
     alone = True
+    workers = 1
     others = Held(0, 0)
 
     def level(self, priority: int) -> Cell:
@@ -179,6 +184,9 @@ class NoCrowd:
 
     def account(self, priority: int, key: str) -> Account:
         return OwnCell()
+
+    def settle(self, priority: int, key: str, surplus: int) -> None:
+        """It waits nowhere."""
 
     def held(self, key: str) -> Held:
         return self.others
@@ -198,7 +206,7 @@ class NoCrowd:
     def again(self) -> None:
         """Nobody was told otherwise."""
 
-    def tell_fullest(self) -> None:
+    def tell_fullest(self, by_tokens: bool) -> None:
         """It is this one."""
 
 

@@ -150,12 +150,15 @@ class FairQueue(Generic[T]):
             return True
         return not self.crowd.alone and self.crowd.others.requests > 0
 
-    def show(self, blocked: bool = False) -> None:
-        """Let the other workers see who waits here; `blocked`: in vain, as things are."""
+    def show(self, blocked: bool = False, urgent: bool = True) -> None:
+        """Let the other workers see who waits here; `blocked`: in vain, as things are.
+
+        Without `urgent`, those that go before all others here do not go before others elsewhere.
+        """
         if self.crowd.alone:
             return
         head = NOBODY
-        if self._first:
+        if self._first and (urgent or not self._bands):
             head = FIRST
         elif self._bands:
             order, at = self._turn()
@@ -196,10 +199,8 @@ class FairQueue(Generic[T]):
         band = self._bands.get(priority)
         if band is not None and (flow := band.flows.get(key)) is not None:
             flow.account.value -= surplus
-        elif self.crowd.others.requests:
-            account = self.crowd.account(priority, key)
-            if not account.fresh:  # it waits in another worker
-                account.value -= surplus
+        elif not self.crowd.alone:
+            self.crowd.settle(priority, key, surplus)
 
     def victim(self, entry: Entry[T], by_tokens: bool) -> Entry[T] | None:
         """Who has to leave for `entry` when the queue is full; None where `entry` has no better

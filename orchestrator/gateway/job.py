@@ -99,8 +99,7 @@ class Job:
 
     def _admit(self, order: Order) -> None:
         """Raise which of its key's limits keeps it out; the permit is closed at the end."""
-        holder, target = self.holder, order.target
-        served, route = target.served, target.route
+        holder, served, route = self.holder, order.target.served, order.route
         ask = self._ask = ask_for(
             route.name,
             order.body,
@@ -113,6 +112,7 @@ class Job:
             timeout=order.timeout,
             choice=len(route.replicas) > 1,
             size=self._size,
+            generates=order.generates,
         )
         self._permit = self._desk.keys.admit(holder, ask, served.name, served.adapter)
 

@@ -94,9 +94,9 @@ class Judge:
         lease.tally.answered += 1
         key = key_of(lease.replica)
         doubted = self._router.succeeded(key)
-        body = None if self._quarantine.empty else order.fingerprint
-        if body is not None:
-            self._quarantine.answered(body)
+        body: str | None = None
+        if not self._quarantine.empty and self._quarantine.answered(order.fingerprint):
+            body = order.fingerprint
         if doubted or body is not None:
             self._tell(Verdict(replica=key, failed=False, body=body))
 

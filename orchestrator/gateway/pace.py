@@ -24,7 +24,7 @@ class Pace:
             self._gap = gap if self._gap is None else self._gap + _WEIGHT * (gap - self._gap)
         self._last = now if waiting else None
 
-    def retry_after(self, ahead: int, otherwise: float) -> float:
+    def retry_after(self, ahead: float, otherwise: float) -> float:
         """Seconds until those ahead are served, between 1 and 60; `otherwise`: nobody knows yet."""
         seconds = otherwise if self._gap is None else self._gap * ahead
         return min(LONGEST_S, max(1.0, seconds))

@@ -202,7 +202,9 @@ class Line:
     def retry_after(self) -> float:
         """Seconds until the queue of now should be served."""
         places = sum(slot.replica.max_concurrency for slot in self.slots.values()) or 1
-        return self.pace.retry_after(len(self.queue), self.service_s * len(self.queue) / places)
+        waiting = self.load[1]
+        ahead = waiting / self.queue.crowd.workers  # of this worker's, whose pace it is
+        return self.pace.retry_after(ahead, self.service_s * waiting / places)
 
 
 def entry_of(waiter: Waiter, now: float) -> Entry[Waiter]:

@@ -75,9 +75,10 @@ class Quarantine:
             if guilty and at is not None and now - at <= self._doubt_s:
                 record.kills.append(now)
 
-    def answered(self, body: str) -> None:
-        """`body` got its whole answer: whatever happened, it was not the cause."""
-        self._records.pop(body, None)
+    def answered(self, body: str) -> bool:
+        """`body` got its whole answer: whatever happened, it was not the cause. Whether it was
+        under suspicion."""
+        return self._records.pop(body, None) is not None
 
     def may_be_replayed(self, body: str, now: float) -> bool:
         """Whether a body whose request just broke may be tried on another replica."""

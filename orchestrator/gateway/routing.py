@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from engine_launchers.base import CrashCause
-from orchestrator.control import ON_DEMAND, ModelRoute, Replica, RouteTable
+from orchestrator.control import ON_DEMAND, ModelRoute, Replica, RouteTable, Wish
 from orchestrator.errors import (
     DeadlineExceeded,
     Draining,
@@ -110,8 +110,8 @@ class Router(Board):
 
     def keep(self, name: str, seconds: float | None) -> None:
         """A client said how long it wants the model kept; None says nothing."""
-        if seconds is not None and self.keep_alive.get(name) != seconds:
-            self.keep_alive[name] = seconds
+        if seconds is not None:
+            self.keep_alive[name] = Wish(seconds=seconds, at=self._clock())
             self._on_change()
 
     # --- leasing --------------------------------------------------------------------------------
@@ -259,6 +259,8 @@ class Router(Board):
 
     def _serve(self, line: Line) -> None:
         """Things changed: whoever waits, here or elsewhere, may find a place."""
+        if self._lines.get(line.route.name) is not line:
+            return  # it was taken away, and all that waited with it
         with self._books:
             line.queue.crowd.again()
             serve(line, self._clock())

@@ -11,7 +11,8 @@ import uvicorn
 from orchestrator.control import GatewayConfig
 from orchestrator.gateway.app import Gateway
 from orchestrator.gateway.workers.seat import Seat
-from orchestrator.gateway.workers.team import Alone, Several, Team, first_seat
+from orchestrator.gateway.workers.shop import opened
+from orchestrator.gateway.workers.team import Alone, Team, joining, leading
 from orchestrator.listening import listen, shared
 
 _BACKLOG = 2048
@@ -21,15 +22,17 @@ def serve(config: GatewayConfig, path: str, seat: Seat | None = None) -> None:
     """Serve until SIGTERM; open answers then get a few seconds to end.
 
     `path` is where the config was read, for the workers that this one starts; those have a `seat`.
-    Raises PortTaken.
+    Raises PortTaken, or GatewayBusy where
+    there is no room for several workers.
     """
-    if seat is None and config.workers > 1:
-        seat = first_seat(shared(config.host, config.port, config.workers))
-    if seat is None:
-        listener = listen(config.host, config.port, "port")
+    team: Team
+    if seat is not None:
+        listener, team = socket.socket(fileno=seat.listener), joining(seat)
+    elif config.workers > 1:
+        shop = opened(shared(config.host, config.port, config.workers))
+        listener, team = shop.listeners[0], leading(shop, path)
     else:
-        listener = socket.socket(fileno=seat.listeners[seat.worker])
-    team: Team = Alone() if seat is None else Several(seat, path)
+        listener, team = listen(config.host, config.port, "port"), Alone()
     gateway = Gateway(config, team)
     if config.table is not None:
         gateway.router.apply(config.table)

@@ -9,7 +9,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from engine_launchers.traits import TokenizerTraits
-from orchestrator.errors import UpstreamInvalid
+from orchestrator.errors import BadRequest, UpstreamInvalid
 from orchestrator.gateway.guard import Guard
 from orchestrator.gateway.keep_alive import KeepAlive
 from orchestrator.gateway.shapes import End
@@ -74,9 +74,13 @@ def upstream_body(request: _Asked) -> dict[str, Any]:
 
 
 def tokenize_body(request: TokenizeRequest, traits: TokenizerTraits) -> dict[str, Any]:
-    """The same question as the engine is asked it."""
-    special = {traits.special: request.add_special_tokens} if traits.special else {}
-    return {traits.asks: request.prompt, **special}
+    """The same question as the engine is asked it. Raises BadRequest for what it cannot do."""
+    if traits.special is not None:
+        return {traits.asks: request.prompt, traits.special: request.add_special_tokens}
+    if not request.add_special_tokens:
+        told = "this model's engine always adds what begins a prompt"
+        raise BadRequest(told, param="add_special_tokens")
+    return {traits.asks: request.prompt}
 
 
 class Made:

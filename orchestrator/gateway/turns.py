@@ -13,25 +13,27 @@ from orchestrator.gateway.places import Line, Waiter
 def serve(line: Line, now: float) -> None:
     """Give free places away; who avoids a place is passed over. Another's turn is told to it."""
     queue = line.queue
+    blocked = False
     for entry in queue.first():
         if not _let_in(line, entry, now) and entry.item.avoid is None:
-            _wait(line)
-            return
-    queue.show()
+            blocked = True
+            break
+    if blocked and queue.crowd.alone:
+        return
+    _show(line, blocked)
     while (queue.crowd.alone or line.roomy) and queue.crowd.turn():
         turn = queue.next()
-        if turn is not None and _let_in(line, turn, now):
-            queue.show()
-        elif _wait(line):
-            return
+        if turn is None or not _let_in(line, turn, now):
+            if queue.crowd.alone:
+                return
+            blocked = True
+        _show(line, blocked)
 
 
-def _wait(line: Line) -> bool:
-    """Nothing for this worker now: whether nothing for the others either."""
-    queue = line.queue
-    full = queue.crowd.alone or not line.roomy
-    queue.show(blocked=not full)
-    return full
+def _show(line: Line, blocked: bool) -> None:
+    """What waits here, so that others know; `blocked`: no free place is for it."""
+    urgent = any(entry.item.avoid is None for entry in line.queue.first())
+    line.queue.show(blocked=blocked and line.roomy, urgent=urgent)
 
 
 def _let_in(line: Line, entry: Entry[Waiter], now: float) -> bool:

@@ -155,7 +155,7 @@ class GatewayLink:
             waiting=sum(report.waiting.get(model, 0) for report in reports),
             in_flight=sum(r.in_flight.get(each, 0) for r in reports for each in replicas),
             served=sum(report.served.get(model, 0) for report in reports),
-            keep_alive=(-1.0 if -1.0 in wishes else max(wishes)) if wishes else None,
+            keep_alive=max(wishes, key=lambda wish: wish.at).seconds if wishes else None,
         )
 
     def idle(self, replica: str) -> bool:

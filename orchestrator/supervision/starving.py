@@ -15,7 +15,7 @@ _RAN = 0.2  # of the time, at most: a loop that never ends gets more
 
 @dataclass(frozen=True)
 class Turns:
-    """Seconds that a process ran, and that it waited for a processor, since it began.
+    """Seconds that a process's threads ran, and that they waited for a processor, all together.
 
     The kernel counts a wait when it is over; `waits`: one is going on.
     """
@@ -26,13 +26,17 @@ class Turns:
 
 
 def turns(pid: int | None) -> Turns | None:
-    """Those of a process's first thread; None where that cannot be seen."""
+    """Those of a process since it began; None where that cannot be seen."""
+    ran, waited, waits = 0, 0, False
     try:
-        ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-        _, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-        return Turns(int(ran) / 1e9, int(waited) / 1e9, rest.split()[0] == "R")
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            times = (thread / "schedstat").read_text().split()
+            ran, waited = ran + int(times[0]), waited + int(times[1])
+            _, _, rest = (thread / "stat").read_text().rpartition(")")
+            waits = waits or rest.split()[0] == "R"
     except (OSError, ValueError, IndexError):  # another system, or it has ended
         return None
+    return Turns(ran / 1e9, waited / 1e9, waits)
 
 
 def starved(before: Turns | None, after: Turns | None, seconds: float) -> bool:

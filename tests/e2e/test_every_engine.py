@@ -281,10 +281,13 @@ def test_its_tokenizer_can_be_asked(room: Room, count: Callable[[str], int]) -> 
     if room.command[room.command.index("--engine") + 1] == "pytorch":
         assert (told.status_code, told.json()["error"]["code"]) == (404, "not_found")
         return
-    assert told.status_code == 200, told.text
+    if told.status_code == 400:  # llama_cpp's own
+        assert told.json()["error"]["param"] == "add_special_tokens"
+        del asked["add_special_tokens"]
+        told = room.http.post(f"{room.url}/tokenize", json=asked)
     tokens = told.json()["tokens"]
     assert told.json()["count"] == len(tokens)
-    assert len(tokens) - count(text) in (0, 1)  # llama_cpp adds what begins a prompt in any case
+    assert len(tokens) - count(text) == ("add_special_tokens" not in asked)
     back = room.http.post(f"{room.url}/detokenize", json={"tokens": tokens}).json()
     assert text in back["prompt"]
     vectors = room.http.post(f"{room.url}/v1/embeddings", json={"input": "x"})

@@ -147,6 +147,47 @@ async def test_a_killed_worker_costs_its_own_streams_and_is_replaced() -> None:
         assert model_of(url)["in_flight"] == 0
 
 
+async def test_counts_of_a_killed_worker_stay() -> None:
+    with alone("--gateway-workers", "2") as (process, url, _):
+        await eventually(lambda: len(workers_of(process)) == 1, 10, "it is there")
+        mate = workers_of(process)[0]
+        await asyncio.gather(*(ask(url) for _ in range(20)))
+        before = series(url, "engineroom_requests_total", code="200")
+        mate.kill()
+        await eventually(lambda: workers_of(process) not in ([], [mate]), 10, "it is replaced")
+        assert before == series(url, "engineroom_requests_total", code="200") == 20
+        assert (await ask(url)).status_code == 200
+        assert series(url, "engineroom_requests_total", code="200") == 21
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with alone("--gateway-workers", "2") as (process, url, _):
+        await eventually(lambda: len(workers_of(process)) == 1, 10, "it is there")
+        first, mate = psutil.Process(process.pid), workers_of(process)[0]
+        limits = first.rlimit(psutil.RLIMIT_NOFILE)
+        first.rlimit(psutil.RLIMIT_NOFILE, (first.num_fds(), limits[1]))
+        mate.kill()
+        await eventually(lambda: "could not be started" in capfd.readouterr().err, 10, "in vain")
+        first.rlimit(psutil.RLIMIT_NOFILE, limits)
+        await eventually(lambda: workers_of(process), 30, "there is another one")
+        answers = await asyncio.gather(*(ask(url) for _ in range(16)))
+        assert [each.status_code for each in answers] == [200] * 16
+
+
+async def test_a_gateway_that_ends_takes_no_new_connections() -> None:
+    with alone("--gateway-workers", "3") as (process, url, engine):
+        await eventually(lambda: len(workers_of(process)) == 2, 10, "they are there")
+        streams = [asyncio.create_task(events(url, 1000)) for _ in range(9)]
+        await eventually(partial(runs, engine, 9), 10, "they run")
+        process.send_signal(signal.SIGTERM)
+        await eventually(lambda: workers_gone(url), 2, "nobody listens")
+        assert process.poll() is None
+        for came in await asyncio.gather(*streams):
+            assert told(came).errors == ("shutting_down",)
+
+
 async def test_a_worker_that_stands_still_is_replaced_and_its_places_are_free() -> None:
     with alone("--gateway-workers", "2", "--places", "2") as (process, url, engine):
         await eventually(lambda: len(workers_of(process)) == 1, 10, "it is there")

@@ -24,7 +24,7 @@ from orchestrator.gateway.books import FIRST, NOBODY, Head, whose_turn
 from orchestrator.gateway.keyring import KeyRing, Permit
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.workers import memory as memory_module
-from orchestrator.gateway.workers.memory import Memory, make
+from orchestrator.gateway.workers.memory import Memory, Row, make
 from tests.books import Desks, desks
 from tests.harness import ROOT
 from tests.unit.test_fairness import hold
@@ -129,6 +129,25 @@ async def test_a_full_queue_is_full_for_all_and_the_greedy_leave_it_wherever_the
     assert Counter(order) == {"greedy": 3, "modest": 1}
 
 
+async def test_the_bound_of_tokens_is_told_to_who_has_the_most_tokens() -> None:
+    with desks(3) as made:
+        made_routers = routers(made, tokens=1000)
+        order: list[str] = []
+        async with made_routers[0].lease("m"):
+            long = asyncio.create_task(hold(made_routers[1], Ask("m", "long", 950), order))
+            many = [
+                asyncio.create_task(hold(made_routers[2], Ask("m", "many", 10), order))
+                for _ in range(5)
+            ]
+            await settle()
+            small = asyncio.create_task(hold(made_routers[0], Ask("m", "small", 50), order))
+            await settle()
+            assert long.done()
+        await asyncio.gather(*many, small)
+        with pytest.raises(QueueFull):
+            await long
+
+
 # --- keys -----------------------------------------------------------------------------------------
 
 
@@ -173,6 +192,11 @@ def test_a_keys_limits_hold_over_all_workers(two: Desks) -> None:
         ask(0)
 
 
+def taken(memory: Memory, *name: str) -> Row:
+    with memory.locked():
+        return memory.row(*name)
+
+
 # --- the memory -----------------------------------------------------------------------------------
 
 
@@ -184,7 +208,7 @@ def fd() -> Iterator[int]:
 
 
 def test_each_has_its_own_and_the_sum_is_everybodys(fd: int) -> None:
-    rows = [Memory(fd, worker, 3).row("a", "b") for worker in range(3)]
+    rows = [taken(Memory(fd, worker, 3), "a", "b") for worker in range(3)]
     for number, row in enumerate(rows):
         row.set_mine(1, 10.0**number)
     assert [row.others(1) for row in rows] == [110.0, 101.0, 11.0]
@@ -195,10 +219,11 @@ def test_each_has_its_own_and_the_sum_is_everybodys(fd: int) -> None:
 
 def test_what_a_dead_worker_held_is_free_and_the_others_keep_theirs(fd: int) -> None:
     memories = [Memory(fd, worker, 3) for worker in range(3)]
-    rows = [each.row("x") for each in memories]
+    rows = [taken(each, "x") for each in memories]
     for row in rows:
         row.set_mine(1, 7.0)
-    memories[0].clear(2)
+    with memories[0].locked():
+        memories[0].clear(2)
     assert rows[0].each(1) == [7.0, 7.0, 0.0]
     assert rows[0].holders == 2
 
@@ -208,24 +233,57 @@ def test_rows_that_nobody_holds_are_used_again_and_beyond_the_last_each_counts_a
 ) -> None:
     monkeypatch.setattr(memory_module, "_ROWS", 8)
     one, other = Memory(fd, 0, 3), Memory(fd, 1, 3)
-    kept = [one.row(str(number)) for number in range(7)]  # and the one with the beats
-    alone = one.row("too much")
+    kept = [taken(one, str(number)) for number in range(7)]  # and the one with the beats
+    alone = taken(one, "too much")
     alone.set_mine(1, 3.0)
-    assert alone.others(1) == 0.0
-    assert other.row("too much").others(1) == 0.0
-    kept.pop()
+    alone.set_common(0, 4.0)
+    assert alone.each(1) == [3.0, 0.0, 0.0]
+    assert taken(one, "too much") is alone
+    assert taken(other, "too much").others(1) == 0.0
+    kept.pop().set_common(0, 5.0)
     gc.collect()
-    fresh = other.row("new")
-    assert fresh.mine(1) == 0.0
-    assert one.row("new").holders == 2
-    assert one.row("5").holders == 1
+    with other.locked():
+        assert other.known("6") is None
+    fresh = taken(other, "new")
+    assert (fresh.mine(1), fresh.common(0)) == (0.0, 0.0)
+    assert taken(one, "new").holders == 2
+    assert taken(one, "5").holders == 1
+
+
+def test_what_nobody_held_begins_anew(fd: int) -> None:
+    one, other = Memory(fd, 0, 3), Memory(fd, 1, 3)
+    row = taken(one, "purse")
+    row.set_common(0, 5.0)
+    assert taken(other, "purse").common(0) == 5.0
+    del row
+    gc.collect()
+    assert taken(other, "purse").common(0) == 0.0
+
+
+async def test_a_queue_works_in_every_worker_when_the_rows_have_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_module, "_ROWS", 1)
+    with desks(2) as made:
+        for router in routers(made, max_queue=1):
+            order: list[str] = []
+            async with router.lease("m"):
+                waits = asyncio.create_task(hold(router, Ask("m", "a"), order))
+                await settle()
+                with pytest.raises(QueueFull):
+                    await hold(router, Ask("m", "a"), order)
+            await asyncio.wait_for(waits, 10)
+            assert order == ["a"]
 
 
 _COUNTING = """
 import sys
+from orchestrator.gateway.workers import memory as module
 from orchestrator.gateway.workers.memory import Memory
+module._PATIENCE_S = 10.0
 memory = Memory(int(sys.argv[1]), int(sys.argv[2]), 3)
-row = memory.row("sum")
+with memory.locked():
+    row = memory.row("sum")
 for _ in range(int(sys.argv[3])):
     with memory.locked():
         row.set_common(0, row.common(0) + 1)
@@ -241,9 +299,12 @@ def counting(fd: int, worker: int, times: int) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, cwd=ROOT, pass_fds=(fd,), text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
-def test_nothing_is_counted_twice_and_who_dies_with_the_lock_leaves_it(fd: int) -> None:
+def test_nothing_is_counted_twice_and_who_dies_with_the_lock_leaves_it(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_module, "_PATIENCE_S", 10.0)
     memory, times = Memory(fd, 0, 3), 3000
-    row = memory.row("sum")
+    row = taken(memory, "sum")
     process = counting(fd, 1, times)
     try:
         for _ in range(times):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from orchestrator.gateway.workers.adding import added, without_gauges
 from orchestrator.gateway.workers.line import Line, Unanswered
 from orchestrator.gateway.workers.memory import Memory
-from orchestrator.gateway.workers.seat import Seat
+from orchestrator.gateway.workers.seat import OTHER_VERSION
+from orchestrator.gateway.workers.shop import Shop
 
 _LOOK_S = 1.0
 _SILENT_S = 8.0  # without a beat, and it is replaced: before probes take it for the whole gateway
@@ -39,9 +41,9 @@ class _Mate:
 class Crew:
     """All workers but the first, which this is part of."""
 
-    def __init__(self, seat: Seat, config: str, memory: Memory) -> None:
+    def __init__(self, shop: Shop, config: str, memory: Memory) -> None:
         """`config` is the path of the gateway's config, or of a descriptor of this process."""
-        self._seat, self._config, self._memory = seat, config, memory
+        self._shop, self._config, self._memory = shop, config, memory
         self._mates: dict[int, _Mate] = {}
         self._departed = ""
         self._ending = False
@@ -50,13 +52,14 @@ class Crew:
     def start(self, answer: Callable[[], Awaitable[str]], on_loss: Callable[[], None]) -> None:
         """Start them and keep them. `answer` is for who asks for the metrics of all; `on_loss` is
         called when what a dead worker held is free again."""
-        numbers = range(1, self._seat.workers)
+        numbers = range(1, self._shop.workers)
         self._tasks = [asyncio.create_task(self._keep(each, answer, on_loss)) for each in numbers]
         self._tasks.append(asyncio.create_task(self._look()))
 
     def end(self) -> None:
         """Tell them to end; may be called from a signal handler."""
         self._ending = True
+        self._shop.close()
         for mate in self._mates.values():
             with contextlib.suppress(ProcessLookupError):
                 mate.process.send_signal(signal.SIGTERM)
@@ -81,7 +84,7 @@ class Crew:
         """
         await asyncio.gather(*map(self._ask, self._mates.values()))
         texts = [own, self._departed, *(mate.text for mate in self._mates.values())]
-        return added(texts, alike)
+        return await asyncio.to_thread(added, texts, alike)  # it takes a while
 
     async def _ask(self, mate: _Mate) -> None:
         with contextlib.suppress(Unanswered):  # then what it said before has to do
@@ -90,38 +93,54 @@ class Crew:
     async def _keep(
         self, number: int, answer: Callable[[], Awaitable[str]], on_loss: Callable[[], None]
     ) -> None:
+        """Have a worker of that number, whatever happens to it."""
         pause = _PAUSE_S / 2
         while not self._ending:
-            mate = self._mates[number] = await self._launch(number, answer)
-            if self._ending:
-                mate.process.terminate()
+            began = time.monotonic()
             try:
-                await mate.line.run()
-                code = await mate.process.wait()
-            finally:
-                _kill(mate.process)
-                del self._mates[number]
-            self._departed = added([self._departed, without_gauges(mate.text)], ())
+                how = f"ended with {await self._live(number, answer)}"
+            except Exception as error:  # noqa: BLE001 - without it, its share of clients would hang
+                how = f"could not be started, or was lost: {error!r}"
             with self._memory.locked():
                 self._memory.clear(number)
             on_loss()
             if self._ending:
                 return
-            stable = time.monotonic() - mate.since >= _STABLE_S
+            stable = time.monotonic() - began >= _STABLE_S
             pause = _PAUSE_S if stable else min(2 * pause, _MOST_PAUSE_S)
-            _log.error("worker %d ended with %d; another one in %g s", number, code, pause)
+            _log.error("worker %d %s; another one in %g s", number, how, pause)
             await asyncio.sleep(pause)
+
+    async def _live(self, number: int, answer: Callable[[], Awaitable[str]]) -> int:
+        """One worker from its start to its end; its exit code. Raises what the system says."""
+        mate = self._mates[number] = await self._launch(number, answer)
+        try:
+            if self._ending:
+                mate.process.terminate()
+            await mate.line.run()
+            return await mate.process.wait()
+        finally:
+            _kill(mate.process)
+            del self._mates[number]
+            if mate.process.returncode == OTHER_VERSION:  # what is installed now is to be started
+                os.kill(os.getpid(), signal.SIGTERM)
+            gone = without_gauges(mate.text)
+            self._departed = await asyncio.to_thread(added, [self._departed, gone], ())
 
     async def _launch(self, number: int, answer: Callable[[], Awaitable[str]]) -> _Mate:
         here, there = socket.socketpair()
-        with there:
-            seat = self._seat.model_copy(update={"worker": number, "line": there.fileno()})
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "orchestrator.gateway",
-                "--config", self._config, "--seat", seat.model_dump_json(),
-                pass_fds=(*seat.descriptors, *descriptor_in(self._config)),
-            )  # fmt: skip
-        _log.info("worker %d of %d is pid %d", number, self._seat.workers, process.pid)
+        try:
+            with there:
+                seat = self._shop.seat(number, there.fileno())
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "orchestrator.gateway",
+                    "--config", self._config, "--seat", seat.model_dump_json(),
+                    pass_fds=(*seat.descriptors, *descriptor_in(self._config)),
+                )  # fmt: skip
+        except BaseException:
+            here.close()
+            raise
+        _log.info("worker %d of %d is pid %d", number, self._shop.workers, process.pid)
         return _Mate(process, Line(here, answer), time.monotonic())
 
     async def _look(self) -> None:

@@ -1,8 +1,9 @@
 """Rows of numbers in memory that several processes share.
 
-A row has a name, a few numbers in common, and for each worker a column of its own that nobody else
-writes; so nothing that a worker does, or fails to do in the middle, spoils what others count. Rows
-are made when somebody asks for them and free when nobody holds them any more.
+A row has a name, a few numbers in common, and for each worker a column of its own: what it counts,
+nobody else changes while it lives. So a worker that fails in the middle of something spoils no
+count of another. Rows are made when somebody asks for them and free when nobody holds them any
+more.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ COMMON = 4  # numbers in common
 MINE = 9  # numbers of each worker, of which the first says that it holds the row
 _ROWS = 16384
 _NAME = 16
+_HEAD = 16  # bytes before the names: how many there are
 _PATIENCE_S = 0.05
 _DISTRUST_S = 1.0
 
@@ -49,11 +51,11 @@ class Row:
 
     def mine(self, place: int) -> float:
         """A number of this worker's."""
-        return float(self._cells[self._start + COMMON + place * self._workers + self._worker])
+        return float(self._cells[self._at(place, self._worker)])
 
     def set_mine(self, place: int, value: float) -> None:
         """Change it."""
-        self._cells[self._start + COMMON + place * self._workers + self._worker] = value
+        self._cells[self._at(place, self._worker)] = value
 
     def set_theirs(self, place: int, worker: int, value: float) -> None:
         """Change another's; the memory has to be locked."""
@@ -83,9 +85,10 @@ class Memory:
     def __init__(self, fd: int, worker: int, workers: int) -> None:
         self._fd, self._worker, self._workers = fd, worker, workers
         self._map = mmap.mmap(fd, size(workers))
-        self._cells = memoryview(self._map)[_ROWS * _NAME :].cast("d")
+        self._cells = memoryview(self._map)[_HEAD + _ROWS * _NAME :].cast("d")
         self._rows: WeakValueDictionary[bytes, Row] = WeakValueDictionary()
         self._distrusted_until = 0.0
+        self._held = False
         with self.locked():
             self._beat = self.row("beat")
 
@@ -110,15 +113,16 @@ class Memory:
         """Keep all others out.
 
         The kernel frees the lock of a process that dies. One that was stopped while it held it
-        keeps nobody waiting for long: then the memory is used without, for a while, and a limit
-        may be passed by a request or two.
+        keeps nobody waiting for long: then the memory is used without, for a while, a limit may be
+        passed by a request or two, and no row is made that others would know.
         """
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._held = True
         except OSError:
-            self._insist()
+            self._held = self._insist()
 
-    def _insist(self) -> None:
+    def _insist(self) -> bool:
         now = time.monotonic()
         deadline = now + _PATIENCE_S
         while self._distrusted_until < now < deadline:
@@ -128,30 +132,47 @@ class Memory:
             except OSError:
                 now = time.monotonic()
             else:
-                return
+                return True
         if now >= deadline:
             self._distrusted_until = now + _DISTRUST_S
+        return False
 
     def unlock(self) -> None:
         """Let others in."""
+        self._held = False
         fcntl.lockf(self._fd, fcntl.LOCK_UN)
 
     def row(self, *name: str) -> Row:
         """The row of that name; the memory has to be locked.
 
         When there are no more rows it is one of this worker's own, and its limits count here only.
+        What nobody holds has no past.
         """
-        digest = hashlib.blake2b("\0".join(name).encode(), digest_size=_NAME).digest()
-        if (known := self._rows.get(digest)) is not None:
-            return known
+        digest = _digest(name)
+        if (row := self.known(*name)) is not None:
+            return row
         index = self._find(digest)
-        if index is None:
+        if index is None and self._held:
             index = self._free()
-            if index is None:
-                return Row(memoryview(bytearray(8 * self._width)).cast("d"), 0, 0, 1)
-            self._map[index * _NAME : (index + 1) * _NAME] = digest
+        if index is None:
+            own = memoryview(bytearray(8 * self._width)).cast("d")
+            row = Row(own, 0, self._worker, self._workers)
+        else:
+            self._map[_HEAD + index * _NAME : _HEAD + (index + 1) * _NAME] = digest
             for place in range(self._width):
                 self._cells[index * self._width + place] = 0.0
+            row = Row(self._cells, index * self._width, self._worker, self._workers)
+        self._rows[digest] = row
+        return row
+
+    def known(self, *name: str) -> Row | None:
+        """The row of that name where anybody holds it; the memory has to be locked."""
+        digest = _digest(name)
+        if (row := self._rows.get(digest)) is not None:
+            return row
+        index = self._find(digest)
+        if index is None or not self._is_held(index):
+            return None
         row = Row(self._cells, index * self._width, self._worker, self._workers)
         self._rows[digest] = row
         return row
@@ -170,32 +191,42 @@ class Memory:
     @property
     def _named(self) -> int:
         """Rows that ever had a name: the first ones."""
-        unused = self._find(bytes(_NAME))
-        return _ROWS if unused is None else unused
+        return int.from_bytes(self._map[:_HEAD], "little")
 
     def _find(self, digest: bytes) -> int | None:
-        at = self._map.find(digest, 0, _ROWS * _NAME)
+        end = _HEAD + self._named * _NAME
+        at = self._map.find(digest, _HEAD, end)
         while at >= 0 and at % _NAME:
-            at = self._map.find(digest, at + 1, _ROWS * _NAME)
-        return None if at < 0 else at // _NAME
+            at = self._map.find(digest, at + 1, end)
+        return None if at < 0 else (at - _HEAD) // _NAME
 
     def _free(self) -> int | None:
         """A row that never had a name, else one that nobody holds."""
         if (unused := self._named) < _ROWS:
+            self._map[:_HEAD] = (unused + 1).to_bytes(_HEAD, "little")
             return unused
-        starts = (index * self._width + COMMON for index in range(_ROWS))
-        held = (any(self._cells[start : start + self._workers]) for start in starts)
-        return next((index for index, busy in enumerate(held) if not busy), None)
+        return next((index for index in range(_ROWS) if not self._is_held(index)), None)
+
+    def _is_held(self, index: int) -> bool:
+        start = index * self._width + COMMON
+        return any(self._cells[start : start + self._workers])
+
+
+def _digest(name: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b("\0".join(name).encode(), digest_size=_NAME).digest()
 
 
 def size(workers: int) -> int:
     """Bytes of the memory of so many workers."""
-    return _ROWS * (_NAME + 8 * (COMMON + MINE * workers))
+    return _HEAD + _ROWS * (_NAME + 8 * (COMMON + MINE * workers))
 
 
 def make(workers: int) -> int:
-    """A file without a name, of that size; its descriptor."""
-    with tempfile.TemporaryFile() as file:
-        fd = os.dup(file.fileno())
+    """Memory of that size that is a file without a name; its descriptor. Raises OSError."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("engineroom")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
     os.ftruncate(fd, size(workers))
     return fd

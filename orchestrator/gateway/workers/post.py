@@ -13,7 +13,8 @@ _log = logging.getLogger("engineroom.gateway")
 
 
 class Post:
-    """One mailbox per worker. What a full one cannot take is lost: its owner is called anyway."""
+    """One mailbox per worker. What a full one cannot take is lost; its owner is woken anyway, by
+    what is in it."""
 
     def __init__(self, ends: Sequence[socket.socket], own: socket.socket, worker: int) -> None:
         self._ends, self._own, self._worker = tuple(ends), own, worker
@@ -42,26 +43,17 @@ class Post:
     def _send(self, worker: int, message: bytes) -> None:
         try:
             self._ends[worker].send(message)
-        except BlockingIOError:
+        except OSError:  # it is full, which systems say in different ways
             if message != _WAKE:
                 _log.warning("worker %d does not read its messages", worker)
 
     def _read(self, on_wake: Callable[[], None], on_message: Callable[[bytes], None]) -> None:
-        woken = False
-        while True:
-            try:
+        try:
+            while True:
                 message = self._own.recv(_LONGEST)
-            except BlockingIOError:
-                break
-            if message == _WAKE:
-                woken = True
-            else:
-                on_message(message)
-        if woken:
+                if message != _WAKE:
+                    on_message(message)
+        except BlockingIOError:
+            pass  # that was all
+        finally:
             on_wake()
-
-
-def mailboxes(count: int) -> tuple[list[socket.socket], list[socket.socket]]:
-    """The ends to write to and those to read from, each in the order of the workers."""
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
-    return [each[0] for each in pairs], [each[1] for each in pairs]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+OTHER_VERSION = 76
+"""Exit code of a worker whose program is another version than the gateway's: it cannot join."""
+
 
 class Seat(BaseModel):
-    """Its number, how many there are, and descriptors of what they share.
+    """Its number, how many there are, and descriptors.
 
-    `memory` is the file of the books, `listeners` the public sockets, one for each, `ends` the
-    writing ends of all mailboxes, `boxes` the reading ends, of which it reads its own. `line` is a
-    stream to the first worker, which has none itself: it looks after the others.
+    `memory` is the file of the books, `listener` its public socket, `ends` the writing ends of all
+    mailboxes, `box` the reading end of its own, `line` a stream to the first worker, which looks
+    after the others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -18,13 +21,12 @@ class Seat(BaseModel):
     worker: int
     workers: int
     memory: int
-    listeners: tuple[int, ...]
+    listener: int
     ends: tuple[int, ...]
-    boxes: tuple[int, ...]
-    line: int | None = None
+    box: int
+    line: int
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that has to be handed on."""
-        line = () if self.line is None else (self.line,)
-        return (self.memory, *self.listeners, *self.ends, *self.boxes, *line)
+        return (self.memory, self.listener, *self.ends, self.box, self.line)

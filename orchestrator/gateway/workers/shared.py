@@ -92,7 +92,7 @@ class SharedCrowd:
     alone = False
 
     def __init__(self, books: SharedBooks, model: str) -> None:
-        self._books, self._model = books, model
+        self._books, self._model, self.workers = books, model, books.workers
         self._row = books.row("crowd", model)
         self._held: dict[str, Row] = {}
 
@@ -107,8 +107,15 @@ class SharedCrowd:
         row = self._books.row("account", self._model, str(priority), key)
         return SharedCell(row, fresh=row.holders == 1)
 
+    def settle(self, priority: int, key: str, surplus: int) -> None:
+        row = self._books.known("account", self._model, str(priority), key)
+        if row is not None:
+            row.set_common(0, row.common(0) - surplus)
+
     def held(self, key: str) -> Held:
-        row = self._held.get(key) or self._books.row("held", self._model, key)
+        row = self._held.get(key) or self._books.known("held", self._model, key)
+        if row is None:
+            return Held(0, 0)
         return Held(int(row.others(_REQUESTS)), int(row.others(_TOKENS)))
 
     def most(self) -> Held:
@@ -150,8 +157,8 @@ class SharedCrowd:
         for worker in range(self._books.workers):
             self._row.set_theirs(_BLOCKED, worker, 0.0)
 
-    def tell_fullest(self) -> None:
-        most = self._row.each(_MOST_REQUESTS)
+    def tell_fullest(self, by_tokens: bool) -> None:
+        most = self._row.each(_MOST_TOKENS if by_tokens else _MOST_REQUESTS)
         most[self._books.worker] = -1.0
         self._books.wake(most.index(max(most)))
 
@@ -193,6 +200,11 @@ class SharedBooks:
         """The row of that name."""
         with self:
             return self._memory.row(*name)
+
+    def known(self, *name: str) -> Row | None:
+        """The same, where anybody holds it."""
+        with self:
+            return self._memory.known(*name)
 
     def count(self, *name: str) -> Count:
         """What is counted under a name."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,10 +14,11 @@ from orchestrator.errors import GatewayBusy
 from orchestrator.gateway.books import Books, OwnBooks
 from orchestrator.gateway.workers.crew import Crew
 from orchestrator.gateway.workers.line import Line, Unanswered
-from orchestrator.gateway.workers.memory import Memory, make
-from orchestrator.gateway.workers.post import Post, mailboxes
+from orchestrator.gateway.workers.memory import Memory
+from orchestrator.gateway.workers.post import Post
 from orchestrator.gateway.workers.seat import Seat
 from orchestrator.gateway.workers.shared import SharedBooks
+from orchestrator.gateway.workers.shop import Shop
 
 _ANSWER_S = 3.0
 
@@ -85,27 +86,19 @@ class Alone:
 
 
 class Several:
-    """One worker of several. The first, which has no line, looks after the others."""
+    """One worker of several, by what they share."""
 
-    def __init__(self, seat: Seat, config: str) -> None:
-        self._seat = seat
-        self._memory = Memory(seat.memory, seat.worker, seat.workers)
-        ends = [socket.socket(fileno=each) for each in seat.ends]
-        box = socket.socket(fileno=seat.boxes[seat.worker])
-        self._post = Post(ends, box, seat.worker)
-        self.books: Books = SharedBooks(self._memory, seat.worker, seat.workers, self._post.wake)
-        self._crew = None if seat.line is not None else Crew(seat, config, self._memory)
-        self._listening: asyncio.Task[None] | None = None
+    def __init__(
+        self, memory: Memory, post: Post, worker: int, workers: int, others: Others
+    ) -> None:
+        self._memory, self._post, self._others = memory, post, others
+        self.books: Books = SharedBooks(memory, worker, workers, post.wake)
 
     def start(self, ears: Ears) -> None:
         self._ears = ears
         self._post.open(ears.stir, ears.hear)
         self._memory.beat()
-        if self._crew is not None:
-            self._crew.start(self.metrics, self._lost)
-        elif self._seat.line is not None:
-            self._line = Line(socket.socket(fileno=self._seat.line), self._own)
-            self._listening = asyncio.create_task(self._listen())
+        self._others.start(ears)
 
     def tell(self, message: bytes) -> None:
         self._post.tell(message)
@@ -115,8 +108,68 @@ class Several:
         self._ears.stir()
 
     async def metrics(self) -> str:
-        if self._crew is not None:
-            return await self._crew.totals(self._ears.metrics(), self._ears.alike)
+        return await self._others.metrics()
+
+    def end(self) -> None:
+        self._others.end()
+
+    async def ended(self) -> None:
+        await self._others.ended()
+        self._post.close()
+
+
+class Others(Protocol):
+    """A worker's ties to the others beside the books: those of the first, and of all but it."""
+
+    def start(self, ears: Ears) -> None:
+        """From now on, in the running loop."""
+
+    async def metrics(self) -> str:
+        """Those of all together. Raises GatewayBusy."""
+
+    def end(self) -> None:
+        """The gateway was told to end."""
+
+    async def ended(self) -> None:
+        """Wait for those that it looks after."""
+
+
+class First:
+    """Of the first: it looks after the crew."""
+
+    def __init__(self, shop: Shop, config: str, memory: Memory, post: Post) -> None:
+        self._crew, self._post, self._workers = Crew(shop, config, memory), post, shop.workers
+
+    def start(self, ears: Ears) -> None:
+        self._ears = ears
+        self._crew.start(self.metrics, self._lost)
+
+    async def metrics(self) -> str:
+        return await self._crew.totals(self._ears.metrics(), self._ears.alike)
+
+    def end(self) -> None:
+        self._crew.end()
+
+    async def ended(self) -> None:
+        await self._crew.ended()
+
+    def _lost(self) -> None:
+        """What a dead worker held is free: somebody may have waited for it."""
+        for worker in range(self._workers):
+            self._post.wake(worker)
+
+
+class Mate:
+    """Of all but the first: a stream to it, without which there is no gateway."""
+
+    def __init__(self, line: int) -> None:
+        self._line = Line(socket.socket(fileno=line), self._own)
+
+    def start(self, ears: Ears) -> None:
+        self._ears = ears
+        self._listening = asyncio.create_task(self._listen())
+
+    async def metrics(self) -> str:
         try:
             return await self._line.ask(_ANSWER_S)
         except Unanswered:
@@ -124,41 +177,32 @@ class Several:
             raise GatewayBusy(told) from None
 
     def end(self) -> None:
-        if self._crew is not None:
-            self._crew.end()
+        """The first one is told too."""
 
     async def ended(self) -> None:
-        if self._crew is not None:
-            await self._crew.ended()
-        self._post.close()
+        """It looks after nobody."""
 
     async def _own(self) -> str:
         return self._ears.metrics()
 
     async def _listen(self) -> None:
-        """Without the first worker there is no gateway."""
-        await self._line.run()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def _lost(self) -> None:
-        """What a dead worker held is free: somebody may have waited for it."""
-        for worker in range(self._seat.workers):
-            self._post.wake(worker)
+        try:
+            await self._line.run()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-def first_seat(listeners: Sequence[socket.socket]) -> Seat:
-    """The seat of the first of several workers, with all that they will share.
+def leading(shop: Shop, config: str) -> Several:
+    """The team as the first worker has it. `config` is the path of the gateway's config, or of a
+    descriptor of this process."""
+    memory = Memory(shop.memory, 0, shop.workers)
+    post = Post(shop.ends, shop.boxes[0], 0)
+    return Several(memory, post, 0, shop.workers, First(shop, config, memory, post))
 
-    Each has a listener, which stays open here: who connects while a worker is replaced waits for
-    the next. The descriptors are the process's to keep.
-    """
-    workers = len(listeners)
-    ends, boxes = mailboxes(workers)
-    return Seat(
-        worker=0,
-        workers=workers,
-        memory=make(workers),
-        listeners=tuple(each.detach() for each in listeners),
-        ends=tuple(each.detach() for each in ends),
-        boxes=tuple(each.detach() for each in boxes),
-    )
+
+def joining(seat: Seat) -> Several:
+    """The team as another worker has it."""
+    memory = Memory(seat.memory, seat.worker, seat.workers)
+    ends = [socket.socket(fileno=each) for each in seat.ends]
+    post = Post(ends, socket.socket(fileno=seat.box), seat.worker)
+    return Several(memory, post, seat.worker, seat.workers, Mate(seat.line))
