@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from orchestrator.errors import PortTaken
 
@@ -25,6 +28,23 @@ def shared(host: str, port: int, count: int) -> list[socket.socket]:
 
     Raises PortTaken where another program has the port, even one that would share it.
     """
+    with _alone(host, port):
+        return _shared(host, port, count)
+
+
+@contextmanager
+def _alone(host: str, port: int) -> Iterator[None]:
+    """While nobody else does the same, who would be let in as one of ours. Raises PortTaken."""
+    with socket.socket(socket.AF_UNIX) as sign:
+        if platform.system() == "Linux":
+            try:
+                sign.bind(f"\0engineroom port {port}")
+            except OSError as error:
+                raise _taken(host, port, "port", error) from error
+        yield
+
+
+def _shared(host: str, port: int, count: int) -> list[socket.socket]:
     listen(host, port, "port").close()
     made: list[socket.socket] = []
     try:

@@ -19,7 +19,7 @@ from orchestrator.external import base_url
 from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
-from orchestrator.listening import listen
+from orchestrator.listening import listen, port_of
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import all_launchers
 from orchestrator.tls import check_certificate
@@ -49,8 +49,9 @@ def gateway(
     flags = {"host": host, "port": port, "log_level": log_level, "gateway_workers": gateway_workers}
     settings = load_settings({k: v for k, v in flags.items() if v is not None}, file=config)
     made = _config(settings, _table(upstream, model, engine, context, places))
+    with listen(made.host, made.port, "port") as free:  # 0 takes any
+        made = made.model_copy(update={"port": port_of(free)})
     door = Listen(host=made.host, port=made.port, tls=made.tls_cert is not None).base_url
-    listen(made.host, made.port, "port").close()
     sys.stderr.write(f"gateway on {door}, before {upstream}, model {model}; Ctrl-C ends it\n")
     _become(made)
 

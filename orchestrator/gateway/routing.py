@@ -204,9 +204,9 @@ class Router(Board):
 
     def _wake(self, line: Line) -> None:
         """Serve who waited for a rest to end; timers may fire a little before our clock agrees."""
-        self._serve(line)
+        now = self._clock()  # the same for both: else a rest may end unseen between them
+        self._serve(line, now)
         self._on_change()
-        now = self._clock()
         rests = [s.rests_until - now for s in line.slots.values() if s.rests_until > now]
         if line.queue and rests:
             asyncio.get_running_loop().call_later(max(0.001, min(rests)), self._wake, line)
@@ -257,13 +257,13 @@ class Router(Board):
             self._serve(line)
         self._on_change()
 
-    def _serve(self, line: Line) -> None:
+    def _serve(self, line: Line, now: float | None = None) -> None:
         """Things changed: whoever waits, here or elsewhere, may find a place."""
         if self._lines.get(line.route.name) is not line:
             return  # it was taken away, and all that waited with it
         with self._books:
             line.queue.crowd.again()
-            serve(line, self._clock())
+            serve(line, self._clock() if now is None else now)
 
     def stir(self) -> None:
         """Another worker says that it may be this one's turn, or that too many wait here."""

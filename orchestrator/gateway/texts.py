@@ -19,7 +19,7 @@ EMBEDDINGS, RERANK = "/v1/embeddings", "/v1/rerank"
 
 _MOST_TOKENS = 1 << 20
 _MOST_TEXTS = 2048
-Token = Annotated[StrictInt, Field(ge=0, le=1 << 31)]
+Token = Annotated[StrictInt, Field(ge=0, le=(1 << 31) - 1)]
 _Tokens = Annotated[list[Token], Field(min_length=1, max_length=_MOST_TOKENS)]
 _Text = Annotated[StrictStr, Field(min_length=1)]
 

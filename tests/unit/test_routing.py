@@ -11,7 +11,7 @@ import pytest
 from engine_launchers.base import CrashCause, Quirks, Served
 from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
-from orchestrator.gateway.places import key_of
+from orchestrator.gateway.places import Line, key_of
 from orchestrator.gateway.routing import Router
 
 
@@ -324,3 +324,25 @@ async def test_a_place_is_taken_at_once_only_where_one_is_free_and_nobody_waits(
     made.apply(table(version=3, expected=False))
     with pytest.raises(ModelUnavailable):
         made.take_now("m")
+
+
+async def test_a_rest_that_ends_between_two_looks_at_the_clock_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock goes on while it is read: just before the end, then just after it."""
+    times = [0.0]
+    made = Router(10, 5.0, clock=lambda: times.pop(0) if len(times) > 1 else times[0])
+    wake = made._wake
+
+    def fires_early(line: Line) -> None:
+        times[:] = [0.9999, 1.0001]
+        wake(line)
+
+    monkeypatch.setattr(made, "_wake", fires_early)
+    made.apply(table(replica()))
+    made.broke(key_of(replica()))
+    waits = asyncio.create_task(enter(made))
+    await settle()
+    assert made.waiting() == {"m": 1}
+    monkeypatch.setattr(made, "_wake", wake)
+    assert await asyncio.wait_for(waits, 10) == "m-0"

@@ -25,6 +25,7 @@ _START_S = 60.0
 _PAUSE_S, _MOST_PAUSE_S, _STABLE_S = 0.2, 5.0, 10.0
 _ANSWER_S = 1.0
 _END_S = 5.0
+_REMEMBER_S = 5.0  # between questions for what is to be known of those that die
 _log = logging.getLogger("engineroom.gateway")
 
 
@@ -54,7 +55,7 @@ class Crew:
         called when what a dead worker held is free again."""
         numbers = range(1, self._shop.workers)
         self._tasks = [asyncio.create_task(self._keep(each, answer, on_loss)) for each in numbers]
-        self._tasks.append(asyncio.create_task(self._look()))
+        self._tasks += [asyncio.create_task(self._look()), asyncio.create_task(self._remember())]
 
     def end(self) -> None:
         """Tell them to end; may be called from a signal handler."""
@@ -142,6 +143,12 @@ class Crew:
             raise
         _log.info("worker %d of %d is pid %d", number, self._shop.workers, process.pid)
         return _Mate(process, Line(here, answer), time.monotonic())
+
+    async def _remember(self) -> None:
+        """Know what each has counted, before it can no longer be asked."""
+        while True:
+            await asyncio.sleep(_REMEMBER_S)
+            await asyncio.gather(*map(self._ask, self._mates.values()))
 
     async def _look(self) -> None:
         """Replace who stands still, unless it is this worker that stood still."""

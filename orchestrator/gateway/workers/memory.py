@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import tempfile
@@ -22,9 +23,11 @@ COMMON = 4  # numbers in common
 MINE = 9  # numbers of each worker, of which the first says that it holds the row
 _ROWS = 16384
 _NAME = 16
+_TRIES = 64  # rows that are looked at for one that is free, once all have been used
 _HEAD = 16  # bytes before the names: how many there are
 _PATIENCE_S = 0.05
 _DISTRUST_S = 1.0
+_log = logging.getLogger("engineroom.gateway")
 
 
 class Row:
@@ -88,7 +91,8 @@ class Memory:
         self._cells = memoryview(self._map)[_HEAD + _ROWS * _NAME :].cast("d")
         self._rows: WeakValueDictionary[bytes, Row] = WeakValueDictionary()
         self._distrusted_until = 0.0
-        self._held = False
+        self._held = self._warned = False
+        self._hand = worker * (_ROWS // workers)
         with self.locked():
             self._beat = self.row("beat")
 
@@ -155,6 +159,9 @@ class Memory:
         if index is None and self._held:
             index = self._free()
         if index is None:
+            if not self._warned:
+                self._warned = True
+                _log.warning("no room for %s in what the workers share: limits hold in each", name)
             own = memoryview(bytearray(8 * self._width)).cast("d")
             row = Row(own, 0, self._worker, self._workers)
         else:
@@ -205,7 +212,11 @@ class Memory:
         if (unused := self._named) < _ROWS:
             self._map[:_HEAD] = (unused + 1).to_bytes(_HEAD, "little")
             return unused
-        return next((index for index in range(_ROWS) if not self._is_held(index)), None)
+        for _ in range(min(_TRIES, _ROWS)):
+            self._hand = (self._hand + 1) % _ROWS
+            if not self._is_held(self._hand):
+                return self._hand
+        return None
 
     def _is_held(self, index: int) -> bool:
         start = index * self._width + COMMON
