@@ -102,7 +102,6 @@ class Connection(asyncio.Protocol):
         self._heard = False
         self._until_close = True
         self.alive = False
-        self.used = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.alive = cast(asyncio.Transport, transport), True
@@ -117,7 +116,6 @@ class Connection(asyncio.Protocol):
         self._exchange, self._heard, self._until_close = exchange, False, True
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
-        self.used += 1
         self._transport.write(data)
         try:
             await self._done
@@ -201,11 +199,12 @@ class Client:
         """Send and take the whole answer. Raises Broken; a stale connection is replaced once."""
         try:
             async with asyncio.timeout(self._timeout):
-                connection = self._idle.pop() if self._idle else await self._connect()
+                kept = self._kept()
+                connection = kept or await self._connect()
                 try:
                     await connection.send(data, exchange)
                 except Broken as broken:
-                    if not (broken.unheard and connection.used > 1):
+                    if kept is None or not broken.unheard:
                         raise
                     connection = await self._connect()
                     await connection.send(data, exchange)
@@ -215,6 +214,14 @@ class Client:
             self._idle.append(connection)
         else:
             connection.close()
+
+    def _kept(self) -> Connection | None:
+        """A connection that the server has not closed meanwhile, as far as is known."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.alive:
+                return connection
+        return None
 
     async def request(
         self, data: bytes, exchange: Exchange, origin: float, due: float | None = None

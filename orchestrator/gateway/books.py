@@ -74,6 +74,10 @@ class Crowd(Protocol):
     workers: int
 
     @property
+    def anybody(self) -> bool:
+        """Whether anybody waits there."""
+
+    @property
     def others(self) -> Held:
         """All that wait there."""
 
@@ -177,6 +181,7 @@ class NoCrowd:
 
     alone = True
     workers = 1
+    anybody = False
     others = Held(0, 0)
 
     def level(self, priority: int) -> Cell:

@@ -146,9 +146,7 @@ class FairQueue(Generic[T]):
     @property
     def busy(self) -> bool:
         """Whether anybody waits, here or in another worker."""
-        if self._first or self._counts:
-            return True
-        return not self.crowd.alone and self.crowd.others.requests > 0
+        return bool(self._first or self._counts) or self.crowd.anybody
 
     def show(self, blocked: bool = False, urgent: bool = True) -> None:
         """Let the other workers see who waits here; `blocked`: in vain, as things are.

@@ -71,7 +71,9 @@ class Row:
 
     def others(self, place: int) -> float:
         """The sum of all other workers'."""
-        return sum(self.each(place)) - self.mine(place)
+        start = self._start + COMMON + place * self._workers
+        cells = self._cells
+        return sum(cells[start : start + self._workers]) - cells[start + self._worker]
 
     @property
     def holders(self) -> int:

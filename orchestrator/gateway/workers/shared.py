@@ -97,6 +97,10 @@ class SharedCrowd:
         self._held: dict[str, Row] = {}
 
     @property
+    def anybody(self) -> bool:
+        return self._row.others(_REQUESTS) > 0
+
+    @property
     def others(self) -> Held:
         return Held(int(self._row.others(_REQUESTS)), int(self._row.others(_TOKENS)))
 
