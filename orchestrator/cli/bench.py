@@ -194,6 +194,8 @@ def bench(
         warmup, rounds, processes, seed, compare is not None,
     )  # fmt: skip
     for path in (html_to, None if json_to in (None, "-") else Path(str(json_to))):
+        if path is not None and str(path).startswith("-"):
+            raise ConfigError(f"{path}: that is a flag, name a file (or - to print JSON)")
         if path is not None and not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
     more: dict[str, Any] = {"temperature": temperature, "usage": usage, "fields": fields_of(fields)}

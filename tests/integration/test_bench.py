@@ -296,6 +296,7 @@ async def test_wrong_input_is_one_sentence(make_room: Callable[..., Room], tmp_p
     assert "did you mean demo?" in line
     assert "did you mean ttft?" in await told(78, room.url, "--slo", "tfft=1s")
     assert "there is no folder" in await told(78, room.url, "--html", "/nowhere/x.html")
+    assert "that is a flag" in await told(78, room.url, "--json", "--stream")
     assert "wibble" in await told(77, room.url, "--field", "wibble=1")
     assert (
         "start one with"
