@@ -9,9 +9,11 @@ serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port
 	@sh tools/setup.sh serve
 	@exec .venv/bin/engineroom serve --yes $(ARGS)
 
-# What is held against a clock runs when nothing else does; 5 says that no test was chosen.
-in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not alone $(1)" $(PYTEST_ARGS) || [ $$? -eq 5 ] && \
-  { .venv/bin/python -m pytest -m "alone $(1)" $(PYTEST_ARGS) || [ $$? -eq 5 ]; }
+# What starts no processes runs side by side, all else by itself; 5 says that no test was chosen.
+_alike = tests/unit tests/contract tests/architecture
+_alone = tests/integration tests/e2e tests/faults
+in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(1) $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
+  { .venv/bin/python -m pytest $(1) $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; }
 
 test: ## the whole suite, real engine included: WORKERS=2
 	@sh tools/setup.sh test
@@ -19,7 +21,7 @@ test: ## the whole suite, real engine included: WORKERS=2
 
 test-fast: ## what needs neither a real engine nor patience
 	@sh tools/setup.sh test
-	@$(call in_two,and not slow)
+	@$(call in_two,-m "not slow")
 
 properties: ## every property on SHARE of its examples, of which the suite tries a quarter: SHARE=1
 	@sh tools/setup.sh test

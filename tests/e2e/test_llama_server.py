@@ -42,7 +42,9 @@ class Server:
 
     def __init__(self, plan: EnginePlan, process: subprocess.Popen[bytes], log: Path) -> None:
         self.plan, self.process, self.log = plan, process, log
-        self.http = httpx.Client(timeout=300, trust_env=False)
+        # No connection is kept: the server may close it just when the next request begins.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(timeout=300, trust_env=False, limits=limits)
         self.url = ""
 
     def complete(self, prompt: str, **fields: Any) -> httpx.Response:

@@ -203,7 +203,7 @@ def test_small_endpoints(real: Room) -> None:
     assert "engineroom_requests_total" in get(f"{real.url}/metrics").text
     assert get(f"{real.url}/nothing").json()["error"]["code"] == "not_found"
     assert get(f"{real.url}/generate").json()["error"]["code"] == "method_not_allowed"
-    for path in ("/v1/embeddings", "/docs", "/extras/tokenize", "/v1/models/../../docs"):
+    for path in ("/v1/audio/speech", "/docs", "/extras/tokenize", "/v1/models/../../docs"):
         assert real.http.post(real.url + path, json={}).status_code in (404, 405)
 
 

@@ -22,7 +22,6 @@ ROWS = rows()
 # A machine that does something else for seconds is no fault of ours; all else is. Real engines take
 # minutes, and are tried once more only.
 _TRIES = {"fake": 3}
-pytestmark = pytest.mark.alone
 
 
 def _proofs() -> list[object]:

@@ -19,7 +19,6 @@ import pytest
 from tests.fakes.odd_server import Asked, odd_server
 from tests.harness import ROOT, SLACK, Room, clean_env, eventually, until
 
-pytestmark = pytest.mark.alone
 KEY = "sk-very-secret-123"
 FakeMaker = Callable[..., str]
 

@@ -11,7 +11,7 @@ import pytest
 from tests.harness import Room, until
 from tests.streams import check_stream
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 TPS = 50
 

@@ -125,7 +125,7 @@ def test_a_second_signal_ends_the_drain_at_once(make_room: RoomMaker) -> None:
 
 
 def test_a_restart_starts_the_new_engine_before_the_old_one_drains(make_room: RoomMaker) -> None:
-    room = make_room("--tps", "20").start()
+    room = make_room("--tps", "20", drain_s=60).start()
     before = room.engine()
     with room.stream("Hi", max_new_tokens=120) as events:
         next(events)

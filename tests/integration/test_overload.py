@@ -18,7 +18,7 @@ from orchestrator.control import KeyTable
 from tests.harness import SLACK, eventually, sample, until
 from tests.stage import Stage, staged
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 PLACES, TPS, TOKENS = 4, 50, 20
 CAPACITY = PLACES * TPS / TOKENS
 """Requests a second, by what the engine is told; a machine that is busy reaches less."""
