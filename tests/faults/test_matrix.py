@@ -21,7 +21,7 @@ for _each in pkgutil.iter_modules(scenarios.__path__):
 ROWS = rows()
 # A machine that does something else for seconds is no fault of ours; all else is. Real engines take
 # minutes, and are tried once more only.
-_TRIES = {"fake": 3}
+_TRIES = {"fake": 3, "vllm": 3}
 
 
 def _proofs() -> list[object]:
