@@ -9,11 +9,12 @@ serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port
 	@sh tools/setup.sh serve
 	@exec .venv/bin/engineroom serve --yes $(ARGS)
 
-# What starts no processes runs side by side, all else by itself; 5 says that no test was chosen.
+# What starts no processes runs side by side, all else by itself, where a test may be tried twice
+# (docs/decisions/012-second-tries.md); 5 says that no test was chosen.
 _alike = tests/unit tests/contract tests/architecture
 _alone = tests/integration tests/e2e tests/faults
 in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(1) $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
-  { .venv/bin/python -m pytest $(1) $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; }
+  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 $(1) $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; }
 
 test: ## the whole suite, real engine included: WORKERS=2
 	@sh tools/setup.sh test
