@@ -78,9 +78,9 @@ faults: ## the fault matrix RUNS times with its exact bounds (a quiet machine!),
 	  FAULTS_SLACK=1 FAULTS_OUT=docs/reference/faults.jsonl .venv/bin/python -m pytest -q tests/faults $(PYTEST_ARGS) || exit 1; done
 	@.venv/bin/python -m tools.fault_table
 
-soak: ## long runs: WHAT="supervisor --runs 200 --streams 50", "drains --runs 5 --engine vllm --replicas 1", "turns --minutes 5"
+soak: ## long runs: WHAT="gateway --minutes 60" if not said, "supervisor --runs 200 --streams 50", "drains --runs 5 --engine vllm --replicas 1", "turns --minutes 5"
 	@sh tools/setup.sh test
-	@.venv/bin/python -m tests.faults.soak $(WHAT)
+	@.venv/bin/python -m tests.faults.soak $(or $(WHAT),gateway --minutes 60)
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve

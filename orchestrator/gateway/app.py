@@ -155,6 +155,7 @@ class Gateway:
             self.metrics.waiting.labels(route.name).set(waiting)
             self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
             self.metrics.ejected.labels(route.name).set(self.router.ejected(route.name))
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         return self.metrics.render().decode()
 
     def _changed(self) -> None:

@@ -175,6 +175,11 @@ class GatewayMetrics:
         self.connections = Gauge(
             "engineroom_connections", "Open connections of clients.", registry=reg
         )
+        self.tasks = Gauge(
+            "engineroom_gateway_tasks",
+            "Asyncio tasks of the gateway's processes; they grow where something leaks.",
+            registry=reg,
+        )
         self.slow_clients = Counter(
             "engineroom_slow_clients_total",
             "Clients that took nothing for write_timeout_s and were cut off.",
