@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -67,6 +67,10 @@ bench-gateway: ## the gateway beside its peers: GWBENCH=program ROUNDS= SECONDS=
 	@sh tools/setup.sh test >&2
 	@.venv/bin/python -m bench.gateway $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(if $(WORKLOADS),--workloads $(WORKLOADS)) $(if $(TARGETS),--targets $(TARGETS)) $(if $(OUT),--json $(OUT))
+
+bench-edges: ## clients that leave and a slow reader of 50 MB, before each of TARGETS=ours,nginx,sglang-router
+	@sh tools/setup.sh test >&2
+	@.venv/bin/python -m bench.gateway.edges $(if $(TARGETS),--targets $(TARGETS))
 
 sim-routing: ## the routing policies on two workloads, 2 to 1000 replicas; writes docs/explanation/routing.md
 	@sh tools/setup.sh test
