@@ -28,6 +28,7 @@ from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of, reserve
+from orchestrator.notify import Manager
 from orchestrator.ordering import Install, Orderer
 from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
@@ -108,9 +109,10 @@ async def serve(
     Engines that are missing are installed first. SIGHUP, and a change of the settings file, ask
     `planning` for new decisions. `tied` also ends it when standard input closes: with the program
     that started it. A port 0 becomes a free port, which the audience and the other commands are
-    told. Raises EngineRoomError with one sentence where the start fails;
-    nothing is left running then.
+    told. The service manager, if there is one, hears of it too. Raises EngineRoomError with one
+    sentence where the start fails; nothing is left running then.
     """
+    manager = Manager(os.environ)
     began, asked = asyncio.get_running_loop().time(), settings
     keys = key_policy(settings)
     check_certificate(settings)
@@ -126,6 +128,7 @@ async def serve(
     timeout = httpx.Timeout(settings.probe_timeout_s)
     limits = httpx.Limits(max_keepalive_connections=0)
     async with AsyncExitStack() as stack:
+        stack.callback(asyncio.create_task(manager.keep_alive()).cancel)
         stack.enter_context(only_one(data / "supervisor.lock"))
         token = read_or_make_token(data / "admin.token")
         client = await stack.enter_async_context(
@@ -162,7 +165,7 @@ async def serve(
             supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
-                await _run(settings, models[0].name, supervisor, stopping, audience, began)
+                await _run(settings, models[0].name, supervisor, stopping, audience, manager, began)
             finally:
                 watching.cancel()
                 store.journal.close()  # whoever follows it goes home
@@ -177,6 +180,7 @@ async def _run(
     supervisor: Supervisor,
     stopping: asyncio.Event,
     audience: Audience,
+    manager: Manager,
     began: float,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -190,8 +194,10 @@ async def _run(
         if ready.done() and not ready.cancelled():
             _check_start(ready.result(), supervisor)
             audience.ready(addresses, loop.time() - began)
+            manager.ready(f"serves {model} on {addresses.gateway}")
         await asked
     finally:
+        manager.stopping("requests in flight may end")
         on_signals(supervisor.hurry)
         await supervisor.stop()
         (settings.data / "endpoints.json").unlink(missing_ok=True)

@@ -33,6 +33,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.model_settings": 2,
     "orchestrator.settings": 3,
     "orchestrator.listening": 1,
+    "orchestrator.notify": 1,
     "orchestrator.endings": 1,
     "orchestrator.keyfile": 1,
     "orchestrator.keys": 4,
