@@ -22,6 +22,7 @@ from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.events import events
 from orchestrator.cli.gateway import gateway
+from orchestrator.cli.generate import generate
 from orchestrator.cli.keys import app as keys
 from orchestrator.cli.options import (
     AdapterPath,
@@ -83,6 +84,7 @@ def root(
 
 app.command()(probe)
 app.command()(plan)
+app.command()(generate)
 app.command()(gateway)
 app.add_typer(engines)
 app.add_typer(calibration)
