@@ -149,6 +149,7 @@ class Gateway:
 
     def _own_metrics(self) -> str:
         """The exposition of this process."""
+        self.metrics.known((route.name for route in self.router.routes()), READERS)
         for route in self.router.routes():
             running, waiting = self.router.own_load(route.name)
             self.metrics.in_flight.labels(route.name).set(running)

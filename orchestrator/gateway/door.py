@@ -28,6 +28,7 @@ from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.framing import HEAD_LIMIT, head_of
 from orchestrator.gateway.job import Job
 from orchestrator.gateway.readers import READERS
+from orchestrator.observability.reasons import OTHER
 
 _PATHS = {path.encode(): path for path in READERS}
 _BUFFER = 128 * 1024  # bytes that the kernel keeps for one client; Linux takes it twice
@@ -279,6 +280,7 @@ class ClientProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()
             return
+        self._desk.metrics.refused(OTHER, error.code)
         body = orjson.dumps(error.envelope())
         head = f"HTTP/1.1 {error.http_status} \r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n"

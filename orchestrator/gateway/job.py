@@ -62,9 +62,8 @@ class Job:
         self._task: asyncio.Task[None] | None = None
         self._avoid: Replica | None = None
         self._ttft: float | None = None
-        self._request = b""
+        self._request, self._stream = b"", False
         self._prompt_tokens, self._size, self._tries = 0, 0, 1
-        self._stream = False
         self.model = "other"
 
     # --- for the client's side ------------------------------------------------------------------
@@ -122,6 +121,7 @@ class Job:
             return
         if self._exchange.streaming:
             self._desk.metrics.broken.labels(self.model, error.code).inc()
+        self._desk.metrics.refused(self.model, error.code)
         self._end(str(error.http_status))
         self._exchange.fail(error)
 
@@ -252,8 +252,8 @@ class Job:
             self.failed(call, UpstreamInvalid("the engine's answer makes no sense as a whole"))
             return
         self._desk.judge.answered(self._order, lease)
-        if tokens:
-            self._desk.page(self.model, self._path).generated(tokens)
+        decode = time.monotonic() - self._began - (self._ttft or 0.0)
+        self._desk.page(self.model, self._path).used(prompt, tokens, decode)
         self._answer(last)
 
     def _answer(self, last: bytes) -> None:

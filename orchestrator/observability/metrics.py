@@ -15,8 +15,18 @@ from engine_launchers.base import CrashCause
 from orchestrator import __version__
 from orchestrator.observability.key_metrics import KeyMetrics
 from orchestrator.observability.plain import PlainCounter, PlainHistogram
+from orchestrator.observability.reasons import (
+    BROKEN,
+    OTHER,
+    REFUSALS,
+    REFUSED_ANYWAY,
+    REFUSED_MODEL,
+    RETRIED,
+    UPSTREAM,
+)
 
 _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _LONG = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 STALLS = ("start", "wake", "probes", "requests", "work")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -143,6 +153,13 @@ class GatewayMetrics:
             _SHORT,
             reg,
         )
+        self.itl = PlainHistogram(
+            "engineroom_itl_seconds",
+            "Inter-token latency (ITL): the mean between two tokens of an answer, by answer.",
+            ["model"],
+            _TOKEN,
+            reg,
+        )
         self.queue = PlainHistogram(
             "engineroom_queue_seconds",
             "Time that a request waited for a lease.",
@@ -152,6 +169,18 @@ class GatewayMetrics:
         )
         self.tokens = PlainCounter(
             "engineroom_generated_tokens_total", "Generated tokens.", ["model"], reg
+        )
+        self.prompt_tokens = PlainCounter(
+            "engineroom_prompt_tokens_total",
+            "Tokens of prompts that were answered; estimated where the engine does not count them.",
+            ["model"],
+            reg,
+        )
+        self.rejects = PlainCounter(
+            "engineroom_rejects_total",
+            "Requests refused, by the gateway or by the engine that they were for, by error code.",
+            ["model", "reason"],
+            reg,
         )
         self.in_flight = Gauge("engineroom_in_flight", "Leased requests.", ["model"], registry=reg)
         self.waiting = Gauge(
@@ -168,7 +197,7 @@ class GatewayMetrics:
         )
         self.disconnects = Counter(
             "engineroom_client_disconnects_total",
-            "Clients that left before their answer was complete.",
+            "Requests cancelled: their clients left before the answer was complete.",
             ["model"],
             registry=reg,
         )
@@ -187,6 +216,9 @@ class GatewayMetrics:
         )
         self._add_engine_faults()
         self.keys = KeyMetrics(reg)
+        self._models: set[str] = set()
+        self._create(OTHER, REFUSED_ANYWAY)
+        self.disconnects.labels(OTHER)
 
     def _add_engine_faults(self) -> None:
         reg = self.registry
@@ -223,6 +255,36 @@ class GatewayMetrics:
             ["model"],
             registry=reg,
         )
+
+    def known(self, models: Iterable[str], routes: Iterable[str]) -> None:
+        """Create the series of new models, on these routes; nobody's gauges go on."""
+        now = set(models)
+        for model in now - self._models:
+            self._create(model, REFUSED_MODEL)
+            for route in routes:
+                self.requests.labels(model, route, "200")
+            for series in (self.ttft, self.itl, self.queue, self.tokens, self.prompt_tokens):
+                series.labels(model)
+            for own in (self.disconnects, self.retries_refused, self.ejections, self.quarantined):
+                own.labels(model)
+            for counter, codes in (
+                (self.broken, BROKEN), (self.upstream_errors, UPSTREAM), (self.retries, RETRIED),
+            ):  # fmt: skip
+                for code in codes:
+                    counter.labels(model, code)
+        for model in self._models - now:
+            for gauge in (self.in_flight, self.waiting, self.ready, self.ejected):
+                gauge.remove(model)
+        self._models = now
+
+    def _create(self, model: str, reasons: Iterable[str]) -> None:
+        for reason in sorted(reasons):
+            self.rejects.labels(model, reason)
+
+    def refused(self, model: str, code: str) -> None:
+        """Count a request that gets no answer, where that is a refusal."""
+        if code in REFUSALS:
+            self.rejects.labels(model, code).inc()
 
     def render(self) -> bytes:
         """The exposition text."""

@@ -18,7 +18,7 @@ from orchestrator import __version__
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.gateway.app import Gateway
 from orchestrator.gateway.workers.team import Alone
-from tests.harness import eventually
+from tests.harness import eventually, sample
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -126,6 +126,10 @@ async def ask(port: int, times: int, stream: bool = False) -> list[bytes]:
     return answers
 
 
+def counted(gateway: Gateway, name: str) -> float:
+    return sample(gateway.metrics.render().decode(), name, {})
+
+
 async def test_one_connection_to_the_engine_serves_one_client_after_another() -> None:
     async with between(whole) as (engine, port, _):
         plain = await ask(port, 20)
@@ -167,8 +171,8 @@ async def test_a_kept_connection_that_has_died_costs_nobody_anything() -> None:
         answers = await ask(port, 2)
         assert [each[:12] for each in answers] == [b"HTTP/1.1 200"] * 2
         assert (engine.requests, engine.connections) == (3, 2)
-        assert b"engineroom_retries_total{" not in gateway.metrics.render()
-        assert b"engineroom_upstream_errors_total{" not in gateway.metrics.render()
+        assert counted(gateway, "engineroom_retries_total") == 0
+        assert counted(gateway, "engineroom_upstream_errors_total") == 0
 
 
 async def test_a_new_connection_that_dies_is_the_engines_failure() -> None:
