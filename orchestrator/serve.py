@@ -36,6 +36,7 @@ from orchestrator.settings import Settings
 from orchestrator.startup import Decision, Planning
 from orchestrator.supervision.instance import Instance
 from orchestrator.supervision.lock import only_one
+from orchestrator.supervision.observing import observed
 from orchestrator.supervision.operator import Operator
 from orchestrator.supervision.schedule import Phase
 from orchestrator.supervision.store import Store
@@ -163,6 +164,8 @@ async def serve(
             on_hangup(operator.reload_soon)
             watching = asyncio.create_task(on_change_of(planning.file, operator.reload_soon))
             supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
+            every_s, limit_s = settings.engine_metrics_interval_s, settings.probe_timeout_s
+            await stack.enter_async_context(observed(supervisor, client, data, every_s, limit_s))
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
                 await _run(settings, models[0].name, supervisor, stopping, audience, manager, began)

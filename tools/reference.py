@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from orchestrator import errors
 from orchestrator.cli.main import app
-from orchestrator.observability.metrics import ControlMetrics, GatewayMetrics
+from orchestrator.observability.control_metrics import ControlMetrics
+from orchestrator.observability.metrics import GatewayMetrics
 from orchestrator.settings import DOCUMENT_VARIABLES, FILE_ONLY, PREFIX, Settings
 from orchestrator.supervision.event_types import TYPES
 from tools import chart
@@ -85,9 +86,8 @@ def settings_page() -> str:
 def _series(registry: CollectorRegistry) -> Iterator[str]:
     for collector in registry._collector_to_names:
         for metric in getattr(collector, "describe", list)():
-            labels = ", ".join(
-                getattr(collector, "label_names", getattr(collector, "_labelnames", ()))
-            )
+            own = getattr(collector, "_labelnames", ())
+            labels = ", ".join(getattr(metric, "_labelnames", own))
             suffix = "_total" if metric.type == "counter" else ""
             yield f"| `{metric.name}{suffix}` | {metric.type} | {labels} | {metric.documentation} |"
 
@@ -97,6 +97,12 @@ def metrics_page() -> str:
     head = ["| series | type | labels | meaning |", "| --- | --- | --- | --- |"]
     parts = ["# Metrics", "", _MADE, "", "## Gateway, `GET :8001/metrics`", "", *head]
     parts += [*_series(GatewayMetrics().registry), "", "## Control plane, `GET :8002/metrics`", ""]
+    parts += [
+        "`model` is what clients ask for, `engine` the program that serves it, `replica` one",
+        "process of it, such as `demo-0` (also `gateway-0`), `device` is `ram`, `gpu:0` and so on.",
+        "Which series of which engine stand behind ours: [metrics](../how-to/metrics.md).",
+        "",
+    ]
     return "\n".join([*parts, *head, *_series(ControlMetrics().registry)]) + "\n"
 
 

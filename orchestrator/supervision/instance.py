@@ -121,8 +121,12 @@ class Instance:
     @property
     def loading(self) -> Load | None:
         """How far its start is, None while it is not starting."""
-        starting = self.lifecycle.state is lc.State.STARTING
-        return self._watch.load if self._watch and starting else None
+        return self.loaded if self.lifecycle.state is lc.State.STARTING else None
+
+    @property
+    def loaded(self) -> Load | None:
+        """The start that was watched last, until the watch looks at its work."""
+        return self._watch.load if self._watch else None
 
     @property
     def running(self) -> Handle | None:
@@ -214,9 +218,8 @@ class Instance:
             why=action.why,
         )
         _log.info("%s", told)
-        self._hooks.changed(
-            self, Change(action.old, action.new, action.why, self.lifecycle, elapsed)
-        )
+        change = Change(action.old, action.new, action.why, self.lifecycle, elapsed)
+        self._hooks.changed(self, change)
         if action.new in {lc.State.STOPPED, lc.State.FAILED}:
             self.handle = None
             self._hooks.gone(self)

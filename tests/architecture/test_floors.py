@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Longest prefix wins. A module imports only from lower floors, or from its own room.
 FLOORS: dict[str, int] = {
-    "engine_launchers.value": -2,
+    "engine_launchers.value": -3,
+    "engine_launchers.series": -2,
     "engine_launchers.traits": -1,
     "engine_launchers.watch": -1,
     "engine_launchers.machine": -1,
@@ -31,6 +32,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.config_file": 1,
     "orchestrator.setting_types": 1,
     "orchestrator.model_settings": 2,
+    "orchestrator.observability_settings": 2,
     "orchestrator.settings": 3,
     "orchestrator.listening": 1,
     "orchestrator.notify": 1,
@@ -126,6 +128,7 @@ PURE = {
     "orchestrator.supervision.lifecycle",
     "orchestrator.supervision.lines",
     "orchestrator.supervision.loading",
+    "orchestrator.supervision.normalizing",
     "orchestrator.supervision.progress",
     "orchestrator.supervision.schedule",
     "orchestrator.supervision.silence",
