@@ -29,6 +29,7 @@ from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of, reserve
 from orchestrator.notify import Manager
+from orchestrator.observability.extras import check_tracing
 from orchestrator.ordering import Install, Orderer
 from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
@@ -117,6 +118,7 @@ async def serve(
     began, asked = asyncio.get_running_loop().time(), settings
     keys = key_policy(settings)
     check_certificate(settings)
+    check_tracing(settings.otlp_endpoint)
     os.umask(0o077)
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
         listen(settings.host, settings.port, "port").close()

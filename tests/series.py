@@ -16,19 +16,18 @@ def assert_told_in_our_words(
     before = normalize(read(), rules).numbers
     made = generate()
     assert made > 1
-    written = "generated_tokens_total"
 
-    def counted() -> bool:
-        return normalize(read(), rules).numbers[written][""] >= before[written][""] + made
+    def grown(name: str) -> float:
+        """Before its first request an engine may have no such series."""
+        now = normalize(read(), rules).numbers[name]
+        return sum(now.values()) - sum(before.get(name, {}).values())
 
-    until(counted, 5, "what was generated is counted")
+    until(lambda: grown("generated_tokens_total") >= made, 5, "what was generated is counted")
+    assert grown("prompt_tokens_total") > 0
+    assert grown("steps_total") > 0
     after = normalize(read(), rules)
     assert {*after.numbers, *after.histograms} == {rule.ours for rule in rules}
-    for name in ("prompt_tokens_total", "steps_total"):
-        assert after.numbers[name][""] > before[name][""], name
     for name, buckets in after.histograms.items():
-        assert buckets.upto[-1][1] > 0 or name == "queue_seconds", name
+        assert buckets.upto[-1][1] > 0, name
     if "requests_total" in after.numbers:
-        assert sum(after.numbers["requests_total"].values()) > sum(
-            before["requests_total"].values()
-        )
+        assert grown("requests_total") > 0

@@ -20,6 +20,7 @@ from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of
+from orchestrator.observability.extras import check_tracing
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import all_launchers
 from orchestrator.tls import check_certificate
@@ -74,6 +75,7 @@ def _config(settings: Settings, table: RouteTable) -> GatewayConfig:
     """Raises ConfigError for keys or a certificate that cannot be used."""
     hashes = key_policy(settings).hashes
     check_certificate(settings)
+    check_tracing(settings.otlp_endpoint)
     grants = tuple(KeyFile(keys_path(settings)).all())
     config = gateway_config(settings, "gateway", hashes, None, table, grants)
     key = settings.upstream_key.get_secret_value() if settings.upstream_key else None

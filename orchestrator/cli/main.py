@@ -142,7 +142,7 @@ def serve(
         return load_settings(flags, file=config)
 
     settings = read()
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
     offer = screen.offer if not settings.install_missing else (lambda need: True)

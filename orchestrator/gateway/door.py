@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any, Literal
 
 import httptools
@@ -36,15 +37,18 @@ _IDLE_S = 60.0  # between requests
 _LINGER_S = 2.0  # for a client that still sends what was refused
 _BODY_SHARE = 8  # bytes on the wire for one of a body: chunks of one byte take six
 _PIPELINED = 16  # requests that may wait behind a running one before nothing is read any more
+MakeJob = Callable[[Desk, Exchange, str], Job]
 Phase = Literal["idle", "head", "busy", "lingering"]
 
 
 class ClientProtocol(HttpToolsProtocol):
     """One client's connection."""
 
-    def __init__(self, connections: Connections, desk: Desk, **given: Any) -> None:
+    def __init__(
+        self, connections: Connections, desk: Desk, make: MakeJob = Job, **given: Any
+    ) -> None:
         super().__init__(**given)
-        self._all, self._desk = connections, desk
+        self._all, self._desk, self._make = connections, desk, make
         self._stuck: asyncio.TimerHandle | None = None
         self._running: Exchange | None = None
         self._phase: Phase = "idle"
@@ -216,7 +220,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._running = exchange
         desk = self._desk
         desk.watch.all.add(exchange)
-        job = Job(desk, exchange, exchange.path)
+        job = self._make(desk, exchange, exchange.path)
         try:
             if (doors := desk.doors).closed:
                 origin = exchange.headers.get(b"origin", b"").decode("latin-1") or None

@@ -248,7 +248,7 @@ class Job:
         try:
             last = self._order.answer.closing(call.guard, end)
         except ODD as error:
-            _log.info("model=%s answer not put together: %s", self.model, error)
+            _log.info("request=%s: answer not put together: %s", self._exchange.id.decode(), error)
             self.failed(call, UpstreamInvalid("the engine's answer makes no sense as a whole"))
             return
         self._desk.judge.answered(self._order, lease)
@@ -324,7 +324,7 @@ class Job:
             self.fail(error)
 
     def _internal(self) -> None:
-        _log.exception("path=%s failed", self._path)
+        _log.exception("request=%s path=%s failed", self._exchange.id.decode(), self._path)
         self.fail(EngineRoomError("internal error; the gateway's log has the details"))
 
     def _leave_engine(self) -> None:

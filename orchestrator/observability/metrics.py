@@ -119,6 +119,14 @@ class GatewayMetrics:
             "Clients that took nothing for write_timeout_s and were cut off.",
             registry=reg,
         )
+        self.spans = PlainCounter(
+            "engineroom_spans_total",
+            "Spans of traces: made, sent to the collector, lost (it did not take them).",
+            ["result"],
+            reg,
+        )
+        for result in ("made", "sent", "lost"):
+            self.spans.labels(result)
         self._add_engine_faults()
         self.keys = KeyMetrics(reg)
         self._models: set[str] = set()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine_launchers.base import CrashCause, ExitResult, Listen
 from orchestrator.errors import InsufficientMemory, LaunchFailed
-from orchestrator.observability.logs import pairs
+from orchestrator.observability.logs import told
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.loading import Load
@@ -210,14 +210,14 @@ class Instance:
     def _announce(self, action: lc.Announce) -> None:
         elapsed = self._clock() - self._entered
         self._entered = self._clock()
-        told = pairs(
+        fields = told(
             engine=self.name,
             generation=self.lifecycle.generation,
             old=action.old,
             new=action.new,
             why=action.why,
         )
-        _log.info("%s", told)
+        _log.info("state", extra=fields)
         change = Change(action.old, action.new, action.why, self.lifecycle, elapsed)
         self._hooks.changed(self, change)
         if action.new in {lc.State.STOPPED, lc.State.FAILED}:

@@ -42,6 +42,7 @@ class Engine:
     def __init__(self, answer: Callable[[Engine, asyncio.StreamWriter], Any]) -> None:
         self._answer = answer
         self.connections = self.requests = self.lost = 0
+        self.heads: list[bytes] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -50,6 +51,7 @@ class Engine:
                 size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 await reader.readexactly(size)
                 self.requests += 1
+                self.heads.append(head)
                 if await self._answer(self, writer) is False:
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -99,9 +101,9 @@ async def between(
         await asyncio.sleep(0)  # their connections are told
 
 
-def request(stream: bool, path: str = "/v1/completions") -> bytes:
+def request(stream: bool, path: str = "/v1/completions", more: str = "") -> bytes:
     body = json.dumps({"prompt": "Hi", "max_tokens": 3, "stream": stream}).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}"
     return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
@@ -109,12 +111,12 @@ async def whole(engine: Engine, writer: asyncio.StreamWriter) -> None:
     writer.write(ANSWER)
 
 
-async def ask(port: int, times: int, stream: bool = False) -> list[bytes]:
+async def ask(port: int, times: int, stream: bool = False, more: str = "") -> list[bytes]:
     """Answers over one connection, each read to its end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answers = []
     for _ in range(times):
-        writer.write(request(stream))
+        writer.write(request(stream, more=more))
         head = await reader.readuntil(b"\r\n\r\n")
         if b"chunked" in head:
             answers.append(head + await reader.readuntil(b"0\r\n\r\n"))
