@@ -73,7 +73,7 @@ class Page:
     """The series of one model and one path, looked up once."""
 
     __slots__ = (
-        "_codes", "_key", "_metrics", "_read", "_spaced", "first_token", "generated", "lasted",
+        "_codes", "_key", "_metrics", "_read", "_spaced", "_written", "first_token", "lasted",
         "waited",
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ class Page:
         self.lasted = metrics.seconds.labels(model, path).observe
         self.first_token = metrics.ttft.labels(model).observe
         self.waited = metrics.queue.labels(model).observe
-        self.generated = metrics.tokens.labels(model).inc
+        self._written = metrics.tokens.labels(model)
         self._read = metrics.prompt_tokens.labels(model)
         self._spaced = metrics.itl.labels(model).observe
 
@@ -96,8 +96,7 @@ class Page:
     def used(self, prompt: int, tokens: int, seconds: float) -> None:
         """Count what an engine read and wrote, the latter within `seconds` of its first token."""
         self._read.value += prompt
-        if tokens:
-            self.generated(tokens)
+        self._written.value += tokens
         if tokens > 1:
             self._spaced(seconds / (tokens - 1))
 

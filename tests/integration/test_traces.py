@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -106,11 +107,25 @@ async def test_failures_and_retries_can_be_seen() -> None:
     assert server.status.code == 2
 
 
-async def test_where_nobody_asks_plain_jobs_are_made_and_nothing_is_passed_on() -> None:
+async def test_where_nobody_asks_not_a_call_is_made_for_it() -> None:
+    called: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            called.add(frame.f_code.co_filename)
+
     async with between(whole) as (engine, port, gateway):
-        await ask(port, 1, more=GIVEN)
+        await ask(port, 1)
+        sys.setprofile(note)
+        try:
+            await ask(port, 3, more=GIVEN)
+            await ask(port, 3, stream=True, more=GIVEN)
+        finally:
+            sys.setprofile(None)
         assert gateway.witness is None
-        assert b"traceparent" not in engine.heads[0]
+        assert not any(b"traceparent" in head for head in engine.heads)
+    assert any(name.endswith("gateway/job.py") for name in called)
+    assert not [name for name in called if re.search("witness|tracing|opentelemetry|/logs", name)]
     script = (
         "import sys, orchestrator.gateway.app\n"
         "assert not [each for each in sys.modules if each.startswith('opentelemetry')]"
