@@ -7,7 +7,7 @@ series of a replica are created when it becomes known, not at its first trouble.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
@@ -109,8 +109,16 @@ class ControlMetrics:
         for reason in EVICTIONS:
             self._evictions.labels(model, reason)
 
-    def add_engine(self, engine: str, states: Iterable[str], phases: Iterable[str] = ()) -> None:
+    def add_engine(
+        self,
+        engine: str,
+        states: Iterable[str],
+        transitions: Iterable[tuple[str, str]],
+        phases: Collection[str] = (),
+    ) -> None:
         """Create the series of a new engine or gateway; only engines have `phases` of a start."""
+        for old, new in transitions:
+            self._transitions.labels(engine, old, new)
         self._starts.labels(engine)
         for phase in phases:
             self._load.labels(engine, phase)

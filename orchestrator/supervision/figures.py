@@ -33,13 +33,12 @@ def count_change(metrics: ControlMetrics, instance: Instance, change: Change) ->
         metrics.started(name, change.seconds, phases)
 
 
-def phases_of(instance: Instance) -> tuple[str, ...]:
-    """Every phase that a start of it may tell of; none for a gateway."""
-    if not isinstance(instance.workload, EngineWorkload):
-        return ()
-    return tuple(
-        dict.fromkeys((LAUNCHING, *(rule.name for rule in instance.workload.watch.phases)))
-    )
+def add_series(metrics: ControlMetrics, instance: Instance) -> None:
+    """Create the series of a new engine or gateway; a gateway's start has no phases."""
+    workload, phases = instance.workload, dict[str, None]()
+    if isinstance(workload, EngineWorkload):
+        phases = dict.fromkeys((LAUNCHING, *(rule.name for rule in workload.watch.phases)))
+    metrics.add_engine(instance.name, lc.State, lc.TRANSITIONS, tuple(phases))
 
 
 class Figures:

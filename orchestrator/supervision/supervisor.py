@@ -22,7 +22,7 @@ from orchestrator.observability.control_metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.crew import Crew
-from orchestrator.supervision.figures import count_change, phases_of
+from orchestrator.supervision.figures import add_series, count_change
 from orchestrator.supervision.footprint import taken
 from orchestrator.supervision.gateways import GatewayLink
 from orchestrator.supervision.instance import Change, Hooks, Instance
@@ -99,7 +99,7 @@ class Supervisor:
         for order in self.orders.models:
             self._pool(order, saved)
         self.store.standing.keep_only(self._pools)
-        self.metrics.add_engine(self._gateway.name, [state.value for state in S])
+        add_series(self.metrics, self._gateway)
         self.crew.add(self._gateway)
         adopted = await self._adopt(saved)
         for pool in self._pools.values():
@@ -126,7 +126,7 @@ class Supervisor:
     def _pool(self, order: ModelOrder, saved: Mapping[str, Saved]) -> Pool:
         def make(order: ModelOrder, name: str, generation: int) -> Instance:
             instance = self._make(order, name, saved.get(name), generation)
-            self.metrics.add_engine(name, [state.value for state in S], phases_of(instance))
+            add_series(self.metrics, instance)
             return instance
 
         def has_room(plan: EnginePlan) -> bool:
