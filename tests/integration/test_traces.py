@@ -17,6 +17,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.gateway.app import Gateway
 from orchestrator.observability.extras import check_tracing
 from tests.collector import attributes, collecting
+from tests.conftest import RoomMaker
 from tests.harness import SLACK, eventually, free_ports, until
 from tests.integration.test_hot_path import Engine, ask, between, counted, whole
 from tests.stage import staged
@@ -202,3 +203,20 @@ def test_without_opentelemetry_the_setting_is_refused_in_words(
     monkeypatch.setattr("orchestrator.observability.extras.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"engineroom\[traces\]"):
         check_tracing("http://127.0.0.1:4318")
+
+
+def test_every_line_of_both_planes_is_an_object(make_room: RoomMaker) -> None:
+    room = make_room("--tps", "500", log_format="json", log_requests=True).start()
+    asked = {"prompt": "Hi", "max_new_tokens": 2}
+    answer = room.http.post(f"{room.url}/generate", json=asked)
+    room.close()
+    control = [json.loads(line) for line in room.log.read_text().splitlines()]
+    gateway = [
+        json.loads(line) for line in (room.data / "logs" / "gateway-0.log").read_text().splitlines()
+    ]
+    states = [(line["engine"], line["new"]) for line in control if line["message"] == "state"]
+    assert ("demo-0", "ready") in states
+    assert {"at", "level", "logger"} <= control[0].keys()
+    (over,) = (line for line in gateway if line["message"] == "request over")
+    assert over["request"] == answer.headers["x-request-id"]
+    assert "trace" not in over
