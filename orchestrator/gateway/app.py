@@ -31,7 +31,7 @@ from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.exchange import Exchange, error_headers
 from orchestrator.gateway.job import Job
-from orchestrator.gateway.judging import Judge, Verdict
+from orchestrator.gateway.judging import Judge
 from orchestrator.gateway.keyring import Holder, KeyRing
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.manners import manners_of
@@ -43,6 +43,7 @@ from orchestrator.gateway.readers import READERS
 from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
+from orchestrator.gateway.verdicts import Verdict
 from orchestrator.gateway.visitors import Visitors
 from orchestrator.gateway.witness import witness
 from orchestrator.gateway.workers.team import Ears, Team

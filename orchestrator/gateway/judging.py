@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict
-
 from orchestrator.errors import PoisonRequest, RequestError
 from orchestrator.gateway.engine_pool import NotReached
 from orchestrator.gateway.orders import Order
@@ -20,24 +18,10 @@ from orchestrator.gateway.retries import (
     may_succeed_elsewhere,
 )
 from orchestrator.gateway.routing import Router
+from orchestrator.gateway.verdicts import Verdict
 from orchestrator.observability.metrics import GatewayMetrics
 
 _log = logging.getLogger("engineroom.gateway")
-
-
-class Verdict(BaseModel):
-    """What became of a request on a replica, by its id and generation.
-
-    `broke`: the connection, for which the replica rests. `body` is the fingerprint of what may have
-    brought it about, or is cleared.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    replica: tuple[str, int]
-    failed: bool
-    broke: bool = False
-    body: str | None = None
 
 
 class Judge:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from engine_launchers.base import CrashCause
 from orchestrator.control import ON_DEMAND, ModelRoute, Replica, RouteTable, Wish
@@ -116,27 +115,16 @@ class Router(Board):
 
     # --- leasing --------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def lease(
+    async def take(
         self, ask: Ask | str, again: bool = False, avoid: Replica | None = None
-    ) -> AsyncIterator[Lease]:
-        """Wait for a place, hold it, give it back. A model's name asks for nothing special.
+    ) -> Lease:
+        """Wait for a place; `release` gives it back, once. A model's name asks for nothing special.
 
         `again`: this request had a place and lost it through no fault of its own; it goes to the
         head of the queue and no bound refuses it. It is not given to `avoid` where the model has
         another replica. Raises QueueFull, ModelUnavailable, DeadlineExceeded, Draining or
         UnknownModel.
         """
-        lease = await self.take(ask, again, avoid)
-        try:
-            yield lease
-        finally:
-            self.release(lease)
-
-    async def take(
-        self, ask: Ask | str, again: bool = False, avoid: Replica | None = None
-    ) -> Lease:
-        """Wait for a place; `release` gives it back, once. Raises as `lease` does."""
         began = self._clock()
         ask, line = self._asked(ask)
         slot = await self._take(line, ask, again, key_of(avoid) if avoid else None)
@@ -145,7 +133,7 @@ class Router(Board):
     def take_now(
         self, ask: Ask | str, again: bool = False, avoid: Replica | None = None
     ) -> Lease | None:
-        """The same without waiting; None where one has to. Raises as `lease` does."""
+        """The same without waiting; None where one has to. Raises as `take` does."""
         ask, line = self._asked(ask)
         if (error := self._unavailable(line)) is not None:
             raise error

@@ -24,6 +24,7 @@ from orchestrator.supervision.gateways import GatewayLink
 from orchestrator.supervision.instance import Instance
 from orchestrator.supervision.progress import Work
 from tests.harness import SLACK
+from tests.leases import leased
 
 
 def table(generation: int) -> RouteTable:
@@ -90,7 +91,7 @@ async def open_channel(tmp_path: Path) -> AsyncIterator[Channel]:
 async def test_the_supervisor_learns_what_an_engine_owes_and_has_relayed(tmp_path: Path) -> None:
     async with open_channel(tmp_path) as channel:
         await asyncio.wait_for(known(channel), 5 * SLACK)
-        async with channel.router.lease("m") as lease:
+        async with leased(channel.router, "m") as lease:
             with lease.tally.owing():
                 await channel.until(Work(1, 0))
                 lease.tally.relayed += 3  # nobody reports that: the next beat does
@@ -112,7 +113,7 @@ async def test_the_supervisor_learns_what_single_streams_are_decoded_at(tmp_path
     async with open_channel(tmp_path) as channel:
         await asyncio.wait_for(known(channel), 5 * SLACK)
         for tokens, seconds in ((100, 2.0), (30, 1.0)):
-            async with channel.router.lease("m") as lease:
+            async with leased(channel.router, "m") as lease:
                 lease.tally.solo.tokens += tokens
                 lease.tally.solo.seconds += seconds
             told = len(channel.speeds)
@@ -126,7 +127,7 @@ async def test_the_supervisor_learns_what_single_streams_are_decoded_at(tmp_path
 async def test_a_gateway_that_stands_still_cannot_accuse_an_engine(tmp_path: Path) -> None:
     async with open_channel(tmp_path) as channel:
         await asyncio.wait_for(known(channel), 5 * SLACK)
-        async with channel.router.lease("m") as lease:
+        async with leased(channel.router, "m") as lease:
             with lease.tally.owing():
                 await channel.until(Work(1, 0))
                 for writer in channel.here._heard:

@@ -27,6 +27,7 @@ from orchestrator.gateway.workers import memory as memory_module
 from orchestrator.gateway.workers.memory import Memory, Row, make
 from tests.books import Desks, desks
 from tests.harness import ROOT
+from tests.leases import leased
 from tests.unit.test_fairness import hold
 from tests.unit.test_keys import Counted
 from tests.unit.test_routing import replica, settle, table
@@ -75,7 +76,7 @@ async def test_two_keys_share_one_place_though_each_waits_in_a_worker_of_its_own
     two: Desks,
 ) -> None:
     (one, other), order = routers(two), list[str]()
-    async with one.lease("m"):
+    async with leased(one, "m"):
         greedy = [Ask("m", "greedy", new_tokens=10)] * 30
         few = [Ask("m", "other", new_tokens=10)] * 10
         tasks = [asyncio.create_task(hold(one, ask, order)) for ask in greedy]
@@ -88,7 +89,7 @@ async def test_two_keys_share_one_place_though_each_waits_in_a_worker_of_its_own
 
 async def test_a_key_that_waits_in_two_workers_has_no_two_shares(two: Desks) -> None:
     (one, other), order = routers(two), list[str]()
-    async with one.lease("m"):
+    async with leased(one, "m"):
         ask, few = Ask("m", "greedy", new_tokens=10), Ask("m", "other", new_tokens=10)
         tasks = [asyncio.create_task(hold(x, ask, order)) for x in (one, other) for _ in range(20)]
         tasks += [asyncio.create_task(hold(other, few, order)) for _ in range(10)]
@@ -99,7 +100,7 @@ async def test_a_key_that_waits_in_two_workers_has_no_two_shares(two: Desks) -> 
 
 async def test_who_comes_later_to_another_worker_does_not_overtake(two: Desks) -> None:
     (one, other), order = routers(two), list[str]()
-    async with one.lease("m"):
+    async with leased(one, "m"):
         first = asyncio.create_task(hold(one, Ask("m", "first"), order))
         await settle()
         assert other.take_now("m") is None
@@ -114,7 +115,7 @@ async def test_a_full_queue_is_full_for_all_and_the_greedy_leave_it_wherever_the
 ) -> None:
     one, other = routers(two, max_queue=4)
     order: list[str] = []
-    async with one.lease("m"):
+    async with leased(one, "m"):
         greedy = [asyncio.create_task(hold(one, Ask("m", "greedy"), order)) for _ in range(4)]
         await settle()
         assert other.model_load("m") == (1, 4)
@@ -133,7 +134,7 @@ async def test_the_bound_of_tokens_is_told_to_who_has_the_most_tokens() -> None:
     with desks(3) as made:
         made_routers = routers(made, tokens=1000)
         order: list[str] = []
-        async with made_routers[0].lease("m"):
+        async with leased(made_routers[0], "m"):
             long = asyncio.create_task(hold(made_routers[1], Ask("m", "long", 950), order))
             many = [
                 asyncio.create_task(hold(made_routers[2], Ask("m", "many", 10), order))
@@ -267,7 +268,7 @@ async def test_a_queue_works_in_every_worker_when_the_rows_have_run_out(
     with desks(2) as made:
         for router in routers(made, max_queue=1):
             order: list[str] = []
-            async with router.lease("m"):
+            async with leased(router, "m"):
                 waits = asyncio.create_task(hold(router, Ask("m", "a"), order))
                 await settle()
                 with pytest.raises(QueueFull):

@@ -15,6 +15,7 @@ from orchestrator.gateway.asking import Ask, ask_for
 from orchestrator.gateway.fairness import Entry, FairQueue
 from orchestrator.gateway.pace import Pace
 from orchestrator.gateway.routing import Router
+from tests.leases import leased
 from tests.unit.test_routing import enter, replica, router, settle, table
 
 COST = st.integers(1, 500)
@@ -172,7 +173,7 @@ def test_the_time_to_come_back_is_what_was_seen() -> None:
 
 
 async def hold(made: Router, ask: Ask, order: list[str]) -> None:
-    async with made.lease(ask) as lease:
+    async with leased(made, ask) as lease:
         order.append(ask.key)
         lease.tokens = ask.cost
         await settle()
@@ -180,7 +181,7 @@ async def hold(made: Router, ask: Ask, order: list[str]) -> None:
 
 async def test_two_keys_share_one_place() -> None:
     made, order = router(replica()), list[str]()
-    async with made.lease("m"):
+    async with leased(made, "m"):
         asks = [Ask("m", "greedy", new_tokens=10)] * 30 + [Ask("m", "other", new_tokens=10)] * 10
         tasks = [asyncio.create_task(hold(made, ask, order)) for ask in asks]
         await settle()
@@ -192,7 +193,7 @@ async def test_two_keys_share_one_place() -> None:
 async def test_the_queue_is_bounded_by_tokens_too_and_a_lone_prompt_may_be_long() -> None:
     made = Router(100, 5.0, max_queue_tokens=100)
     made.apply(table(replica()))
-    async with made.lease("m"):
+    async with leased(made, "m"):
         lone = asyncio.create_task(hold(made, Ask("m", "a", prompt_tokens=1000), []))
         await settle()
         with pytest.raises(QueueFull):
@@ -223,7 +224,7 @@ async def test_a_wait_ends_at_the_requests_own_deadline_with_its_own_answer() ->
 
 
 async def enter_with(made: Router, ask: Ask) -> None:
-    async with made.lease(ask):
+    async with leased(made, ask):
         pass
 
 

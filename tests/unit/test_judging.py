@@ -8,12 +8,13 @@ import pytest
 
 from engine_launchers.base import CrashCause
 from orchestrator.errors import PoisonRequest, UpstreamBroken, UpstreamInvalid
-from orchestrator.gateway.judging import Judge, Verdict
+from orchestrator.gateway.judging import Judge
 from orchestrator.gateway.orders import COMPLETIONS, Order
 from orchestrator.gateway.places import key_of
 from orchestrator.gateway.quarantine import Quarantine
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.shapes import WholeText
+from orchestrator.gateway.verdicts import Verdict
 from orchestrator.observability.metrics import GatewayMetrics
 from tests.books import desks
 from tests.unit.test_routing import replica, table

@@ -18,6 +18,7 @@ from orchestrator.gateway.policies.choice import policy_for
 from orchestrator.gateway.policies.least import Least
 from orchestrator.gateway.policies.pair import Pair
 from orchestrator.gateway.policies.prefix import BOUND, FLOOR, Prefix, Ring
+from tests.leases import leased
 from tests.unit.test_routing import replica, router, table
 
 
@@ -143,7 +144,7 @@ async def test_the_router_keeps_a_conversation_on_its_replica_while_that_is_open
     made = router(*names)
 
     async def where(affinity: bytes) -> str:
-        async with made.lease(Ask("m", affinity=affinity)) as lease:
+        async with leased(made, Ask("m", affinity=affinity)) as lease:
             return lease.replica.id
 
     homes = {n: await where(bytes([n])) for n in range(40)}

@@ -17,6 +17,7 @@ from orchestrator.gateway.asking import Ask
 from orchestrator.gateway.places import key_of
 from orchestrator.gateway.routing import Router
 from tests.books import Desks, desks
+from tests.leases import leased
 from tests.unit.test_routing import replica, settle, table
 
 NAMES = ("a", "b", "c")
@@ -50,7 +51,7 @@ class Crowd:
     async def request(
         self, router: Router, ask: Ask, again: bool, avoid: Replica | None, go: asyncio.Event
     ) -> None:
-        async with router.lease(ask, again, avoid) as lease:
+        async with leased(router, ask, again, avoid) as lease:
             self.holding.append(lease.replica.id)
             try:
                 await go.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from engine_launchers.base import CrashCause, Quirks, Served
 from orchestrator.control import ModelRoute, Replica, RouteTable
 from orchestrator.errors import BadRequest, Draining, ModelUnavailable, QueueFull, UnknownModel
-from orchestrator.gateway.places import Line, key_of
+from orchestrator.gateway.places import key_of
 from orchestrator.gateway.routing import Router
+from tests.leases import leased
 
 
 def table(
@@ -61,7 +63,7 @@ async def test_one_at_a_time_in_order_of_arrival() -> None:
 
     async def request(number: int) -> None:
         nonlocal running
-        async with made.lease("m"):
+        async with leased(made, "m"):
             running += 1
             assert running == 1
             order.append(number)
@@ -76,14 +78,14 @@ async def test_one_at_a_time_in_order_of_arrival() -> None:
 async def test_the_least_loaded_replica_is_chosen() -> None:
     made = router(replica("a", places=4), replica("b", places=4))
     async with AsyncExitStack() as stack:
-        chosen = [(await stack.enter_async_context(made.lease("m"))).replica.id for _ in range(8)]
+        chosen = [(await stack.enter_async_context(leased(made, "m"))).replica.id for _ in range(8)]
     assert sorted(chosen) == ["a"] * 4 + ["b"] * 4
     assert chosen[:2] in (["a", "b"], ["b", "a"])
 
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     made = router(replica(), max_queue=2)
-    async with made.lease("m"):
+    async with leased(made, "m"):
         waiting = [asyncio.create_task(enter(made)) for _ in range(2)]
         await settle()
         with pytest.raises(QueueFull) as caught:
@@ -94,7 +96,7 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
 
 
 async def enter(made: Router) -> str:
-    async with made.lease("m") as lease:
+    async with leased(made, "m") as lease:
         return lease.replica.id
 
 
@@ -107,7 +109,7 @@ async def test_waiting_ends_at_the_deadline_and_leaves_no_trace() -> None:
 
 async def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
     made = router(replica())
-    async with made.lease("m"):
+    async with leased(made, "m"):
         waiting = asyncio.create_task(enter(made))
         await settle()
         waiting.cancel()
@@ -119,7 +121,7 @@ async def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
 async def test_a_place_granted_to_one_that_leaves_at_that_moment_is_given_back() -> None:
     made = router(replica())
     stack = AsyncExitStack()
-    await stack.enter_async_context(made.lease("m"))
+    await stack.enter_async_context(leased(made, "m"))
     first, second = (asyncio.create_task(enter(made)) for _ in range(2))
     await settle()
     await stack.aclose()  # grants the place to `first`, which has not run yet
@@ -147,7 +149,7 @@ async def test_waiters_are_told_when_waiting_becomes_vain() -> None:
 
 async def test_a_draining_gateway_takes_nothing_new_and_lets_the_rest_finish() -> None:
     made = router(replica())
-    async with made.lease("m"):
+    async with leased(made, "m"):
         waiting = asyncio.create_task(enter(made))
         await settle()
         made.apply(table(replica(accepting=False), version=2, draining=True))
@@ -206,10 +208,10 @@ async def test_a_request_that_lost_its_place_comes_first_and_is_never_refused() 
     made, order = router(replica(), max_queue=1), []
 
     async def late(name: str, again: bool) -> None:
-        async with made.lease("m", again):
+        async with leased(made, "m", again):
             order.append(name)
 
-    async with made.lease("m"):
+    async with leased(made, "m"):
         tasks = [asyncio.create_task(late("new", again=False))]
         await settle()
         tasks.append(asyncio.create_task(late("again", again=True)))
@@ -220,7 +222,7 @@ async def test_a_request_that_lost_its_place_comes_first_and_is_never_refused() 
 
 async def test_a_lease_survives_the_replacement_of_its_replica() -> None:
     made = router(replica(generation=1))
-    async with made.lease("m"):
+    async with leased(made, "m"):
         made.apply(table(replica(generation=2), version=2))
         assert await enter(made) == "m-0"
     assert made.in_flight() == {"m-0": 0}
@@ -236,7 +238,7 @@ async def test_aliases_and_adapters_lease_the_same_replica() -> None:
     assert made.find("alias").call == {"model": "m"}
     assert made.find("tuned").call == {"model": "m", "lora": [{"id": 0, "scale": 1.0}]}
     assert [each.served.name for each in made.targets()] == ["m", "alias", "tuned"]
-    async with made.lease("tuned") as lease:
+    async with leased(made, "tuned") as lease:
         assert (lease.route.name, made.in_flight()) == ("m", {"m-0": 1})
 
 
@@ -259,11 +261,11 @@ async def test_one_that_failed_on_a_replica_gets_another_even_if_it_has_to_wait(
     got: list[str] = []
 
     async def again() -> None:
-        async with made.lease("m", again=True, avoid=replica("a")) as lease:
+        async with leased(made, "m", again=True, avoid=replica("a")) as lease:
             got.append(lease.replica.id)
 
     async with AsyncExitStack() as stack:
-        first = [await stack.enter_async_context(made.lease("m")) for _ in range(2)]
+        first = [await stack.enter_async_context(leased(made, "m")) for _ in range(2)]
         assert [each.replica.id for each in first] == ["a", "b"]
         waiting = asyncio.create_task(again())
         behind = asyncio.create_task(enter(made))
@@ -285,7 +287,7 @@ async def test_a_replica_that_keeps_failing_is_left_out_until_its_time_is_over()
     made.apply(table(replica("a", places=2), replica("b")))
     assert [made.failed(key_of(replica("a"))) for _ in range(5)] == [None] * 4 + [30.0]
     assert (made.ejected("m"), made.ready("m")) == (1, True)
-    async with made.lease("m") as lease:
+    async with leased(made, "m") as lease:
         assert lease.replica.id == "b"
         waiting = asyncio.create_task(enter(made))
         await settle()
@@ -330,19 +332,22 @@ async def test_a_rest_that_ends_between_two_looks_at_the_clock_is_not_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The clock goes on while it is read: just before the end, then just after it."""
-    times = [0.0]
+    times, loop = [0.0], asyncio.get_running_loop()
+    later = loop.call_later
     made = Router(10, 5.0, clock=lambda: times.pop(0) if len(times) > 1 else times[0])
-    wake = made._wake
 
-    def fires_early(line: Line) -> None:
-        times[:] = [0.9999, 1.0001]
-        wake(line)
+    def fires_early(seconds: float, wake: Callable[..., object], *given: object) -> object:
+        def fire() -> None:
+            times[:] = [0.9999, 1.0001]
+            wake(*given)
 
-    monkeypatch.setattr(made, "_wake", fires_early)
+        return later(seconds, fire)
+
     made.apply(table(replica()))
+    monkeypatch.setattr(loop, "call_later", fires_early)
     made.broke(key_of(replica()))
+    monkeypatch.setattr(loop, "call_later", later)
     waits = asyncio.create_task(enter(made))
     await settle()
     assert made.waiting() == {"m": 1}
-    monkeypatch.setattr(made, "_wake", wake)
     assert await asyncio.wait_for(waits, 10) == "m-0"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
+from orchestrator.gateway.asking import Ask
 from orchestrator.gateway.call import Call
 from orchestrator.gateway.engine_connection import Address, EngineConnection
 from orchestrator.gateway.guard import StreamGuard
-from orchestrator.gateway.places import Tally
+from orchestrator.gateway.places import Lease, Line, Slot
 from orchestrator.gateway.shapes import Passing
+from tests.unit.test_routing import replica, table
 from tests.unit.test_sse_and_stream import ANSWERS, BETWEEN, PAYLOADS, SCRIPTS, chunk, pieces, sent
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -70,36 +71,51 @@ class Client:
         self.end = "stale"
 
 
-class Glancing(Call):
-    """Counts what it took at a glance."""
+class Glancing:
+    """Stands where a connection has its call; counts what that took at a glance."""
 
-    __slots__ = ("glances",)
-    glances: int
+    def __init__(self, call: Call) -> None:
+        self._call, self.glances = call, 0
+        self.headed, self.received = call.headed, call.received
+        self.ended, self.lost = call.ended, call.lost
+
+    @property
+    def connection(self) -> EngineConnection | None:
+        return self._call.connection
+
+    @connection.setter
+    def connection(self, given: EngineConnection | None) -> None:
+        self._call.connection = given
 
     def chunk(self, data: bytes) -> bool:
-        taken = super().chunk(data)
+        taken = self._call.chunk(data)
         self.glances += taken
         return taken
 
 
-class Parsing(Call):
+class Parsing(Glancing):
     """Leaves everything to the parsers."""
-
-    __slots__ = ("glances",)
 
     def chunk(self, data: bytes) -> bool:
         return False
 
 
-async def told(kind: type[Any], which: int, reads: list[bytes]) -> tuple[Any, int]:
+def granted() -> Lease:
+    """A lease of nobody's."""
+    route = table(replica()).models[0]
+    slot = Slot(route.replicas[0])
+    return Lease(route, slot.replica, 0.0, Line(route), slot, Ask("m"), 0.0)
+
+
+async def told(kind: type[Glancing], which: int, reads: list[bytes]) -> tuple[Any, int]:
     """What the client has and knows after an engine's reads, and how many were not parsed."""
-    wire, client, tally, ticks = Wire(), Client(), Tally(), itertools.count()
+    wire, client, lease, ticks = Wire(), Client(), granted(), itertools.count()
     connection = EngineConnection(wire, Address("engine", 1))
     connection.connection_made(wire)  # type: ignore[arg-type]
-    guard, lease = StreamGuard(ANSWERS[which]()), SimpleNamespace(tally=tally)
-    call = kind(client, lease, guard, 60.0, 60.0, lambda: float(next(ticks)))
-    call.glances = 0
+    guard, tally = StreamGuard(ANSWERS[which]()), lease.tally
+    call = Call(client, lease, guard, 60.0, 60.0, lambda: float(next(ticks)))
     call.send(connection, b"")
+    between = connection._call = kind(call)
     for each in reads:
         if not wire.aborted:
             connection.data_received(each)
@@ -108,7 +124,7 @@ async def told(kind: type[Any], which: int, reads: list[bytes]) -> tuple[Any, in
     state = (guard.done, guard.begun, guard.events, guard.pieces, guard.finish_reason, guard.usage)
     solo = (tally.solo.tokens, tally.solo.seconds)
     said = (client.out, client.end, guard.full_text, wire.aborted)
-    return (said, state, tally.owed, tally.relayed, solo), call.glances
+    return (said, state, tally.owed, tally.relayed, solo), between.glances
 
 
 def framed(body: bytes, size: str = "%x") -> bytes:
