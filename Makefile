@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak docs clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak compiled pure docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -86,9 +86,18 @@ soak: ## long runs: WHAT="gateway --minutes 60" if not said, "supervisor --runs 
 	@sh tools/setup.sh test
 	@.venv/bin/python -m tests.faults.soak $(or $(WHAT),gateway --minutes 60)
 
+compiled: ## the gateway's hot modules through mypyc, for this interpreter (a C compiler!); pure: back to plain Python
+	@sh tools/setup.sh test
+	@.venv/bin/python -m tools.compiled
+
+pure: ## see compiled
+	@sh tools/setup.sh test
+	@.venv/bin/python -m tools.compiled --remove
+
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve
 	@.venv/bin/python -m tools.reference
 
 clean: ## remove what was made here; engines and state in the data directory stay
+	rm -f orchestrator/*/*.so engineroom__mypyc*.so orchestrator/compiled.json
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

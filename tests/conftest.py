@@ -15,6 +15,7 @@ import pytest
 
 from engine_launchers.base import EngineName
 from orchestrator.advice import without_gpus
+from orchestrator.compiled import compiled
 from orchestrator.engines.choosing import requirement
 from orchestrator.engines.shelf import Engine, Shelf
 from orchestrator.hardware import probe
@@ -29,6 +30,12 @@ hypothesis.settings.load_profile("suite")
 
 RoomMaker = Callable[..., Room]
 Installed = Callable[[EngineName], Engine]
+
+
+def pytest_configure() -> None:
+    """Tests of a compiled module whose source has changed would be tests of what is gone."""
+    if compiled().stale:
+        raise pytest.UsageError("compiled modules have other sources now: make compiled or pure")
 
 
 @pytest.fixture(autouse=True)

@@ -81,7 +81,8 @@ class ServerState(Value):
 
 
 class Facts(Value):
-    """Everything that was seen."""
+    """Everything that was seen. `compiled` counts modules of the gateway, `stale` are those of them
+    whose source is another now."""
 
     hardware: HardwareProfile
     nvidia: bool
@@ -96,3 +97,5 @@ class Facts(Value):
     broken: tuple[str, ...] = ()
     state: str = ""
     lease_s: float
+    compiled: int = 0
+    stale: tuple[str, ...] = ()

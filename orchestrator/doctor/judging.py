@@ -19,6 +19,7 @@ def judge(facts: Facts) -> tuple[Finding, ...]:
         *_memory(facts.memory, len(facts.hardware.gpus)),
         *(_disk(each) for each in facts.disks),
         *(_place(each) for each in facts.places),
+        _gateway(facts.compiled, facts.stale),
         *_server(facts),
         *(_port(each) for each in facts.ports),
         *_left(facts),
@@ -118,6 +119,15 @@ def _place(place: Place) -> Finding:
         cure = "make it writable, or set another folder: state would be kept in memory only"
         return _wrong(place.what, f"{place.path}: cannot be written", cure)
     return _ok(place.what, place.path)
+
+
+def _gateway(compiled: int, stale: tuple[str, ...]) -> Finding:
+    if stale:
+        told = f"{len(stale)} of its compiled modules have another source now ({stale[0]})"
+        return _wrong("gateway", told, "run: make compiled")
+    if compiled:
+        return _ok("gateway", f"{compiled} of its modules are compiled")
+    return _ok("gateway", "runs in plain Python: nothing of it is compiled")
 
 
 def _server(facts: Facts) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ import psutil
 from pydantic import ValidationError
 
 from engine_launchers.machine import HardwareProfile
+from orchestrator.compiled import compiled
 from orchestrator.doctor import facts as nouns
 from orchestrator.errors import PortTaken
 from orchestrator.hardware.cgroup import cgroup_limits
@@ -40,6 +41,7 @@ def look(settings: Settings, hardware: HardwareProfile) -> nouns.Facts:
     running = tuple(_running(data / "instances"))
     ours = {server.pid, *(each.pid for each in running)}
     lost = server.pid is None
+    made = compiled()
     return nouns.Facts(
         hardware=hardware,
         nvidia=bool(driver_files(Disk()) or cards_on_bus(Disk())),
@@ -57,6 +59,8 @@ def look(settings: Settings, hardware: HardwareProfile) -> nouns.Facts:
         broken=tuple(str(path) for path in sorted(data.glob("state.broken-*[0-9]"))),
         state=_state(data / "state.db") if lost else "",
         lease_s=settings.lease_s,
+        compiled=made.modules,
+        stale=made.stale,
     )
 
 

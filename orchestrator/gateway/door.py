@@ -210,7 +210,7 @@ class ClientProtocol(HttpToolsProtocol):
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
-        self.headers += headers
+        self.headers.extend(headers)
         self.expect_100_continue = found.get(b"expect", b"").lower() == b"100-continue"
         super().on_headers_complete()
 

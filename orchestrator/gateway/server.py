@@ -49,6 +49,7 @@ def serve(config: GatewayConfig, path: str, seat: Seat | None = None) -> None:
     server = _Server(team, manager, uvicorn.Config(
         gateway.asgi,
         http=gateway.protocol,  # type: ignore[arg-type]
+        interface="asgi3",
         loop="uvloop",
         ws="none",
         log_config=None,

@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.envelopes": 1,
     "orchestrator.access": 0,
     "orchestrator.resources": 0,
+    "orchestrator.compiled": 0,
     "engine_launchers": 1,
     "orchestrator.config_file": 1,
     "orchestrator.setting_types": 1,

@@ -53,6 +53,9 @@ def memory(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "level", "about", "remedy"),
     [
+        ({}, "ok", "gateway", ""),
+        ({"compiled": 35}, "ok", "gateway", ""),
+        ({"compiled": 35, "stale": ("a.py",)}, "wrong", "gateway", "make compiled"),
         ({"hardware": BLIND, "nvidia": True}, "wrong", "driver", "nvidia-smi"),
         ({"hardware": BLIND}, "note", "hardware", ""),
         ({"nvidia": True}, "note", "driver", ""),
