@@ -20,12 +20,12 @@ from orchestrator.compiled import MANIFEST, SUFFIX
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "compiled"
 GROUP = "engineroom"
-# What waits for a place is not on the way of a request that has one, and what refuses neither.
 GATEWAY = (
-    "asking", "board", "books", "buckets", "call", "connections", "crowd", "desk", "door", "doors",
-    "engine_connection", "engine_pool", "exchange", "framing", "guard", "job", "judging", "keyring",
-    "manners", "orders", "outliers", "pace", "places", "quarantine", "quick", "request_ids",
-    "retries", "routing", "shapes", "solo", "sse", "template", "weights",
+    "admission", "answers", "asking", "board", "books", "buckets", "call", "connections",
+    "crowd", "desk", "door", "doors", "engine_connection", "engine_pool", "entry", "exchange",
+    "fairness", "framing", "guard", "job", "judging", "keyring", "manners", "orders",
+    "outliers", "pace", "places", "quarantine", "quick", "request_ids", "retries", "routing",
+    "shapes", "solo", "sse", "template", "turns", "weights",
 )  # fmt: skip
 MODULES = (
     *(f"orchestrator/gateway/{name}.py" for name in GATEWAY),

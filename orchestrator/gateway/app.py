@@ -18,21 +18,20 @@ from engine_launchers.base import CrashCause
 from orchestrator.control import GatewayConfig
 from orchestrator.errors import (
     EngineRoomError,
-    GatewayBusy,
     MethodNotAllowed,
     NotFound,
     ShuttingDown,
 )
 from orchestrator.gateway.connections import Connections
-from orchestrator.gateway.crowd import Room
 from orchestrator.gateway.desk import Desk, Watch
 from orchestrator.gateway.door import ClientProtocol
 from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.engine_pool import EnginePool
+from orchestrator.gateway.entry import Entry, given_key
 from orchestrator.gateway.exchange import Exchange, error_headers
 from orchestrator.gateway.job import Job
 from orchestrator.gateway.judging import Judge
-from orchestrator.gateway.keyring import Holder, KeyRing
+from orchestrator.gateway.keyring import KeyRing
 from orchestrator.gateway.link import SupervisorLink
 from orchestrator.gateway.manners import manners_of
 from orchestrator.gateway.ollama_pages import OllamaPages
@@ -62,7 +61,6 @@ class Gateway:
         self.router = Router(
             config.max_queue,
             config.queue_timeout_s,
-            self._changed,
             on_lost=self._lost,
             max_queue_tokens=config.max_queue_tokens,
             books=team.books,
@@ -72,6 +70,7 @@ class Gateway:
         self.keys = KeyRing(config.key_hashes, self.metrics.keys, *clocks, team.books)
         self.doors = Doors(config.allowed_hosts, config.cors_origins)
         self.link = SupervisorLink(config, self.router, self.keys)
+        self.router.on_change = self.link.changed
         self.pool = EnginePool(config.upstream_key)
         self.connections = Connections(self.metrics, config.write_timeout_s)
         self.desk = Desk(
@@ -81,7 +80,7 @@ class Gateway:
             judge=Judge(self.router, self.metrics, self.quarantine, self.link.failed, self._tell),
             metrics=self.metrics,
             watch=Watch(self.pool.sweep, self.connections.sweep, team.beat),
-            admit=self.admit,
+            entry=Entry(self.doors, self.keys, self.connections, self.pool),
             keys=self.keys,
             doors=self.doors,
             ids=RequestIds(),
@@ -166,20 +165,6 @@ class Gateway:
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         return self.metrics.render().decode()
 
-    def _changed(self) -> None:
-        self.link.changed()
-
-    def admit(self, headers: dict[bytes, bytes], address: str) -> Holder:
-        """Whose request it is. Raises GatewayBusy when no descriptor is left for another."""
-        if self.doors.closed:
-            self.doors.check(_text(headers.get(b"host")))
-        keys = self.keys
-        holder = keys.identify(given_key(headers) if keys.required else None, address)
-        if self.connections.room(self.pool.count) is Room.NONE_TO_SPARE:
-            told = "the gateway has no file descriptors left for another request; try again"
-            raise GatewayBusy(told)
-        return holder
-
     # --- endpoints ------------------------------------------------------------------------------
 
     def _getting(
@@ -202,18 +187,6 @@ class Gateway:
                 return Response(told, error.http_status, headers)
 
         return Route(path, endpoint, methods=[method])
-
-
-def given_key(headers: dict[bytes, bytes]) -> str | None:
-    """What a request gives as its key, as an authorization; Anthropic's clients have a header."""
-    own, said = headers.get(b"x-api-key"), headers.get(b"authorization")
-    if own is not None and (said is None or not said.lower().startswith(b"bearer ")):
-        said = b"Bearer " + own
-    return _text(said)
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")
 
 
 async def _only_posted(request: Request) -> Response:

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from orchestrator.access import ANONYMOUS
 from orchestrator.errors import BadRequest
 from orchestrator.gateway.weights import characters, lead, text, turns
 
-PRIORITY_HEADER = "x-request-priority"
-TIMEOUT_HEADER = "x-request-timeout"
-SESSION_HEADER = "x-session-id"
+PRIORITY_HEADER = b"x-request-priority"
+TIMEOUT_HEADER = b"x-request-timeout"
+SESSION_HEADER = b"x-session-id"
 MAX_TIMEOUT_S = 86_400.0
 _BYTES_PER_TOKEN = 4  # English text, most tokenizers; put right when the engine has counted
 _NEW_TOKENS = 256  # an answer whose length nobody said
 _SESSION_LENGTH = 256
 _PREFIX = 1024  # characters: below it there is little that an engine could keep
 _FIRST = frozenset({"system", "developer"})
-
-
-class Texts(Protocol):
-    """Headers by their names in lower case."""
-
-    def get(self, name: str, /) -> str | None:
-        """None where there is no such header."""
 
 
 class Ask(NamedTuple):
@@ -53,7 +46,7 @@ class Ask(NamedTuple):
 def ask_for(
     model: str,
     body: Mapping[str, Any],
-    headers: Texts,
+    headers: Mapping[bytes, bytes],
     now: float,
     *,
     key: str = ANONYMOUS,
@@ -91,7 +84,7 @@ def ask_for(
     )
 
 
-def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
+def affinity(body: Mapping[str, Any], session: bytes | None = None) -> bytes:
     """What sends like requests to the same replica; empty for "anywhere".
 
     A session says it all. A chat has two hashes: of a system prompt that is long enough to be worth
@@ -99,7 +92,7 @@ def affinity(body: Mapping[str, Any], session: str | None = None) -> bytes:
     however long it grows. A plain prompt counts by its beginning; a short one goes anywhere.
     """
     if session:
-        return _hash(b"s" + session[:_SESSION_LENGTH].encode("utf-8", "surrogateescape"))
+        return _hash(b"s" + session[:_SESSION_LENGTH])
     messages, prompt = turns(body), body.get("prompt")
     if isinstance(prompt, str) and len(prompt) >= _PREFIX:
         return _hash(b"p" + prompt[:_PREFIX].encode("utf-8", "replace"))
@@ -122,12 +115,14 @@ def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=8).digest()
 
 
-def _number(said: str, name: str, least: float, most: float) -> float:
+def _number(said: bytes, name: bytes, least: float, most: float) -> float:
     """The number in a header, within its bounds."""
     try:
         value = float(said)
     except ValueError:
         value = float("nan")
     if not least <= value <= most:
-        raise BadRequest(f"the header {name} has to be a number from {least:g} to {most:g}")
+        raise BadRequest(
+            f"the header {name.decode()} has to be a number from {least:g} to {most:g}"
+        )
     return value

@@ -49,7 +49,7 @@ class Board:
 
     def ready(self, name: str) -> bool:
         """Whether a replica of the model takes requests, now or after others."""
-        return any(slot.replica.accepting for slot in self._lines[name].slots.values())
+        return any(slot.accepting for slot in self._lines[name].slots.values())
 
     def in_flight(self) -> dict[str, int]:
         """Requests of this worker per replica id."""

@@ -182,7 +182,9 @@ class NoCrowd:
     alone = True
     workers = 1
     anybody = False
-    others = Held(0, 0)
+
+    def __init__(self) -> None:
+        self.others = Held(0, 0)
 
     def level(self, priority: int) -> Cell:
         return OwnCell()

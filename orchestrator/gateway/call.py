@@ -60,8 +60,9 @@ class Call:
     each other one."""
 
     __slots__ = (
-        "_asked", "_asker", "_clock", "_error_body", "_headers", "_heard", "_limit", "_news",
-        "_next_s", "_owing", "_run", "_status", "_tally", "_used", "connection", "guard", "lease",
+        "_asked", "_asker", "_clock", "_counted", "_error_body", "_headers", "_heard", "_limit",
+        "_news", "_next_s", "_owing", "_run", "_status", "_tally", "_used", "connection", "guard",
+        "lease",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +83,7 @@ class Call:
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._error_body = b""
-        self._owing = self._used = self._news = False
+        self._owing = self._used = self._news = self._counted = False
         self._run: Run | None = None
         self._asked = 0.0
 
@@ -91,17 +92,16 @@ class Call:
         self._heard = self._asked = self._clock()
         self._used = connection.used
         self._owe(True)
-        if self._run is None:
-            self._run = self._tally.solo.begin()
+        if not self._counted:
+            self._counted, self._run = True, self._tally.solo.begin()
         connection.send(self, request)
 
     def close(self) -> None:
         """Let go: of a connection whose answer is complete, or of the engine's work."""
         self._asker = None
         self._owe(False)
-        if self._run is not None:
-            self._alone(self._run)
-            self._run = None
+        if self._counted:
+            self._alone()
         if self.connection is None:
             return
         if self.guard.done:
@@ -228,11 +228,12 @@ class Call:
 
     # --- ours -----------------------------------------------------------------------------------
 
-    def _alone(self, run: Run) -> None:
+    def _alone(self) -> None:
         """Where this stream had the engine to itself it tells how fast that is."""
-        solo, guard = self._tally.solo, self.guard
+        solo, guard, run = self._tally.solo, self.guard, self._run
         solo.end(run)
-        if guard.done and run.alone:
+        self._counted, self._run = False, None
+        if run is not None and run.alone and guard.done:
             counted = (guard.usage or {}).get("completion_tokens")
             solo.add(run, counted if isinstance(counted, int) else None)
 

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.engine_pool import EnginePool
+from orchestrator.gateway.entry import Entry
 from orchestrator.gateway.judging import Judge
-from orchestrator.gateway.keyring import Holder, KeyRing
+from orchestrator.gateway.keyring import KeyRing
 from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
@@ -103,10 +104,7 @@ class Page:
 
 @dataclass(eq=False)
 class Desk:
-    """See the module. Times in seconds, sizes in bytes; `comment_s` 0: no comments.
-
-    `admit` takes a request's headers and its client's address, and raises what keeps it out.
-    """
+    """See the module. Times in seconds, sizes in bytes; `comment_s` 0: no comments."""
 
     router: Router
     pool: EnginePool
@@ -114,7 +112,7 @@ class Desk:
     judge: Judge
     metrics: GatewayMetrics
     watch: Watch
-    admit: Callable[[dict[bytes, bytes], str], Holder]
+    entry: Entry
     keys: KeyRing
     doors: Doors
     stall_timeout_s: float

@@ -226,7 +226,7 @@ class ClientProtocol(HttpToolsProtocol):
                 origin = exchange.headers.get(b"origin", b"").decode("latin-1") or None
                 exchange.more = b"".join(b"%b: %b\r\n" % each for each in doors.answer(origin))
             address = self.client[0] if self.client else ""
-            job.holder = desk.admit(exchange.headers, address)
+            job.holder = desk.entry.admit(exchange.headers, address)
             exchange.begin(job, self.clock())
         except EngineRoomError as error:
             job.fail(error)

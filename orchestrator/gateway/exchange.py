@@ -21,20 +21,6 @@ _UTF8 = (b"", b"charset=utf-8", b'charset="utf-8"')
 _PHRASES = {each.value: each.phrase.encode() for each in HTTPStatus}
 
 
-class Texts:
-    """Header values as text, by their names in lower case."""
-
-    __slots__ = ("_headers",)
-
-    def __init__(self, headers: dict[bytes, bytes]) -> None:
-        self._headers = headers
-
-    def get(self, name: str) -> str | None:
-        """None where there is no such header."""
-        value = self._headers.get(name.encode())
-        return None if value is None else value.decode("latin-1")
-
-
 class Worker(Protocol):
     """Who makes the answer."""
 

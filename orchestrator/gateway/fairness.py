@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from orchestrator.gateway.books import (
@@ -32,26 +31,27 @@ _SLACK = 16
 AGING_S = 1.0  # seconds of waiting that are worth a point of priority
 
 
-@dataclass(eq=False)
 class Entry(Generic[T]):
     """One request in the queue. `since` is when it came, in monotonic seconds."""
 
-    item: T
-    key: str
-    cost: int
-    prompt: int
-    priority: int
-    since: float
-    waits: bool = True
+    __slots__ = ("cost", "item", "key", "priority", "prompt", "since", "waits")
+
+    def __init__(
+        self, item: T, key: str, cost: int, prompt: int, priority: int, since: float
+    ) -> None:
+        self.item, self.key, self.cost, self.prompt = item, key, cost, prompt
+        self.priority, self.since, self.waits = priority, since, True
 
 
-@dataclass(eq=False)
 class _Flow(Generic[T]):
     """The requests of one key at one priority, and what the round robin has paid for them."""
 
-    account: Account
-    entries: deque[Entry[T]] = field(default_factory=deque)
-    live: int = 0
+    __slots__ = ("account", "entries", "live")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.entries: deque[Entry[T]] = deque()
+        self.live = 0
 
     def head(self) -> Entry[T]:
         while not self.entries[0].waits:
@@ -68,12 +68,14 @@ class _Flow(Generic[T]):
         return self.entries[-1]
 
 
-@dataclass(eq=False)
 class _Band(Generic[T]):
     """All of one priority. `level` is the credit that every key was given since the start."""
 
-    level: Cell
-    flows: dict[str, _Flow[T]] = field(default_factory=dict)
+    __slots__ = ("flows", "level")
+
+    def __init__(self, level: Cell) -> None:
+        self.level = level
+        self.flows: dict[str, _Flow[T]] = {}
 
     def next(self) -> Entry[T]:
         """The head of the key that can pay first."""

@@ -22,8 +22,8 @@ from orchestrator.gateway.asking import Ask, ask_for
 from orchestrator.gateway.call import ODD, Call, died
 from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.engine_connection import Address, EngineConnection
-from orchestrator.gateway.engine_pool import NotReached, address_of
-from orchestrator.gateway.exchange import Exchange, Texts
+from orchestrator.gateway.engine_pool import NotReached
+from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.guard import StreamGuard
 from orchestrator.gateway.keyring import Holder, Permit
 from orchestrator.gateway.orders import Order
@@ -91,29 +91,28 @@ class Job:
 
     def may_use(self, target: Target) -> None:
         """Raise, in the words for a model that nobody serves, where its key does not allow it."""
-        served = target.served
-        if not self.holder.may_use(served.name, target.route.name, served.adapter):
+        if not self.holder.may_use(target.name, target.model, target.adapter):
             raise self._desk.keys.forbidden(self.holder)
-        self.model = target.route.name
+        self.model = target.model
 
     def _admit(self, order: Order) -> None:
         """Raise which of its key's limits keeps it out; the permit is closed at the end."""
-        holder, served, route = self.holder, order.target.served, order.route
+        holder, target = self.holder, order.target
         ask = self._ask = ask_for(
-            route.name,
+            target.model,
             order.body,
-            Texts(self._exchange.headers),
+            self._exchange.headers,
             self._began,
             key=holder.name,
             ceiling=holder.limits.priority,
-            context=route.context,
+            context=target.context,
             priority=order.priority,
             timeout=order.timeout,
-            choice=len(route.replicas) > 1,
+            choice=len(target.route.replicas) > 1,
             size=self._size,
             generates=order.generates,
         )
-        self._permit = self._desk.keys.admit(holder, ask, served.name, served.adapter)
+        self._permit = self._desk.keys.admit(holder, ask, target.name, target.adapter)
 
     def fail(self, error: EngineRoomError) -> None:
         """Tell the client that there is no answer, or no more of it, and be done."""
@@ -189,13 +188,13 @@ class Job:
     def _call_engine(self, lease: Lease, prompt_tokens: int) -> None:
         order, desk = self._order, self._desk
         self._prompt_tokens = prompt_tokens
-        most = prompt_tokens or min(lease.route.context, self._size)
+        most = prompt_tokens or min(order.target.context, self._size)
         first_s = desk.stall_timeout_s + most * _PREFILL_S_PER_TOKEN
         keeps = order.answer.keeps_text or lease.route.quirks.tokenize_path is not None
         guard = order.guard(order.answer, keeps)  # without the engine's count the text is counted
         next_s, clock = desk.stall_timeout_s, self._exchange.clock
         call = self._call = Call(self, lease, guard, first_s, next_s, clock)
-        address = address_of(lease.replica.base_url)
+        address = lease.slot.address
         connection = desk.pool.take(address)
         if connection is None:
             self._later(desk.pool.connect(address), partial(self._send, call))
@@ -272,7 +271,7 @@ class Job:
         if not used:
             self._broke(call.lease, died())
             return
-        address = address_of(call.lease.replica.base_url)
+        address = call.lease.slot.address
         self._later(self._reconnect(address), partial(self._send, call))
 
     async def _reconnect(self, address: Address) -> EngineConnection:

@@ -76,8 +76,8 @@ class Judge:
     def answered(self, order: Order, lease: Lease) -> None:
         """A whole answer speaks for its replica, and for its body."""
         lease.tally.answered += 1
-        key = key_of(lease.replica)
-        doubted = self._router.succeeded(key)
+        key = lease.slot.key
+        doubted = lease.line.outliers.succeeded(key)
         body: str | None = None
         if not self._quarantine.empty and self._quarantine.answered(order.fingerprint):
             body = order.fingerprint

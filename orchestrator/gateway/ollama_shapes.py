@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from orchestrator.gateway import openai
+from orchestrator.gateway import answers
 from orchestrator.gateway.guard import Guard
 from orchestrator.gateway.ollama_answers import Times, Told, line
 from orchestrator.gateway.shapes import End
@@ -35,8 +35,8 @@ class OllamaAnswer:
         return self._piece(text) if self.stream and text else b""
 
     def closing(self, guard: Guard, end: End) -> bytes:
-        counts = guard.usage or openai.usage(end.prompt_tokens, end.tokens)
-        whole = openai.whole_answer(self._values, counts, guard.full_text)
+        counts = guard.usage or answers.usage(end.prompt_tokens, end.tokens)
+        whole = answers.whole_answer(self._values, counts, guard.full_text)
         calls = whole["choices"][0].get("message", {}).get("tool_calls") or []
         total = end.waited + end.seconds
         first = total if end.ttft is None else max(end.waited, min(end.ttft, total))

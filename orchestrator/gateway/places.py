@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from engine_launchers.base import Served
 from orchestrator.control import Dealings, ModelRoute, Replica
 from orchestrator.errors import ModelUnavailable, UnknownModel
 from orchestrator.gateway.asking import Ask
 from orchestrator.gateway.books import Count, OwnCount
+from orchestrator.gateway.engine_pool import address_of
 from orchestrator.gateway.fairness import Entry, FairQueue
 from orchestrator.gateway.outliers import Key, Outliers
 from orchestrator.gateway.pace import Pace
@@ -41,14 +41,21 @@ class Tally:
             self.owed -= 1
 
 
-@dataclass
 class Slot:
     """One generation of one replica, as this gateway sees it, and the requests in flight on it."""
 
-    replica: Replica
-    count: Count = field(default_factory=OwnCount)
-    rests_until: float = 0.0
-    tally: Tally = field(default_factory=Tally)
+    def __init__(self, replica: Replica, count: Count | None = None) -> None:
+        self.count: Count = count or OwnCount()
+        self.rests_until = 0.0
+        self.tally = Tally()
+        self.key: Key = key_of(replica)
+        self.become(replica)
+
+    def become(self, replica: Replica) -> None:
+        """Take what a table says of it now; what every request asks of that is kept at hand."""
+        self.replica = replica
+        self.accepting, self.places = replica.accepting, replica.max_concurrency
+        self.address = address_of(replica.base_url)
 
     @property
     def load(self) -> int:
@@ -58,7 +65,7 @@ class Slot:
     @property
     def roomy(self) -> bool:
         """Whether it takes one more, as far as anybody can tell."""
-        return self.replica.accepting and self.load < self.replica.max_concurrency
+        return self.accepting and self.load < self.places
 
     @property
     def dealings(self) -> Dealings:
@@ -74,9 +81,9 @@ class Slot:
 
     def can_take(self, now: float) -> bool:
         """Whether it takes one more from here."""
-        count, replica = self.count, self.replica
-        free = count.own + count.others < replica.max_concurrency
-        return free and replica.accepting and self.rests_until <= now
+        count = self.count
+        free = count.own + count.others < self.places
+        return free and self.accepting and self.rests_until <= now
 
 
 @dataclass(eq=False)
@@ -148,7 +155,7 @@ class Line:
         """The replicas that are left out: for failures, and `avoid` where there is another."""
         if self.outliers.quiet and avoid is None:
             return frozenset()
-        open_ = [key for key, slot in self.slots.items() if slot.replica.accepting]
+        open_ = [key for key, slot in self.slots.items() if slot.accepting]
         usable = self.outliers.usable(open_, now)
         if avoid is not None and usable - {avoid}:
             usable = usable - {avoid}
@@ -188,7 +195,7 @@ class Line:
     def unavailable(self) -> ModelUnavailable | None:
         """Why waiting would be in vain, None where it makes sense."""
         route = self.route
-        if route.expected or any(slot.replica.accepting for slot in self.slots.values()):
+        if route.expected or any(slot.accepting for slot in self.slots.values()):
             return None
         return ModelUnavailable(f"{route.name} is {route.state}: {route.why}", retry_after=10)
 
@@ -201,7 +208,7 @@ class Line:
 
     def retry_after(self) -> float:
         """Seconds until the queue of now should be served."""
-        places = sum(slot.replica.max_concurrency for slot in self.slots.values()) or 1
+        places = sum(slot.places for slot in self.slots.values()) or 1
         waiting = self.load[1]
         ahead = waiting / self.queue.crowd.workers  # of this worker's, whose pace it is
         return self.pace.retry_after(ahead, self.service_s * waiting / places)
@@ -223,17 +230,20 @@ def unknown_model() -> UnknownModel:
     return UnknownModel("no model of that name is served, see /v1/models", param="model")
 
 
-@dataclass(frozen=True)
 class Target:
-    """What a name that a client gave stands for."""
+    """What a name that a client gave stands for, read from the route table once.
 
-    route: ModelRoute
-    served: Served
+    `model` is the name of the route. `call` are the body fields that make the engine take this very
+    model or adapter.
+    """
 
-    @cached_property
-    def call(self) -> dict[str, object]:
-        """The body fields that make the engine take this very model or adapter."""
-        return {**self.served.fields, "model": self.served.model}
+    __slots__ = ("adapter", "call", "context", "model", "name", "route", "served")
+
+    def __init__(self, route: ModelRoute, served: Served) -> None:
+        self.route, self.served = route, served
+        self.name, self.adapter = served.name, served.adapter
+        self.model, self.context = route.name, route.context
+        self.call: dict[str, object] = {**served.fields, "model": served.model}
 
 
 @dataclass(slots=True, eq=False)

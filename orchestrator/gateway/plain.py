@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from orchestrator.errors import RequestError, UpstreamInvalid
-from orchestrator.gateway import openai
+from orchestrator.gateway import answers
 from orchestrator.gateway.guard import Guard, Shape
 from orchestrator.gateway.shapes import End
 
@@ -26,7 +26,7 @@ class WholeGuard:
         self._parts: list[bytes] = []
         self._size = 0
         self.finish_reason: str | None = None
-        self.usage: dict[str, Any] | None = openai.usage(0, 0)  # nothing is generated
+        self.usage: dict[str, Any] | None = answers.usage(0, 0)  # nothing is generated
         self.error: RequestError | None = None
         self.done = self.begun = False
         self.events = self.pieces = 0
@@ -56,7 +56,7 @@ class WholeGuard:
         if not isinstance(value, dict):
             self.error = UpstreamInvalid("the engine's answer is not a JSON object")
             return
-        self.usage = openai.usage(_read(value), 0)
+        self.usage = answers.usage(_read(value), 0)
         try:
             self._shape.chunk(body, value, "")
         except UpstreamInvalid as error:

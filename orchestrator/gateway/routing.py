@@ -57,13 +57,13 @@ class Router(Board):
         self._max_queue, self._timeout = max_queue, queue_timeout_s
         self._max_tokens = max_queue_tokens
         self._draw = random.Random().randrange  # noqa: S311 - lots, not secrets
-        self._on_change, self._on_lost = on_change, on_lost
+        self.on_change, self._on_lost = on_change, on_lost
 
     def apply(self, table: RouteTable) -> None:
         """Take a new table; requests in flight keep their place, waiters are served or refused."""
         with self._books:
             self._apply(table)
-        self._on_change()
+        self.on_change()
 
     def _apply(self, table: RouteTable) -> None:
         self.version, self.draining, self.known = table.version, table.draining, True
@@ -76,12 +76,12 @@ class Router(Board):
             for replica in route.replicas:
                 key = (replica.id, replica.generation)
                 slot = old.pop(key, None) or self._slot(replica)
-                slot.replica = replica
+                slot.become(replica)
                 if replica.vouched:
                     slot.rests_until = 0.0
                 line.slots[key] = slot
             for key, slot in old.items():
-                if slot.replica.accepting:  # else it was drained first
+                if slot.accepting:  # else it was drained first
                     self._on_lost(key, route.lost.get(key[0]))
             line.outliers.keep(line.slots)
             line.arrange(self._draw)
@@ -111,7 +111,7 @@ class Router(Board):
         """A client said how long it wants the model kept; None says nothing."""
         if seconds is not None:
             self.keep_alive[name] = Wish(seconds=seconds, at=self._clock())
-            self._on_change()
+            self.on_change()
 
     # --- leasing --------------------------------------------------------------------------------
 
@@ -155,16 +155,17 @@ class Router(Board):
                 if lease.tokens is not None:  # else there is nobody to settle with
                     line.queue.settle(ask.key, ask.priority, ask.cost - lease.tokens)
                 self._serve(line)
-        self._on_change()
+        self.on_change()
 
     def _asked(self, ask: Ask | str) -> tuple[Ask, Line]:
         ask = Ask(ask) if isinstance(ask, str) else ask
-        return ask, self._lines[self.find(ask.model).route.name]
+        line = self._lines.get(ask.model)
+        return ask, self._lines[self.find(ask.model).model] if line is None else line
 
     def _granted(self, line: Line, slot: Slot, ask: Ask, began: float) -> Lease:
         now = self._clock()
         self._served[line.route.name] += 1
-        self._on_change()
+        self.on_change()
         return Lease(line.route, slot.replica, now - began, line, slot, ask, now)
 
     def broke(self, key: Key) -> None:
@@ -179,7 +180,7 @@ class Router(Board):
         """Count a failure; the seconds that it gets the replica ejected for, None where not."""
         for line in self._lines.values():
             if key in line.slots:
-                among = [each for each, slot in line.slots.items() if slot.replica.accepting]
+                among = [each for each, slot in line.slots.items() if slot.accepting]
                 seconds = line.outliers.failed(key, among, self._clock())
                 if seconds is not None:
                     asyncio.get_running_loop().call_later(seconds, self._wake, line)
@@ -194,7 +195,7 @@ class Router(Board):
         """Serve who waited for a rest to end; timers may fire a little before our clock agrees."""
         now = self._clock()  # the same for both: else a rest may end unseen between them
         self._serve(line, now)
-        self._on_change()
+        self.on_change()
         rests = [s.rests_until - now for s in line.slots.values() if s.rests_until > now]
         if line.queue and rests:
             asyncio.get_running_loop().call_later(max(0.001, min(rests)), self._wake, line)
@@ -216,7 +217,7 @@ class Router(Board):
                 make_room(line, entry, self._max_queue, self._max_tokens)
                 line.queue.push(entry)
             self._serve(line)
-        self._on_change()
+        self.on_change()
         try:
             async with asyncio.timeout(min(patience, self._timeout)):
                 return await entry.item.place
@@ -243,7 +244,7 @@ class Router(Board):
             elif place.done() and not place.cancelled() and place.exception() is None:
                 place.result().count.own -= 1
             self._serve(line)
-        self._on_change()
+        self.on_change()
 
     def _serve(self, line: Line, now: float | None = None) -> None:
         """Things changed: whoever waits, here or elsewhere, may find a place."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from orchestrator.gateway import openai
+from orchestrator.gateway import answers
 from orchestrator.gateway.generate import result
 from orchestrator.gateway.guard import Guard, Shape
 from orchestrator.gateway.sse import DONE, event
@@ -71,7 +71,7 @@ class Passing:
     def closing(self, guard: Guard, end: End) -> bytes:
         if not self._usage:
             return DONE
-        return event(openai.usage_chunk(self._last, _counts(guard, end))) + DONE
+        return event(answers.usage_chunk(self._last, _counts(guard, end))) + DONE
 
 
 class TokenStream:
@@ -145,13 +145,13 @@ class WholeAnswer:
         return b""
 
     def closing(self, guard: Guard, end: End) -> bytes:
-        whole = openai.whole_answer(self._values, _counts(guard, end), guard.full_text)
+        whole = answers.whole_answer(self._values, _counts(guard, end), guard.full_text)
         whole["model"] = self._name
         return orjson.dumps(whole)
 
 
 def _counts(guard: Guard, end: End) -> dict[str, Any]:
-    return guard.usage or openai.usage(end.prompt_tokens, end.tokens)
+    return guard.usage or answers.usage(end.prompt_tokens, end.tokens)
 
 
 def _event(value: dict[str, Any]) -> bytes:

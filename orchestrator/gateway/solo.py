@@ -7,7 +7,7 @@ the caller's clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _LEAST = 16  # tokens, from which a stream tells of more than its beginning
 _SEEN = 0.8  # of the counted tokens have to come as text: thoughts and calls hide theirs
@@ -47,27 +47,33 @@ class Run:
         return (tokens, seconds) if told and self.owed_s >= _OWED * seconds > 0 else (0, 0.0)
 
 
-@dataclass
 class Solo:
     """What one generation of a replica decoded for streams that were alone; both only grow."""
 
-    tokens: int = 0
-    seconds: float = 0.0
-    _running: set[Run] = field(default_factory=set)
+    __slots__ = ("_lone", "_running", "seconds", "tokens")
 
-    def begin(self) -> Run:
-        """A call begins: two that overlap are neither of them alone."""
-        running = self._running
-        run = Run(not running)
-        if len(running) == 1:
-            for other in running:
-                other.alone = False
-        running.add(run)
-        return run
+    def __init__(self) -> None:
+        self.tokens, self.seconds = 0, 0.0
+        self._running = 0
+        self._lone: Run | None = None
 
-    def end(self, run: Run) -> None:
+    def begin(self) -> Run | None:
+        """A call begins, and is to be ended once; None where it overlaps another, and neither of
+        them is alone."""
+        self._running += 1
+        lone = self._lone
+        if self._running == 1:
+            self._lone = lone = Run()
+            return lone
+        if lone is not None:
+            lone.alone, self._lone = False, None
+        return None
+
+    def end(self, run: Run | None) -> None:
         """It ended, however."""
-        self._running.discard(run)
+        self._running -= 1
+        if run is not None and run is self._lone:
+            self._lone = None
 
     def add(self, run: Run, counted: int | None) -> None:
         """A stream ended in order."""

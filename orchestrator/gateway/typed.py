@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from orchestrator.errors import EngineError, RequestError, UpstreamBroken, UpstreamInvalid
-from orchestrator.gateway import openai
+from orchestrator.gateway import answers
 from orchestrator.gateway.guard import Shape, message_of
 from orchestrator.gateway.sse import SseReader
 
@@ -132,13 +132,13 @@ class TypedGuard:
         for holder in (value, value.get("message"), value.get("response")):
             told = holder.get("usage") if isinstance(holder, dict) else None
             if isinstance(told, dict):
-                before = self.usage or openai.usage(0, 0)
+                before = self.usage or answers.usage(0, 0)
                 asked = told.get("input_tokens", before["prompt_tokens"])
                 if isinstance(told.get("cache_read_input_tokens"), int) and "input_tokens" in told:
                     asked += told["cache_read_input_tokens"]
                 said = told.get("output_tokens", before["completion_tokens"])
                 if isinstance(asked, int) and isinstance(said, int):
-                    self.usage = openai.usage(asked, said)
+                    self.usage = answers.usage(asked, said)
 
 
 def _told(value: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine_launchers.llama_cpp import LlamaCppLauncher
 from orchestrator.errors import BadRequest, RequestError, UnsupportedParameter
-from orchestrator.gateway import openai, quick
+from orchestrator.gateway import answers, openai, quick
 from orchestrator.gateway.body import parse, parse_json
 from orchestrator.gateway.generate import GenerateRequest, result, to_completion
 from tests.examples import examples
@@ -211,14 +211,14 @@ def test_refusals_say_what_is_wrong(fields: dict[str, Any], words: str) -> None:
 
 
 def test_chunks_become_a_whole_answer() -> None:
-    counts = openai.usage(3, 2)
+    counts = answers.usage(3, 2)
     head = {"id": "x", "created": 1, "model": "demo"}
     deltas: list[dict[str, Any]] = [{"role": "assistant"}, {"content": "a"}, {"content": "b"}, {}]
     chunks = [
         {**head, "choices": [{"index": 0, "delta": d, "finish_reason": None if d else "stop"}]}
         for d in deltas
     ]
-    answer = openai.whole_answer(chunks, counts, "ab")
+    answer = answers.whole_answer(chunks, counts, "ab")
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "ab"}
     assert answer["choices"][0]["finish_reason"] == "stop"
@@ -231,7 +231,7 @@ def test_tool_calls_are_put_together() -> None:
         {"index": 0, "function": {"arguments": ":1}"}},
     ]
     chunks = [{"choices": [{"delta": {"tool_calls": [p]}, "finish_reason": None}]} for p in parts]
-    message = openai.whole_answer(chunks, openai.usage(1, 1), "")["choices"][0]["message"]
+    message = answers.whole_answer(chunks, answers.usage(1, 1), "")["choices"][0]["message"]
     assert message["content"] is None
     call = {"name": "f", "arguments": '{"a":1}'}
     assert message["tool_calls"] == [{"type": "function", "function": call, "id": "c"}]

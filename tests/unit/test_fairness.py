@@ -230,7 +230,7 @@ async def enter_with(made: Router, ask: Ask) -> None:
 
 def test_an_ask_is_read_from_body_and_headers() -> None:
     body = {"messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 7}
-    headers = {"x-request-priority": "50", "x-request-timeout": "2.5"}
+    headers = {b"x-request-priority": b"50", b"x-request-timeout": b"2.5"}
     ask = ask_for("m", body, headers, 10.0, key="k", ceiling=5)
     assert (ask.prompt_tokens, ask.new_tokens, ask.priority, ask.deadline) == (101, 7, 5, 12.5)
     own = ask_for("m", body, headers, 10.0, ceiling=100, priority=-3, timeout=1)
@@ -240,7 +240,7 @@ def test_an_ask_is_read_from_body_and_headers() -> None:
     assert ask_for("m", {"messages": longer}, {}, 0).affinity == first
     other = [{"role": "user", "content": "z"}]
     assert ask_for("m", {"messages": other}, {}, 0).affinity != first
-    session = {"x-session-id": "s"}
+    session = {b"x-session-id": b"s"}
     assert (
         ask_for("m", body, session, 0).affinity
         == ask_for("m", {"messages": other}, session, 0).affinity
@@ -252,4 +252,4 @@ def test_an_ask_is_read_from_body_and_headers() -> None:
 @pytest.mark.parametrize("value", ["", "x", "nan", "inf", "-1", "0", "1e9", "1\x00"])
 def test_a_header_that_is_no_time_is_refused(value: str) -> None:
     with pytest.raises(Exception, match="has to be a number"):
-        ask_for("m", {"prompt": "x"}, {"x-request-timeout": value}, 0)
+        ask_for("m", {"prompt": "x"}, {b"x-request-timeout": value.encode()}, 0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine_launchers.base import Quirks
 from orchestrator.control import ModelCard, ModelRoute, Replica
 from orchestrator.errors import BadRequest, RequestError
-from orchestrator.gateway import openai
+from orchestrator.gateway import answers, openai
 from orchestrator.gateway.body import parse
 from orchestrator.gateway.ollama import (
     OllamaChatRequest,
@@ -124,7 +124,7 @@ def test_nothing_to_say_loads_or_lets_go() -> None:
 def test_each_answer_is_one_line_and_the_last_has_the_counts(text: str, reason: str) -> None:
     for is_chat in (False, True):
         told = Told("demo", is_chat)
-        counts = openai.usage(3, 4)
+        counts = answers.usage(3, 4)
         last = told.last("", [], reason, counts, Times(0.5, 1.5, 3.5), 0.0)
         lines = line(told.piece(text, 0.0)) + line(last)
         first, end = (json.loads(each) for each in lines.splitlines())

@@ -23,6 +23,7 @@ def streamed(run: Run, events: int, step: float, read: float = 0.0) -> None:
 def test_a_stream_alone_tells_its_rate(events: int, step: float) -> None:
     solo = Solo()
     run = solo.begin()
+    assert run is not None
     streamed(run, events, step)
     solo.end(run)
     solo.add(run, events)
@@ -45,18 +46,18 @@ def test_what_tells_nothing_of_the_engine_is_left_out() -> None:
 @given(st.lists(st.booleans(), max_size=30))
 def test_streams_that_overlap_are_not_alone(orders: list[bool]) -> None:
     """True begins a stream, False ends the oldest."""
-    solo, open_ones, crowded = Solo(), list[Run](), set[int]()
-    seen: list[Run] = []
+    solo, open_ones, crowded = Solo(), list[int](), set[int]()
+    seen: list[Run | None] = []
     for begins in orders:
         if begins:
-            run = solo.begin()
-            open_ones.append(run)
-            seen.append(run)
+            open_ones.append(len(seen))
+            seen.append(solo.begin())
             if len(open_ones) > 1:
-                crowded |= {id(each) for each in open_ones}
+                crowded |= set(open_ones)
         elif open_ones:
-            solo.end(open_ones.pop(0))
-    assert [each.alone for each in seen] == [id(each) not in crowded for each in seen]
+            solo.end(seen[open_ones.pop(0)])
+    alone = [at for at, each in enumerate(seen) if each is not None and each.alone]
+    assert alone == [at for at in range(len(seen)) if at not in crowded]
 
 
 def test_reports_tell_the_rate_of_what_ended_between_them() -> None:
