@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from pathlib import Path
 
+_M_ARENA_MAX = -8  # malloc.h
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -17,6 +20,16 @@ def config_path(name: str) -> Path:
 def demo_dir() -> Path:
     """Folder of the built-in model: safetensors, tokenizer and GGUF files."""
     return _PACKAGE / "models" / "demo"
+
+
+def one_arena() -> None:
+    """Have all threads of this process take memory from one heap; only glibc has more.
+
+    Each thread that works once in a while would grow a heap of its own, some megabytes each, which
+    is never given back.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def processors() -> int:

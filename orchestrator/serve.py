@@ -31,6 +31,7 @@ from orchestrator.listening import listen, port_of, reserve
 from orchestrator.notify import Manager
 from orchestrator.observability.extras import check_tracing
 from orchestrator.ordering import Install, Orderer
+from orchestrator.resources import one_arena
 from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
@@ -120,6 +121,7 @@ async def serve(
     check_certificate(settings)
     check_tracing(settings.otlp_endpoint)
     os.umask(0o077)
+    one_arena()
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
         listen(settings.host, settings.port, "port").close()
         listen(settings.admin_host, settings.admin_port).close()

@@ -25,7 +25,7 @@ GATEWAY = (
     "crowd", "desk", "door", "doors", "engine_connection", "engine_pool", "entry", "exchange",
     "fairness", "framing", "guard", "job", "judging", "keyring", "manners", "orders",
     "outliers", "pace", "places", "quarantine", "quick", "request_ids", "retries", "routing",
-    "shapes", "solo", "sse", "template", "turns", "weights",
+    "shapes", "solo", "sse", "template", "turns", "weights", "witness",
 )  # fmt: skip
 MODULES = (
     *(f"orchestrator/gateway/{name}.py" for name in GATEWAY),

@@ -12,6 +12,7 @@ from orchestrator.errors import EngineRoomError
 from orchestrator.gateway.server import serve
 from orchestrator.gateway.workers.seat import OTHER_VERSION, Seat
 from orchestrator.observability.logs import configure
+from orchestrator.resources import one_arena
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--seat", type=Seat.model_validate_json)
     given = parser.parse_args()
+    one_arena()
     config = GatewayConfig.model_validate_json(Path(given.config).read_text())
     configure(config.log_level, config.log_format)
     if given.seat is not None and config.version != __version__:
