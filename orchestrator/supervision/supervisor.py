@@ -19,7 +19,7 @@ from engine_launchers.base import EnginePlan
 from orchestrator.control import RouteTable
 from orchestrator.errors import LaunchFailed, NotFound
 from orchestrator.observability.metrics import ControlMetrics
-from orchestrator.runtimes.base import HandleRecord, Runtime
+from orchestrator.runtimes.base import HandleRecord, Runtime, ShimHold
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.crew import Crew
 from orchestrator.supervision.footprint import taken
@@ -274,8 +274,8 @@ class Supervisor:
 
     def _held_anew(self, instance: Instance, record: HandleRecord) -> None:
         self._save(instance, record)
-        pid = record.shim.pid if record.shim else None
-        self.store.add_event("engine.shim_lost", instance.name, another=pid)
+        shim = record.hold.shim if isinstance(record.hold, ShimHold) else None
+        self.store.add_event("engine.shim_lost", instance.name, another=shim.pid if shim else None)
 
     def _forget(self, instance: Instance) -> None:
         self.lessons.forget(instance.name)

@@ -19,7 +19,7 @@ from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import Handle, HandleRecord, Identity
 from orchestrator.runtimes.handle import LOST
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
-from orchestrator.runtimes.remains import leaf_of
+from orchestrator.runtimes.remains import hold_of, leaf_of
 from tests.harness import (
     eventually,
     free_ports,
@@ -119,8 +119,15 @@ ESCAPING = (
 
 def shim_of(handle: Handle) -> Identity:
     """The identity of a handle's shim."""
-    assert handle.record.shim is not None
-    return handle.record.shim
+    shim = hold_of(handle.record).shim
+    assert shim is not None
+    return shim
+
+
+def held_by(record: HandleRecord, shim: Identity) -> HandleRecord:
+    """The record with another shim."""
+    hold = hold_of(record).model_copy(update={"shim": shim})
+    return record.model_copy(update={"hold": hold})
 
 
 def gone(process: psutil.Process) -> bool:
@@ -130,7 +137,7 @@ def gone(process: psutil.Process) -> bool:
 
 def leave_the_leaf(record: HandleRecord) -> None:
     """Undo the control groups of an engine, as on a system that lets us make none."""
-    for folder in record.leaf:
+    for folder in hold_of(record).leaf:
         above = folder.parent / "cgroup.procs"
         for pid in (folder / "cgroup.procs").read_text().split():
             above.write_text(pid)
@@ -181,8 +188,7 @@ async def engine_with_a_part(runtime: ProcessRuntime, *knobs: str) -> tuple[Hand
         return int(words[0]) if words else None
 
     await eventually(part, 10, "a vital child")
-    shim, child = handle.record.shim, part()
-    assert shim is not None
+    shim, child = shim_of(handle), part()
     assert child is not None
     await eventually(lambda: child in watched_by(shim.pid), 10, "the shim holds it")
     return handle, child
@@ -268,7 +274,7 @@ async def test_a_killed_shim_is_replaced_and_the_engine_lives_on(
     assert is_alive(handle.record.child)
     assert shim_of(handle) != before
     assert is_alive(shim_of(handle))
-    again = await runtime.recover(handle.record.model_copy(update={"shim": before}))
+    again = await runtime.recover(held_by(handle.record, before))
     assert again is not None
     handle.detach()
     ended = await again.stop(5)
@@ -286,7 +292,7 @@ async def test_a_shim_and_its_engine_killed_together_leave_nothing(runtime: Proc
     os.kill(handle.record.child.pid, signal.SIGKILL)
     assert (await handle.wait()).error == LOST
     assert gone(escaped)
-    assert not any(folder.exists() for folder in handle.record.leaf)
+    assert not any(folder.exists() for folder in hold_of(handle.record).leaf)
 
 
 async def test_what_dead_engines_left_is_cleared_by_the_next_start(runtime: ProcessRuntime) -> None:
@@ -301,7 +307,7 @@ async def test_what_dead_engines_left_is_cleared_by_the_next_start(runtime: Proc
     await eventually(lambda: not is_alive(child), 5, "the engine's end")
     assert (await runtime.check()).usable
     assert gone(escaped)
-    assert not any(folder.exists() for folder in handle.record.leaf)
+    assert not any(folder.exists() for folder in hold_of(handle.record).leaf)
     assert not handle.record.folder.exists()
 
 
