@@ -9,8 +9,14 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +35,8 @@ from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of, reserve
 from orchestrator.ordering import Install, Orderer
+from orchestrator.runtimes.docker.here import DockerOptions, installation
+from orchestrator.runtimes.docker.runtime import DockerRuntime
 from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
@@ -151,7 +159,11 @@ async def serve(
             supervisor = Supervisor(
                 orderer.orders(decisions, models, run),
                 store,
-                {"process": _runtime(settings, data, run), "external": ExternalRuntime()},
+                {
+                    "process": _runtime(settings, data, run),
+                    "docker": await stack.enter_async_context(_containers(settings, data, store)),
+                    "external": ExternalRuntime(),
+                },
                 _gateway(settings, keys.hashes, data, run, prober),
                 client,
             )
@@ -263,6 +275,24 @@ def _runtime(settings: Settings, data: Path, run: Path) -> ProcessRuntime:
     )
     hidden = _NO_GPUS if settings.force_cpu else {}
     return ProcessRuntime(options, {**os.environ, **hidden})
+
+
+@asynccontextmanager
+async def _containers(settings: Settings, data: Path, store: Store) -> AsyncIterator[DockerRuntime]:
+    """Reached by the first model that wants a container, not before."""
+    options = DockerOptions(
+        folder=private_folder(data / "instances"),
+        logs=private_folder(data / "logs"),
+        installation=installation(data / "installation"),
+        network=settings.docker_network,
+        log_max_bytes=settings.log_max_bytes,
+        log_files=settings.log_files,
+    )
+    runtime = DockerRuntime(options, os.environ, store.add_event)
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
 
 
 def _door(settings: Settings) -> Listen:

@@ -89,11 +89,12 @@ class Supervisor:
 
         Raises LaunchFailed where this machine cannot run processes as we need it.
         """
-        for runtime in self._runtimes.values():
-            available = await runtime.check()
+        saved = {row.name: row for row in self.store.saved()}
+        wanted = {"process", *(order.plan.runtime for order in self.orders.models)}
+        for name in sorted(wanted | {row.record.runtime for row in saved.values()}):
+            available = await self._runtimes[name].check()
             if not available.usable:
                 raise LaunchFailed(f"engines cannot be started here: {available.why}")
-        saved = {row.name: row for row in self.store.saved()}
         for order in self.orders.models:
             self._pool(order, saved)
         self.store.standing.keep_only(self._pools)

@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.listening": 1,
     "orchestrator.endings": 1,
     "orchestrator.keyfile": 1,
+    "orchestrator.contradictions": 4,
     "orchestrator.keys": 4,
     "orchestrator.tls": 4,
     "orchestrator.gateway_config": 4,
