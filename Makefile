@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs test-docker clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -84,6 +84,10 @@ soak: ## long runs: WHAT="supervisor --runs 200 --streams 50", "drains --runs 5 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve
 	@.venv/bin/python tools/reference.py
+
+test-docker: ## what needs a Docker Engine; one is started where dockerd is installed and this is root
+	@sh tools/setup.sh test
+	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) tests
 
 clean: ## remove what was made here; engines and state in the data directory stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -52,7 +52,7 @@ class DockerRuntime:
     """Containers of the Docker Engine that `environment` names; `tell` hears what happens to it."""
 
     def __init__(self, options: DockerOptions, environment: Mapping[str, str], tell: Note) -> None:
-        self._options = options
+        self.options = options
         self._connection = Connection(environment)
         self._place = Place(self._connection, options.installation, options.network)
         self._watcher = Watcher(self._connection, options.installation, tell, options.leftover_s)
@@ -88,7 +88,7 @@ class DockerRuntime:
 
     def record(self, name: str, generation: int, spec: LaunchSpec) -> HandleRecord:
         """The record to store before `start`: the container's name says all that is needed."""
-        options = self._options
+        options = self.options
         log = options.logs / f"{name}.log"
         plain = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,23}", name)
         short = name if plain else hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -112,7 +112,7 @@ class DockerRuntime:
             await self._make_way(record)
             record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             await self._place.settle()
-            around = await asyncio.to_thread(surroundings, record.spec, self._place, self._options)
+            around = await asyncio.to_thread(surroundings, record.spec, self._place, self.options)
             id = await self._create(name, body(record, around))
             try:
                 await self._start(id)
@@ -133,7 +133,7 @@ class DockerRuntime:
         are in the log."""
         name = _hold(record).container
         found = await self._found(name)
-        mine = labels(record, self._options.installation)
+        mine = labels(record, self.options.installation)
         if found is None or any(
             (found["Config"].get("Labels") or {}).get(key) != value for key, value in mine.items()
         ):
@@ -158,7 +158,7 @@ class DockerRuntime:
 
     async def _make_way(self, record: HandleRecord) -> None:
         """Remove every earlier container of the same name: nobody holds it."""
-        own = labels(record, self._options.installation)
+        own = labels(record, self.options.installation)
         del own[GENERATION], own[PLAN]
         filters = {"label": [f"{key}={value}" for key, value in own.items()]}
         rows = await self._connection.call(lambda c: c.containers(all=True, filters=filters))
@@ -240,7 +240,7 @@ class DockerRuntime:
         )
 
     def _follower(self, record: HandleRecord, id: str) -> Follower:
-        options = self._options
+        options = self.options
         output = Output(str(record.log), options.log_max_bytes, options.log_files)
         return Follower(self._connection, id, output, record.folder)
 
