@@ -12,16 +12,18 @@ serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port
 # What starts no processes runs side by side, all else by itself; 5 says that no test was chosen.
 _alike = tests/unit tests/contract tests/architecture
 _alone = tests/integration tests/e2e tests/faults
-in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(1) $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
-  { .venv/bin/python -m pytest $(1) $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; }
+_docker = tests/contract/test_docker_runtime.py tests/contract/test_runtime_contract.py
+in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(1) and not docker" $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
+  { .venv/bin/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; } && \
+  { .venv/bin/python -m pytest -m "$(1) and docker" $(PYTEST_ARGS) $(_docker) || [ $$? -eq 5 ]; }
 
 test: ## the whole suite, real engine included: WORKERS=2
 	@sh tools/setup.sh test
-	@$(call in_two)
+	@$(call in_two,(slow or not slow))
 
 test-fast: ## what needs neither a real engine nor patience
 	@sh tools/setup.sh test
-	@$(call in_two,-m "not slow")
+	@$(call in_two,not slow)
 
 properties: ## every property on SHARE of its examples, of which the suite tries a quarter: SHARE=1
 	@sh tools/setup.sh test
@@ -87,7 +89,7 @@ docs: ## write the generated reference pages
 
 test-docker: ## what needs a Docker Engine; one is started where dockerd is installed and this is root
 	@sh tools/setup.sh test
-	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) tests
+	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) $(_docker) tests/e2e/test_containers.py
 
 clean: ## remove what was made here; engines and state in the data directory stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

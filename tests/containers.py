@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -151,6 +152,8 @@ def _pack(target: Path) -> None:
     library = base / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     files = {each for each in library.rglob("*") if not _LEFT_OUT & set(each.parts)}
     modules = [str(each) for each in files if each.suffix == ".so"]
+    for name in ("psutil", "pydantic_core"):  # a supervisor in a container is tested, too
+        modules += map(str, Path(sysconfig.get_path("purelib"), name).glob("*.so"))
     needed = set().union(*(_libraries(each) for each in (PYTHON, *modules)))
     with tarfile.open(target, "w") as tar:
         for name in sorted({PYTHON, *needed}):

@@ -33,6 +33,7 @@ from orchestrator.cli.options import (
     DataDir,
     Drain,
     EngineArgs,
+    EngineImage,
     EnginePath,
     EngineVersion,
     ForceCpu,
@@ -43,6 +44,7 @@ from orchestrator.cli.options import (
     Model,
     Parallel,
     Quantization,
+    Runtime,
     Threads,
     Users,
     Workers,
@@ -108,6 +110,8 @@ def serve(
     force_backend: Backend = None,
     engine_version: EngineVersion = None,
     engine_path: EnginePath = None,
+    engine_image: EngineImage = None,
+    runtime: Runtime = None,
     engine_url: Annotated[
         str | None, typer.Option(help="A running server, http://host:port, used as it is.")
     ] = None,

@@ -93,8 +93,10 @@ class Supervisor:
         wanted = {"process", *(order.plan.runtime for order in self.orders.models)}
         for name in sorted(wanted | {row.record.runtime for row in saved.values()}):
             available = await self._runtimes[name].check()
-            if not available.usable:
+            if not available.usable and name in wanted:
                 raise LaunchFailed(f"engines cannot be started here: {available.why}")
+            if not available.usable:  # what it ran is left to a start that reaches it
+                saved = {key: row for key, row in saved.items() if row.record.runtime != name}
         for order in self.orders.models:
             self._pool(order, saved)
         self.store.standing.keep_only(self._pools)

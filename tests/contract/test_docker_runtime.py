@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import sysconfig
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -21,7 +22,7 @@ from orchestrator.runtimes.docker.body import INSTALLATION, NAME
 from orchestrator.runtimes.docker.runtime import DockerRuntime
 from tests.containers import PYTHON, Engine, engine_beside
 from tests.contract.stands import ENGINE, FOREVER, Stand, docker_stand, up
-from tests.harness import eventually, within
+from tests.harness import ROOT, eventually, within
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 Make = Callable[..., AbstractAsyncContextManager[Stand]]
@@ -304,6 +305,71 @@ async def test_another_installations_container_is_not_adopted(make: Make) -> Non
         again = await one.runtime.recover(record)
         assert again is not None
         await again.stop(1)
+
+
+# --- a supervisor in a container ----------------------------------------------------------------
+
+_INSIDE = """
+import asyncio, json, os, sys, urllib.request
+from pathlib import Path
+from tests.contract.stands import Container, DockerOptions, DockerRuntime, Stand
+from tests.containers import PYTHON
+
+async def main():
+    image, installation = sys.argv[1:]
+    data = Path("/data")
+    (data / "logs").mkdir()
+    options = DockerOptions(data / "i", data / "logs", installation, None, 1 << 20, 1)
+    runtime = DockerRuntime(options, os.environ, lambda *a, **k: None)
+    stand = Stand(runtime, PYTHON, Container(image=image))
+    handle = await runtime.start(stand.engine())
+    at = handle.record.reached.base_url
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(at + "/health", timeout=5)
+            break
+        except OSError:
+            await asyncio.sleep(0.05)
+    exit = await handle.stop(3)
+    print(json.dumps({"at": at, "exit": str(exit), "child": handle.record.child is None}))
+    await runtime.close()
+
+asyncio.run(main())
+"""
+
+
+def test_from_inside_a_container_it_joins_the_network_and_calls_engines_by_name(
+    tmp_path: Path, docker_engine: Engine, python_image: str
+) -> None:
+    client, installation = docker_engine.client, secrets.token_hex(6)
+    packages = sysconfig.get_path("purelib")
+    socket = (docker_engine.address or "unix:///var/run/docker.sock").removeprefix("unix://")
+    binds = [f"{tmp_path}:/data", f"{ROOT}:/repo:ro", f"{packages}:/packages:ro"]
+    made = client.create_container(
+        python_image,
+        [PYTHON, "-c", _INSIDE, python_image, installation],
+        environment={"PYTHONPATH": "/repo:/packages", "PYTHONDONTWRITEBYTECODE": "1"},
+        working_dir="/repo",
+        host_config=client.create_host_config(
+            binds=[*binds, f"{socket}:/var/run/docker.sock"],
+            tmpfs={"/tmp": ""},
+        ),
+    )
+    try:
+        client.start(made["Id"])
+        client.wait(made["Id"])
+        said = client.logs(made["Id"]).decode()
+    finally:
+        client.remove_container(made["Id"], force=True, v=True)
+        for each in docker_engine.containers(installation):
+            client.remove_container(each["Id"], force=True)
+    assert f"engineroom-{installation}" not in [each["Name"] for each in client.networks()]
+    told = json.loads(said.splitlines()[-1]) if said.endswith("}\n") else said
+    assert told == {
+        "at": f"http://engineroom-{installation}-child-1:8000",
+        "exit": "ended by SIGTERM",
+        "child": True,
+    }
 
 
 # --- the Docker Engine itself -------------------------------------------------------------------

@@ -124,10 +124,18 @@ class Place:
         try:
             network = await self._network()
             mine = (network.get("Labels") or {}).get(INSTALLATION) == self._installation
-            if mine and not network.get("Containers"):
-                await self._connection.call(lambda client: client.remove_network(self.network))
+            own = {self.own["Id"]} if self.own is not None else set()
+            members = set(network.get("Containers") or {})
+            if mine and members <= own:
+                await self._connection.call(lambda client: _remove(client, self.network, members))
         except LaunchFailed:  # gone, in use again, or out of reach: the next server uses it
             return
+
+
+def _remove(client: Any, network: str, members: set[str]) -> None:
+    for id in members:
+        client.disconnect_container_from_network(id, network)
+    client.remove_network(network)
 
 
 def _is_here(network: Mapping[str, Any]) -> bool:

@@ -32,7 +32,7 @@ class Note(Protocol):
 _LOOK_S = 5.0
 _AWAY_S = 0.5
 _ALIVE = {"running", "paused", "restarting", "created"}
-REMOVED = "its container was removed"
+_KILLED = "137"  # whoever removes a container that runs kills it
 
 
 class Watcher:
@@ -220,8 +220,7 @@ class Watcher:
             if not error.missing:
                 _log.warning("container %s: %s", id[:12], error)
                 return
-            gone = ExitResult(error=REMOVED)
-            result = exit_result({"ExitCode": told}) if told and told.isdigit() else gone
+            result = exit_result({"ExitCode": told if told and told.isdigit() else _KILLED})
         except Away:  # looked at again when it is back
             return
         else:
