@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field, JsonValue
 
+from engine_launchers.container import Container
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.traits import SpeedTraits, TokenizerTraits
@@ -153,18 +154,6 @@ class EnginePlan(Value):
 
 
 # --- running it -------------------------------------------------------------------------------
-
-
-class Container(Value):
-    """What a container needs beside a command.
-
-    `gpus` are its cards as the driver names them: uuids, or numbers where it has none. `plan` is
-    the plan's id, to be read on the container.
-    """
-
-    image: str
-    gpus: tuple[str, ...] = ()
-    plan: str = ""
 
 
 class LaunchSpec(Value):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine_launchers.base import Container, EnginePlan, LaunchSpec
+from engine_launchers.base import EnginePlan, LaunchSpec
+from engine_launchers.container import Container
 
 _CARDS = "CUDA_VISIBLE_DEVICES"
 _ORDER = "CUDA_DEVICE_ORDER"

@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "engine_launchers.value": -2,
     "engine_launchers.traits": -1,
     "engine_launchers.watch": -1,
+    "engine_launchers.container": -1,
     "engine_launchers.machine": -1,
     "engine_launchers.model": -1,
     "engine_launchers.base": 0,

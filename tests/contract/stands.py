@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from engine_launchers.base import Container, LaunchSpec
+from engine_launchers.base import LaunchSpec
+from engine_launchers.container import Container
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
 from orchestrator.runtimes.docker.here import DockerOptions
 from orchestrator.runtimes.docker.runtime import DockerRuntime

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine_launchers.base import Container, EnginePlan, ExitResult, LaunchSpec, Tuning
+from engine_launchers.base import EnginePlan, ExitResult, LaunchSpec, Tuning
+from engine_launchers.container import Container
 from engine_launchers.containers import in_container
 from orchestrator.contradictions import refuse_contradictions
 from orchestrator.engines.images import in_image
