@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs test-docker clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak docs test-docker clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -9,13 +9,14 @@ serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port
 	@sh tools/setup.sh serve
 	@exec .venv/bin/engineroom serve --yes $(ARGS)
 
-# What starts no processes runs side by side, all else by itself; 5 says that no test was chosen.
+# What starts no processes runs side by side, all else by itself, where a test may be tried twice
+# (docs/decisions/012-second-tries.md); 5 says that no test was chosen.
 _alike = tests/unit tests/contract tests/architecture
 _alone = tests/integration tests/e2e tests/faults
 _docker = tests/contract/test_docker_runtime.py tests/contract/test_runtime_contract.py
 in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(1) and not docker" $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
-  { .venv/bin/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; } && \
-  { .venv/bin/python -m pytest -m "$(1) and docker" $(PYTEST_ARGS) $(_docker) || [ $$? -eq 5 ]; }
+  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 -m "$(1)" $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; } && \
+  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 -m "$(1) and docker" $(PYTEST_ARGS) $(_docker) || [ $$? -eq 5 ]; }
 
 test: ## the whole suite, real engine included: WORKERS=2
 	@sh tools/setup.sh test
@@ -69,6 +70,10 @@ bench-gateway: ## the gateway beside its peers: GWBENCH=program ROUNDS= SECONDS=
 	@.venv/bin/python -m bench.gateway $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(if $(WORKLOADS),--workloads $(WORKLOADS)) $(if $(TARGETS),--targets $(TARGETS)) $(if $(OUT),--json $(OUT))
 
+bench-edges: ## clients that leave and a slow reader of 50 MB, before each of TARGETS=ours,nginx,sglang-router
+	@sh tools/setup.sh test >&2
+	@.venv/bin/python -m bench.gateway.edges $(if $(TARGETS),--targets $(TARGETS))
+
 sim-routing: ## the routing policies on two workloads, 2 to 1000 replicas; writes docs/explanation/routing.md
 	@sh tools/setup.sh test
 	@.venv/bin/python -m bench.routing --write $(if $(SIZES),--sizes $(SIZES)) $(if $(SEED),--seed $(SEED))
@@ -79,13 +84,13 @@ faults: ## the fault matrix RUNS times with its exact bounds (a quiet machine!),
 	  FAULTS_SLACK=1 FAULTS_OUT=docs/reference/faults.jsonl .venv/bin/python -m pytest -q tests/faults $(PYTEST_ARGS) || exit 1; done
 	@.venv/bin/python -m tools.fault_table
 
-soak: ## long runs: WHAT="supervisor --runs 200 --streams 50", "drains --runs 5 --engine vllm --replicas 1", "turns --minutes 5"
+soak: ## long runs: WHAT="gateway --minutes 60" if not said, "supervisor --runs 200 --streams 50", "drains --runs 5 --engine vllm --replicas 1", "turns --minutes 5"
 	@sh tools/setup.sh test
-	@.venv/bin/python -m tests.faults.soak $(WHAT)
+	@.venv/bin/python -m tests.faults.soak $(or $(WHAT),gateway --minutes 60)
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve
-	@.venv/bin/python tools/reference.py
+	@.venv/bin/python -m tools.reference
 
 test-docker: ## what needs a Docker Engine; one is started where dockerd is installed and this is root
 	@sh tools/setup.sh test

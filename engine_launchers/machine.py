@@ -21,6 +21,14 @@ class GpuProcess(Value):
     used: int | None = None
 
 
+class GpuPulse(Value):
+    """How a GPU is now, None where its driver does not tell. `busy` is a share of time, 0 to 1."""
+
+    busy: float | None = None
+    celsius: float | None = None
+    watts: float | None = None
+
+
 class Gpu(Value):
     """One accelerator as its driver reports it.
 
@@ -29,8 +37,8 @@ class Gpu(Value):
     (or ROCm) that the driver can run. `link` describes the way to the host, such as
     "PCIe 4.0 x16". `unified` says that its memory is the machine's RAM. `architecture` is AMD's
     target, such as "gfx942"; `cores` counts Apple's GPU cores. `processes` are all that hold its
-    memory now. A MIG slice is a Gpu of its own, with `mig` set and the card's uuid in
-    `parent_uuid`.
+    memory now. `pulse` is how it was when it was probed, and not printed. A MIG slice is a Gpu of
+    its own, with `mig` set and the card's uuid in `parent_uuid`.
 
     `index` is the driver's own, per vendor and in PCI order, even where a variable such as
     CUDA_VISIBLE_DEVICES hides or reorders GPUs: the order of `HardwareProfile.gpus` is then the
@@ -54,6 +62,7 @@ class Gpu(Value):
     architecture: str | None = None
     cores: int | None = None
     processes: tuple[GpuProcess, ...] = ()
+    pulse: GpuPulse = Field(GpuPulse(), exclude=True)
 
 
 class GpuLink(Value):

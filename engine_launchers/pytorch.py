@@ -30,6 +30,7 @@ from engine_launchers.diagnosing import diagnosed
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.relaxing import Rung, first_rung, halved
+from engine_launchers.series import SeriesRule
 from engine_launchers.traits import SpeedTraits
 from engine_launchers.watch import PhaseRule, WatchTraits
 
@@ -65,6 +66,26 @@ _FULL = frozenset({CrashCause.GPU_OOM, CrashCause.HOST_OOM, CrashCause.KV_CACHE_
 _RUNGS = (
     Rung("max_concurrency", halved("max_concurrency", 1), _FULL),
     Rung("max_model_len", halved("max_model_len", 512), _FULL),
+)
+_ENDINGS = {each: each for each in ("stop", "length", "cancelled", "failed")}
+_SERIES = (
+    SeriesRule(ours="requests_running", theirs="pytorch_engine_requests_running"),
+    SeriesRule(ours="requests_waiting", theirs="pytorch_engine_requests_waiting"),
+    SeriesRule(
+        ours="kv_cache_used_ratio",
+        theirs="pytorch_engine_kv_blocks_used",
+        over="pytorch_engine_kv_blocks",
+    ),
+    SeriesRule(
+        ours="requests_total",
+        theirs="pytorch_engine_requests_finished_total",
+        label="reason",
+        words=_ENDINGS,
+    ),
+    SeriesRule(ours="prompt_tokens_total", theirs="pytorch_engine_prompt_tokens_total"),
+    SeriesRule(ours="generated_tokens_total", theirs="pytorch_engine_generation_tokens_total"),
+    SeriesRule(ours="steps_total", theirs="pytorch_engine_iterations_total"),
+    SeriesRule(ours="ttft_seconds", theirs="pytorch_engine_time_to_first_token_seconds"),
 )
 
 
@@ -102,6 +123,7 @@ class PyTorchLauncher:
             PhaseRule(pattern=r"INFO: making the cache", name="making the cache", percent=85),
             PhaseRule(pattern=r"INFO: loaded in", name="making a first token", percent=98),
         ),
+        series=_SERIES,
     )
 
     def fit(

@@ -11,6 +11,7 @@ the weights in RAM; level 2 drops them, so that they have to be read again befor
 
 from __future__ import annotations
 
+from engine_launchers.series import SeriesRule
 from engine_launchers.watch import Call, PhaseRule, SleepTraits, WatchTraits
 
 _PHASES = (
@@ -41,6 +42,28 @@ _PHASES = (
 _WEIGHTS = Call(path="/wake_up?tags=weights")
 _READ = Call(path="/collective_rpc", body={"method": "reload_weights"})
 _CACHE = Call(path="/wake_up?tags=kv_cache")
+_ENDINGS = {"stop": "stop", "length": "length", "abort": "cancelled", "error": "failed"}
+_SERIES = (
+    SeriesRule(ours="requests_running", theirs="vllm:num_requests_running"),
+    SeriesRule(ours="requests_waiting", theirs="vllm:num_requests_waiting"),
+    SeriesRule(ours="kv_cache_used_ratio", theirs="vllm:kv_cache_usage_perc"),
+    SeriesRule(
+        ours="requests_total",
+        theirs="vllm:request_success_total",
+        label="finished_reason",
+        words=_ENDINGS,
+    ),
+    SeriesRule(ours="prompt_tokens_total", theirs="vllm:prompt_tokens_total"),
+    SeriesRule(ours="cached_tokens_total", theirs="vllm:prompt_tokens_cached_total"),
+    SeriesRule(ours="generated_tokens_total", theirs="vllm:generation_tokens_total"),
+    SeriesRule(ours="steps_total", theirs="vllm:iteration_tokens_total_count"),
+    SeriesRule(ours="preemptions_total", theirs="vllm:num_preemptions_total"),
+    SeriesRule(ours="prefill_seconds_total", theirs="vllm:request_prefill_time_seconds_sum"),
+    SeriesRule(ours="decode_seconds_total", theirs="vllm:request_decode_time_seconds_sum"),
+    SeriesRule(ours="ttft_seconds", theirs="vllm:time_to_first_token_seconds"),
+    SeriesRule(ours="itl_seconds", theirs="vllm:inter_token_latency_seconds"),
+    SeriesRule(ours="queue_seconds", theirs="vllm:request_queue_time_seconds"),
+)
 WATCH = WatchTraits(
     metrics_path="/metrics",
     counters=(
@@ -54,4 +77,5 @@ WATCH = WatchTraits(
         down={1: (Call(path="/sleep?level=1"),), 2: (Call(path="/sleep?level=2"),)},
         up={1: (Call(path="/wake_up"),), 2: (_WEIGHTS, _READ, _CACHE)},
     ),
+    series=_SERIES,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, JsonValue
 
+from engine_launchers.series import SeriesRule
 from engine_launchers.value import Value
 
 
@@ -40,7 +41,7 @@ class WatchTraits(Value):
     `counters` are series of `metrics_path` of which one changes with every step of its work; they
     may be gauges. None at all: only what it sends, and its processor time, tell. `serial`: one
     request at a time, so that a canary would wait for the very request that it is to judge.
-    `sleep` is None for an engine that cannot.
+    `sleep` is None for an engine that cannot. `series` says what else `metrics_path` tells.
     """
 
     metrics_path: str | None = None
@@ -48,3 +49,4 @@ class WatchTraits(Value):
     phases: tuple[PhaseRule, ...] = ()
     serial: bool = False
     sleep: SleepTraits | None = None
+    series: tuple[SeriesRule, ...] = ()

@@ -109,7 +109,8 @@ class GatewayConfig(Message):
     `key_hashes` are SHA-256 of the accepted API keys, empty for everybody. `control_socket` is None
     for a gateway that has no supervisor, and goes by `table`. `stream_comment_s` 0: no comments.
     `workers` are processes that share the port. `upstream_key` is given to the engines: one that is
-    alone is told it in a file without a name.
+    alone is told it in a file without a name. At its end answers under way have `end_s`.
+    `otlp_endpoint` None: no traces are made.
     """
 
     version: str
@@ -132,7 +133,12 @@ class GatewayConfig(Message):
     stream_comment_s: float = 15.0
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
+    end_s: float = 3.0
     log_level: str
+    log_format: Literal["text", "json"] = "text"
+    log_requests: bool = False
+    otlp_endpoint: str | None = None
+    trace_share: float = 1.0
     upstream_key: str | None = None
     table: RouteTable | None = None
     keys: tuple[KeyGrant, ...] = ()

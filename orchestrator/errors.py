@@ -339,7 +339,7 @@ class UpstreamTimeout(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The time that the request itself gave (`timeout`) was over before its answer began."""
+    """The time that the request itself gave (`timeout`) was over before its answer."""
 
     http_status, code, kind, retryable = 504, "deadline_exceeded", "server_error", True
 

@@ -60,6 +60,10 @@ def gateway_config(
         head_timeout_s=settings.head_timeout_s,
         body_timeout_s=settings.body_timeout_s,
         log_level=settings.log_level,
+        log_format=settings.log_format,
+        log_requests=settings.log_requests,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_share=settings.trace_share,
         table=table,
         keys=keys,
     )

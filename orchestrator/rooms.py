@@ -38,7 +38,7 @@ class Rooms:
         rooms = {"ram": Room(latest.ram_total, latest.ram_available, holders)}
         for gpu in latest.gpus:
             held = tuple(Holder(p.pid, p.name or "?", p.used or 0) for p in gpu.processes)
-            rooms[f"gpu:{gpu.index}"] = Room(gpu.vram_total, gpu.vram_free, held)
+            rooms[f"gpu:{gpu.index}"] = Room(gpu.vram_total, gpu.vram_free, held, gpu.pulse)
         return rooms
 
 

@@ -34,6 +34,8 @@ from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of, reserve
+from orchestrator.notify import Manager
+from orchestrator.observability.extras import check_tracing
 from orchestrator.ordering import Install, Orderer
 from orchestrator.runtimes.docker.here import DockerOptions, installation
 from orchestrator.runtimes.docker.runtime import DockerRuntime
@@ -43,6 +45,7 @@ from orchestrator.settings import Settings
 from orchestrator.startup import Decision, Planning
 from orchestrator.supervision.instance import Instance
 from orchestrator.supervision.lock import only_one
+from orchestrator.supervision.observing import observed
 from orchestrator.supervision.operator import Operator
 from orchestrator.supervision.schedule import Phase
 from orchestrator.supervision.store import Store
@@ -116,12 +119,14 @@ async def serve(
     Engines that are missing are installed first. SIGHUP, and a change of the settings file, ask
     `planning` for new decisions. `tied` also ends it when standard input closes: with the program
     that started it. A port 0 becomes a free port, which the audience and the other commands are
-    told. Raises EngineRoomError with one sentence where the start fails;
-    nothing is left running then.
+    told. The service manager, if there is one, hears of it too. Raises EngineRoomError with one
+    sentence where the start fails; nothing is left running then.
     """
+    manager = Manager(os.environ)
     began, asked = asyncio.get_running_loop().time(), settings
     keys = key_policy(settings)
     check_certificate(settings)
+    check_tracing(settings.otlp_endpoint)
     os.umask(0o077)
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
         listen(settings.host, settings.port, "port").close()
@@ -134,6 +139,7 @@ async def serve(
     timeout = httpx.Timeout(settings.probe_timeout_s)
     limits = httpx.Limits(max_keepalive_connections=0)
     async with AsyncExitStack() as stack:
+        stack.callback(asyncio.create_task(manager.keep_alive()).cancel)
         stack.enter_context(only_one(data / "supervisor.lock"))
         token = read_or_make_token(data / "admin.token")
         client = await stack.enter_async_context(
@@ -172,9 +178,11 @@ async def serve(
             on_hangup(operator.reload_soon)
             watching = asyncio.create_task(on_change_of(planning.file, operator.reload_soon))
             supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
+            every_s, limit_s = settings.engine_metrics_interval_s, settings.probe_timeout_s
+            await stack.enter_async_context(observed(supervisor, client, data, every_s, limit_s))
             listening = asyncio.create_task(admin.serve(sockets=[admin_socket]))
             try:
-                await _run(settings, models[0].name, supervisor, stopping, audience, began)
+                await _run(settings, models[0].name, supervisor, stopping, audience, manager, began)
             finally:
                 watching.cancel()
                 store.journal.close()  # whoever follows it goes home
@@ -189,6 +197,7 @@ async def _run(
     supervisor: Supervisor,
     stopping: asyncio.Event,
     audience: Audience,
+    manager: Manager,
     began: float,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -202,8 +211,10 @@ async def _run(
         if ready.done() and not ready.cancelled():
             _check_start(ready.result(), supervisor)
             audience.ready(addresses, loop.time() - began)
+            manager.ready(f"serves {model} on {addresses.gateway}")
         await asked
     finally:
+        manager.stopping("requests in flight may end")
         on_signals(supervisor.hurry)
         await supervisor.stop()
         (settings.data / "endpoints.json").unlink(missing_ok=True)
@@ -325,6 +336,7 @@ def _settle_port(settings: Settings, store: Store, stack: AsyncExitStack) -> Set
     ours = {
         row.name: row.record.spec.listen.port
         for row in store.saved()
+        if row.record.runtime == "process"
         if row.record.spec.listen and row.record.child and is_alive(row.record.child)
     }
     port = settings.port or ours.get(GatewayWorkload.name, 0)

@@ -50,6 +50,14 @@ def _origin(value: str) -> str:
     return value
 
 
+def _url(value: str) -> str:
+    if not _URL.fullmatch(value):
+        raise ValueError(
+            f"{value!r}: give an address like http://host:4318, with a path or without"
+        )
+    return value
+
+
 def _named_path(value: str) -> str:
     name, equals, path = value.partition("=")
     if not equals or not path:
@@ -62,6 +70,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]{1,253}")
+_URL = re.compile(r"https?://[A-Za-z0-9._\[\]:-]{1,253}(/[A-Za-z0-9._~/%-]{0,1024})?")
 PlainName = Annotated[str, AfterValidator(_plain)]
 Name = Annotated[str, AfterValidator(_name)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words)]
@@ -70,6 +79,7 @@ NamedPaths = Annotated[
 ]
 Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_words)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_words)]
+Url = Annotated[str, AfterValidator(_url)]
 Arguments = Annotated[tuple[str, ...], BeforeValidator(_arguments)]
 Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(lower)]
 Backend = Annotated[Literal["vllm", "llama_server", "llama_cpp", "pytorch"], BeforeValidator(lower)]

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,7 +22,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
 from orchestrator.model_settings import ModelEntry, ModelSettings
-from orchestrator.setting_types import Hosts, Origins, Port, PositiveSeconds, Seconds, lower
+from orchestrator.observability_settings import ObservabilitySettings
+from orchestrator.setting_types import Hosts, Origins, Port, PositiveSeconds, Seconds
 
 PREFIX = "ENGINEROOM_"
 
@@ -58,7 +59,7 @@ def _entries(value: object) -> object:
     raise ValueError("give a list of models in a settings file, each with its keys: - model: NAME")
 
 
-class Settings(ModelSettings, BaseSettings):
+class Settings(ObservabilitySettings, ModelSettings, BaseSettings):
     """One validated set of settings. Frozen: a change is a new start."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False)
@@ -182,13 +183,6 @@ class Settings(ModelSettings, BaseSettings):
     half_open_s: PositiveSeconds = Field(
         300.0, description="A FAILED engine is tried again after this, seconds."
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = (
-        Field("info", description="debug, info, warning or error.")
-    )
-    log_max_bytes: int = Field(
-        50 * 1024 * 1024, ge=65_536, le=1 << 40, description="Size of one engine log file, bytes."
-    )
-    log_files: int = Field(5, ge=1, le=100, description="Old log files kept per engine.")
 
     @classmethod
     def settings_customise_sources(

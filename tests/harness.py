@@ -299,11 +299,13 @@ def remove_leaves(data: Path) -> list[str]:
 
 
 def sample(text: str, name: str, labels: dict[str, str]) -> float:
-    """One value of an exposition text, 0 where it is absent."""
-    for line in text.splitlines():
-        if line.startswith(name) and all(f'{k}="{v}"' in line for k, v in labels.items()):
-            return float(line.rsplit(" ", 1)[1])
-    return 0.0
+    """The sum of a series of an exposition text over all labels that are not said."""
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith((f"{name.strip()} ", f"{name.strip()}{{"))
+        and all(f'{k}="{v}"' in line for k, v in labels.items())
+    )
 
 
 def fake_room(

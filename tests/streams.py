@@ -123,7 +123,12 @@ class Answer:
 
 def request_bytes(prompt: str, path: str = "/generate", **fields: Any) -> bytes:
     """One request as it goes over the wire; the connection is closed after it."""
-    body = json.dumps({"prompt": prompt, **fields}).encode()
+    return post_bytes(path, {"prompt": prompt, **fields})
+
+
+def post_bytes(path: str, asked: dict[str, Any]) -> bytes:
+    """The same, of any body."""
+    body = json.dumps(asked).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body

@@ -29,6 +29,14 @@ http {{
 }}
 """  # noqa: E501
 
+LITELLM = """model_list:
+  - model_name: mock-model
+    litellm_params:
+      {{model: openai/mock-model, api_base: "http://127.0.0.1:{mock}/v1", api_key: none}}
+litellm_settings: {{drop_params: true, telemetry: false, request_timeout: 600}}
+general_settings: {{disable_spend_logs: true, dangerously_permit_weak_or_unset_master_key: true}}
+"""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -62,6 +70,12 @@ def targets(mock: int, first: int, peers: Path, only: set[str]) -> list[Target]:
             argv = (python, "-m", module, *listens, str(port), "--worker-urls", upstream,
                     "--prometheus-port", str(port + 100))  # fmt: skip
             found.append(Target(name, port, argv))
+    plain = (sys.executable, "-m", "bench.gateway.plain_proxy", upstream, str(first + 4))
+    found.append(Target("fastapi+httpx", first + 4, plain))
+    litellm = peers.parent / "litellm" / "bin" / "litellm"
+    if litellm.exists():
+        command = (str(litellm), "--config", _litellm(mock), *listens, str(first + 5))
+        found.append(Target("litellm", first + 5, command))
     return [each for each in found if not only or each.name in only]
 
 
@@ -69,6 +83,12 @@ def _nginx(mock: int, port: int) -> tuple[str, ...]:
     folder = Path(tempfile.mkdtemp(prefix="bench-nginx-"))
     (folder / "nginx.conf").write_text(NGINX.format(mock=mock, port=port))
     return ("nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"))
+
+
+def _litellm(mock: int) -> str:
+    file = Path(tempfile.mkdtemp(prefix="bench-litellm-")) / "config.yaml"
+    file.write_text(LITELLM.format(mock=mock))
+    return str(file)
 
 
 def _has(python: str, module: str) -> bool:

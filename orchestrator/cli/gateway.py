@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from engine_launchers.base import Listen
-from orchestrator.cli.options import Config, Workers
+from orchestrator.cli.options import Config, Drain, Workers
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.errors import ConfigError
 from orchestrator.external import base_url
@@ -20,6 +20,7 @@ from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of
+from orchestrator.observability.extras import check_tracing
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import all_launchers
 from orchestrator.tls import check_certificate
@@ -38,6 +39,7 @@ def gateway(
     context: Annotated[int, typer.Option(help="Tokens that the model takes.")] = 131_072,
     places: Annotated[int, typer.Option(help="Requests that the server gets at once.")] = 1024,
     gateway_workers: Workers = None,
+    drain_s: Drain = None,
     config: Config = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
 ) -> None:
@@ -46,7 +48,10 @@ def gateway(
     Settings about the gateway (api_keys, max_queue, the timeouts) are read as `serve` reads them.
     A key for the upstream comes from ENGINEROOM_UPSTREAM_KEY.
     """
-    flags = {"host": host, "port": port, "log_level": log_level, "gateway_workers": gateway_workers}
+    flags = {
+        "host": host, "port": port, "log_level": log_level, "gateway_workers": gateway_workers,
+        "drain_s": drain_s,
+    }  # fmt: skip
     settings = load_settings({k: v for k, v in flags.items() if v is not None}, file=config)
     made = _config(settings, _table(upstream, model, engine, context, places))
     with listen(made.host, made.port, "port") as free:  # 0 takes any
@@ -70,12 +75,13 @@ def _config(settings: Settings, table: RouteTable) -> GatewayConfig:
     """Raises ConfigError for keys or a certificate that cannot be used."""
     hashes = key_policy(settings).hashes
     check_certificate(settings)
+    check_tracing(settings.otlp_endpoint)
     grants = tuple(KeyFile(keys_path(settings)).all())
     config = gateway_config(settings, "gateway", hashes, None, table, grants)
     key = settings.upstream_key.get_secret_value() if settings.upstream_key else None
     if key is not None and not _KEY.fullmatch(key):
         raise ConfigError("upstream_key has characters that no header may have")
-    return config.model_copy(update={"upstream_key": key})
+    return config.model_copy(update={"upstream_key": key, "end_s": settings.drain_s})
 
 
 def _table(upstream: str, model: str, engine: str, context: int, places: int) -> RouteTable:

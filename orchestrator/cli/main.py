@@ -22,6 +22,7 @@ from orchestrator.cli.doctor import doctor
 from orchestrator.cli.engines import app as engines
 from orchestrator.cli.events import events
 from orchestrator.cli.gateway import gateway
+from orchestrator.cli.generate import generate
 from orchestrator.cli.keys import app as keys
 from orchestrator.cli.options import (
     AdapterPath,
@@ -85,6 +86,7 @@ def root(
 
 app.command()(probe)
 app.command()(plan)
+app.command()(generate)
 app.command()(gateway)
 app.add_typer(engines)
 app.add_typer(calibration)
@@ -144,7 +146,7 @@ def serve(
         return load_settings(flags, file=config)
 
     settings = read()
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     notes = Console(stderr=True)
     screen = Screen(out(), notes, as_json, steps=tied)
     offer = screen.offer if not settings.install_missing else (lambda need: True)

@@ -99,7 +99,7 @@ def plan(
     settings = load_settings(given(locals()), file=config)
     if everything and model is not None:
         raise typer.BadParameter("give a model or --all, not both")
-    advisor = Advisor(_machine(settings, gpu or [], vram_gb, ram_gb, cpus, hardware), settings)
+    advisor = Advisor(machine_of(settings, gpu or [], vram_gb, ram_gb, cpus, hardware), settings)
     if everything:
         lines = advisor.everything()
         if as_json:
@@ -123,7 +123,7 @@ def plan(
         show_plan.plan(out(), chosen, spec, explain)
 
 
-def _machine(
+def machine_of(
     settings: Settings,
     gpus: list[str],
     vram_gb: float | None,

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--seat", type=Seat.model_validate_json)
     given = parser.parse_args()
     config = GatewayConfig.model_validate_json(Path(given.config).read_text())
-    configure(config.log_level)
+    configure(config.log_level, config.log_format)
     if given.seat is not None and config.version != __version__:
         told = f"this is version {__version__}, the gateway is {config.version}: start it anew"
         logging.getLogger("engineroom.gateway").error(told)

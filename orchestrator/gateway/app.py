@@ -30,6 +30,7 @@ from orchestrator.gateway.door import ClientProtocol
 from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.engine_pool import EnginePool
 from orchestrator.gateway.exchange import Exchange, error_headers
+from orchestrator.gateway.job import Job
 from orchestrator.gateway.judging import Judge, Verdict
 from orchestrator.gateway.keyring import Holder, KeyRing
 from orchestrator.gateway.link import SupervisorLink
@@ -43,6 +44,7 @@ from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
 from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.gateway.visitors import Visitors
+from orchestrator.gateway.witness import witness
 from orchestrator.gateway.workers.team import Ears, Team
 from orchestrator.observability.metrics import ALIKE, GatewayMetrics
 
@@ -64,6 +66,7 @@ class Gateway:
             max_queue_tokens=config.max_queue_tokens,
             books=team.books,
         )
+        self.witness = witness(config, self.metrics.spans)
         clocks = time.monotonic, time.time
         self.keys = KeyRing(config.key_hashes, self.metrics.keys, *clocks, team.books)
         self.doors = Doors(config.allowed_hosts, config.cors_origins)
@@ -121,6 +124,8 @@ class Gateway:
         dialling.cancel()
         await asyncio.gather(dialling, return_exceptions=True)
         await self._end_answers()
+        if self.witness is not None:
+            await self.witness.close()
         self.desk.watch.stop()
         self.pool.close()
         await self.team.ended()
@@ -136,7 +141,8 @@ class Gateway:
 
     def protocol(self, **given: Any) -> ClientProtocol:
         """A protocol for the server's next connection."""
-        return ClientProtocol(self.connections, self.desk, **given)
+        make = Job if self.witness is None else self.witness.job
+        return ClientProtocol(self.connections, self.desk, make, **given)
 
     def _lost(self, replica: Key, cause: CrashCause | None) -> None:
         self.quarantine.lost(replica, cause, time.monotonic())
@@ -149,12 +155,14 @@ class Gateway:
 
     def _own_metrics(self) -> str:
         """The exposition of this process."""
+        self.metrics.known((route.name for route in self.router.routes()), READERS)
         for route in self.router.routes():
             running, waiting = self.router.own_load(route.name)
             self.metrics.in_flight.labels(route.name).set(running)
             self.metrics.waiting.labels(route.name).set(waiting)
             self.metrics.ready.labels(route.name).set(self.router.ready(route.name))
             self.metrics.ejected.labels(route.name).set(self.router.ejected(route.name))
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         return self.metrics.render().decode()
 
     def _changed(self) -> None:

@@ -257,6 +257,11 @@ class Call:
             self._tally.owed += 1 if owing else -1
 
 
+def died() -> UpstreamBroken:
+    """What is told when the connection was lost before a byte of an answer."""
+    return UpstreamBroken("the engine's connection broke before its answer began")
+
+
 def _nonsense() -> UpstreamInvalid:
     return UpstreamInvalid("the engine sent an event that makes no sense")
 

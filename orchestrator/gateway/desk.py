@@ -72,7 +72,10 @@ class Watch:
 class Page:
     """The series of one model and one path, looked up once."""
 
-    __slots__ = ("_codes", "_key", "_metrics", "first_token", "generated", "lasted", "waited")
+    __slots__ = (
+        "_codes", "_key", "_metrics", "_read", "_spaced", "_written", "first_token", "lasted",
+        "waited",
+    )  # fmt: skip
 
     def __init__(self, metrics: GatewayMetrics, model: str, path: str) -> None:
         self._metrics, self._key = metrics, (model, path)
@@ -80,13 +83,22 @@ class Page:
         self.lasted = metrics.seconds.labels(model, path).observe
         self.first_token = metrics.ttft.labels(model).observe
         self.waited = metrics.queue.labels(model).observe
-        self.generated = metrics.tokens.labels(model).inc
+        self._written = metrics.tokens.labels(model)
+        self._read = metrics.prompt_tokens.labels(model)
+        self._spaced = metrics.itl.labels(model).observe
 
     def answered(self, code: str) -> None:
         """Count a request by its status."""
         if (count := self._codes.get(code)) is None:
             count = self._codes[code] = self._metrics.requests.labels(*self._key, code)
         count.value += 1
+
+    def used(self, prompt: int, tokens: int, seconds: float) -> None:
+        """Count what an engine read and wrote, the latter within `seconds` of its first token."""
+        self._read.value += prompt
+        self._written.value += tokens
+        if tokens > 1:
+            self._spaced(seconds / (tokens - 1))
 
 
 @dataclass(eq=False)

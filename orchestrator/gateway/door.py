@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any, Literal
 
 import httptools
@@ -28,6 +29,7 @@ from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.framing import HEAD_LIMIT, head_of
 from orchestrator.gateway.job import Job
 from orchestrator.gateway.readers import READERS
+from orchestrator.observability.reasons import OTHER
 
 _PATHS = {path.encode(): path for path in READERS}
 _BUFFER = 128 * 1024  # bytes that the kernel keeps for one client; Linux takes it twice
@@ -35,15 +37,18 @@ _IDLE_S = 60.0  # between requests
 _LINGER_S = 2.0  # for a client that still sends what was refused
 _BODY_SHARE = 8  # bytes on the wire for one of a body: chunks of one byte take six
 _PIPELINED = 16  # requests that may wait behind a running one before nothing is read any more
+MakeJob = Callable[[Desk, Exchange, str], Job]
 Phase = Literal["idle", "head", "busy", "lingering"]
 
 
 class ClientProtocol(HttpToolsProtocol):
     """One client's connection."""
 
-    def __init__(self, connections: Connections, desk: Desk, **given: Any) -> None:
+    def __init__(
+        self, connections: Connections, desk: Desk, make: MakeJob = Job, **given: Any
+    ) -> None:
         super().__init__(**given)
-        self._all, self._desk = connections, desk
+        self._all, self._desk, self._make = connections, desk, make
         self._stuck: asyncio.TimerHandle | None = None
         self._running: Exchange | None = None
         self._phase: Phase = "idle"
@@ -215,7 +220,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._running = exchange
         desk = self._desk
         desk.watch.all.add(exchange)
-        job = Job(desk, exchange, exchange.path)
+        job = self._make(desk, exchange, exchange.path)
         try:
             if (doors := desk.doors).closed:
                 origin = exchange.headers.get(b"origin", b"").decode("latin-1") or None
@@ -279,6 +284,7 @@ class ClientProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()
             return
+        self._desk.metrics.refused(OTHER, error.code)
         body = orjson.dumps(error.envelope())
         head = f"HTTP/1.1 {error.http_status} \r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n"

@@ -17,9 +17,9 @@ from typing import TypeVar
 import orjson
 
 from orchestrator.control import Replica
-from orchestrator.errors import EngineRoomError, RequestError, UpstreamBroken, UpstreamInvalid
+from orchestrator.errors import DeadlineExceeded, EngineRoomError, RequestError, UpstreamInvalid
 from orchestrator.gateway.asking import Ask, ask_for
-from orchestrator.gateway.call import ODD, Call
+from orchestrator.gateway.call import ODD, Call, died
 from orchestrator.gateway.desk import Desk
 from orchestrator.gateway.engine_connection import Address, EngineConnection
 from orchestrator.gateway.engine_pool import NotReached, address_of
@@ -62,9 +62,8 @@ class Job:
         self._task: asyncio.Task[None] | None = None
         self._avoid: Replica | None = None
         self._ttft: float | None = None
-        self._request = b""
+        self._request, self._stream = b"", False
         self._prompt_tokens, self._size, self._tries = 0, 0, 1
-        self._stream = False
         self.model = "other"
 
     # --- for the client's side ------------------------------------------------------------------
@@ -122,6 +121,7 @@ class Job:
             return
         if self._exchange.streaming:
             self._desk.metrics.broken.labels(self.model, error.code).inc()
+        self._desk.metrics.refused(self.model, error.code)
         self._end(str(error.http_status))
         self._exchange.fail(error)
 
@@ -142,8 +142,11 @@ class Job:
             self._call.resume()
 
     def check(self, now: float) -> None:
-        """Look whether the engine has been silent for too long, and the client without a word."""
+        """Look whether time is over, the engine silent for too long, the client without a word."""
         if self._call is not None:
+            if (ends := self._ask.deadline) is not None and now >= ends:
+                self.fail(DeadlineExceeded("the request's own timeout was over before its answer"))
+                return
             self._call.check(now)
         every = self._desk.comment_s
         if every and self._stream and not self._over and now - self._exchange.written >= every:
@@ -245,12 +248,12 @@ class Job:
         try:
             last = self._order.answer.closing(call.guard, end)
         except ODD as error:
-            _log.info("model=%s answer not put together: %s", self.model, error)
+            _log.info("request=%s: answer not put together: %s", self._exchange.id.decode(), error)
             self.failed(call, UpstreamInvalid("the engine's answer makes no sense as a whole"))
             return
         self._desk.judge.answered(self._order, lease)
-        if tokens:
-            self._desk.page(self.model, self._path).generated(tokens)
+        decode = time.monotonic() - self._began - (self._ttft or 0.0)
+        self._desk.page(self.model, self._path).used(prompt, tokens, decode)
         self._answer(last)
 
     def _answer(self, last: bytes) -> None:
@@ -267,7 +270,7 @@ class Job:
         goes over a new one. If there is none to be had, the engine has died of something.
         """
         if not used:
-            self._broke(call.lease, _died())
+            self._broke(call.lease, died())
             return
         address = address_of(call.lease.replica.base_url)
         self._later(self._reconnect(address), partial(self._send, call))
@@ -276,7 +279,7 @@ class Job:
         try:
             return await self._desk.pool.connect(address)
         except NotReached:
-            raise _died() from None
+            raise died() from None
 
     def failed(self, call: Call, error: RequestError) -> None:
         """The engine's answer will not come, or not be complete."""
@@ -321,7 +324,7 @@ class Job:
             self.fail(error)
 
     def _internal(self) -> None:
-        _log.exception("path=%s failed", self._path)
+        _log.exception("request=%s path=%s failed", self._exchange.id.decode(), self._path)
         self.fail(EngineRoomError("internal error; the gateway's log has the details"))
 
     def _leave_engine(self) -> None:
@@ -344,7 +347,3 @@ class Job:
         page = self._desk.page(self.model, self._path)
         page.answered(code)
         page.lasted(time.monotonic() - self._began)
-
-
-def _died() -> UpstreamBroken:
-    return UpstreamBroken("the engine's connection broke before its answer began")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from engine_launchers.machine import Gpu, GpuLink, GpuProcess
+from engine_launchers.machine import Gpu, GpuLink, GpuProcess, GpuPulse
 from orchestrator.hardware.files import Files, number
 
 PCI = "/sys/bus/pci/devices"
@@ -115,6 +115,7 @@ def _gpu(document: dict[str, Any], device: dict[str, Any], ram: tuple[int, int])
         memory_bandwidth=_bandwidth(device),
         link=_pcie(device),
         processes=_processes(device),
+        pulse=GpuPulse(**(device.get("pulse") or {})),
     )
 
 
@@ -135,6 +136,7 @@ def _slice(
             "mig": True,
             "parent_uuid": device["uuid"],
             "processes": _processes(part),
+            "pulse": GpuPulse(),  # the card's figures are of all slices together
         }
     )
 

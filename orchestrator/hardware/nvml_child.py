@@ -72,6 +72,7 @@ def device(index: int, handle: Any) -> dict[str, Any]:
         "mig": None if mig is None else bool(mig[0]),
         "slices": slices(handle) if mig and mig[0] else [],
         "processes": processes(handle),
+        "pulse": pulse(handle),
         "nvlinks": nvlinks(handle),
     }
 
@@ -87,6 +88,18 @@ def memory(handle: Any) -> dict[str, int] | None:
     if answer is None:
         return None
     return {"total": answer.total, "free": answer.free, "used": answer.used}
+
+
+def pulse(handle: Any) -> dict[str, float | None]:
+    """Share of the last moment in which it computed, degrees, watts."""
+    used = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    degrees = ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+    return {
+        "busy": None if used is None else used.gpu / 100,
+        "celsius": degrees,
+        "watts": None if milliwatts is None else milliwatts / 1000,
+    }
 
 
 def slices(handle: Any) -> list[dict[str, Any]]:

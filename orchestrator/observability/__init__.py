@@ -1,1 +1,1 @@
-"""Metrics (one file, all series) and logs."""
+"""Metrics of both planes, logs, traces."""

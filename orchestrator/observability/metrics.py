@@ -1,7 +1,7 @@
-"""Every Prometheus series of Engine Room, in one file.
+"""The gateway's Prometheus series; those of API keys are in `key_metrics`.
 
-Labels come from closed sets (known models, known causes, route templates), so that no client can
-grow them. Series of an engine are created when it becomes known, not at its first trouble.
+Labels come from closed sets (known models, known codes, route templates), so that no client can
+grow them. Series of a model are created when it becomes known, not at its first trouble.
 `docs/reference/metrics.md` is generated from these objects.
 """
 
@@ -9,108 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, generate_latest
 
-from engine_launchers.base import CrashCause
-from orchestrator import __version__
 from orchestrator.observability.key_metrics import KeyMetrics
-from orchestrator.observability.plain import PlainCounter, PlainHistogram
+from orchestrator.observability.plain import PlainCounter, PlainHistogram, own_registry
+from orchestrator.observability.reasons import (
+    BROKEN,
+    OTHER,
+    REFUSALS,
+    REFUSED_ANYWAY,
+    REFUSED_MODEL,
+    RETRIED,
+    UPSTREAM,
+)
 
 _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_LONG = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
-STALLS = ("start", "wake", "probes", "requests", "work")
+_TOKEN = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class ControlMetrics:
-    """Series of the supervisor."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        reg = self.registry
-        info = Gauge("engineroom_build_info", "Version that runs.", ["version"], registry=reg)
-        info.labels(__version__).set(1)
-        self._state = Gauge(
-            "engineroom_engine_state",
-            "1 for the lifecycle state an engine is in, 0 for the others.",
-            ["engine", "state"],
-            registry=reg,
-        )
-        self._transitions = Counter(
-            "engineroom_engine_transitions_total",
-            "Lifecycle transitions.",
-            ["engine", "old", "new"],
-            registry=reg,
-        )
-        self._restarts = Counter(
-            "engineroom_engine_restarts_total",
-            "Restarts that nobody asked for, by the cause of the exit before.",
-            ["engine", "cause"],
-            registry=reg,
-        )
-        self._stalls = Counter(
-            "engineroom_engine_stalls_total",
-            "Times that it was found to hang: start (does not get ready), wake, probes (does not "
-            "answer), requests (breaks every one), work (does not get on with it).",
-            ["engine", "kind"],
-            registry=reg,
-        )
-        self._start = Histogram(
-            "engineroom_engine_start_seconds",
-            "From launch to ready.",
-            ["engine"],
-            buckets=_LONG,
-            registry=reg,
-        )
-        self._rung = Gauge(
-            "engineroom_plan_rung",
-            "How often the plan was made smaller after a failure.",
-            ["engine"],
-            registry=reg,
-        )
-        self.gateways = Gauge(
-            "engineroom_gateways_connected", "Gateways on the control channel.", registry=reg
-        )
-        self.storage = Gauge(
-            "engineroom_storage_degraded",
-            "1 while state is kept in memory only: the disk is full, read-only or broken.",
-            registry=reg,
-        )
-
-    def add_engine(self, engine: str, states: Iterable[str]) -> None:
-        """Create the series of a new engine."""
-        for kind in STALLS:
-            self._stalls.labels(engine, kind)
-        for state in states:
-            self._state.labels(engine, state).set(state == "stopped")
-        for cause in CrashCause:
-            self._restarts.labels(engine, cause.value)
-        self._start.labels(engine)
-        self._rung.labels(engine).set(0)
-
-    def moved(self, engine: str, old: str, new: str, stall: str | None = None) -> None:
-        """Count one transition, and the hang that it ends, by its kind."""
-        if stall is not None and new == "stopping":
-            self._stalls.labels(engine, stall).inc()
-        self._state.labels(engine, old).set(0)
-        self._state.labels(engine, new).set(1)
-        self._transitions.labels(engine, old, new).inc()
-
-    def restarted(self, engine: str, cause: CrashCause) -> None:
-        """Count a restart after a crash."""
-        self._restarts.labels(engine, cause.value).inc()
-
-    def started(self, engine: str, seconds: float) -> None:
-        """Observe the time from launch to ready."""
-        self._start.labels(engine).observe(seconds)
-
-    def relaxed(self, engine: str, rung: int) -> None:
-        """Remember the rung of the plan in use."""
-        self._rung.labels(engine).set(rung)
-
-    def render(self) -> bytes:
-        """The exposition text."""
-        return generate_latest(self.registry)
 
 
 ALIKE = frozenset({"engineroom_model_ready", "engineroom_replicas_ejected"})
@@ -121,7 +36,7 @@ class GatewayMetrics:
     """Series of one gateway process. `model` is a known model or "other"."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = own_registry()
         reg = self.registry
         self.requests = PlainCounter(
             "engineroom_requests_total",
@@ -143,6 +58,13 @@ class GatewayMetrics:
             _SHORT,
             reg,
         )
+        self.itl = PlainHistogram(
+            "engineroom_itl_seconds",
+            "Inter-token latency (ITL): the mean between two tokens of an answer, by answer.",
+            ["model"],
+            _TOKEN,
+            reg,
+        )
         self.queue = PlainHistogram(
             "engineroom_queue_seconds",
             "Time that a request waited for a lease.",
@@ -152,6 +74,18 @@ class GatewayMetrics:
         )
         self.tokens = PlainCounter(
             "engineroom_generated_tokens_total", "Generated tokens.", ["model"], reg
+        )
+        self.prompt_tokens = PlainCounter(
+            "engineroom_prompt_tokens_total",
+            "Tokens of prompts that were answered; estimated where the engine does not count them.",
+            ["model"],
+            reg,
+        )
+        self.rejects = PlainCounter(
+            "engineroom_rejects_total",
+            "Requests refused, by the gateway or by the engine that they were for, by error code.",
+            ["model", "reason"],
+            reg,
         )
         self.in_flight = Gauge("engineroom_in_flight", "Leased requests.", ["model"], registry=reg)
         self.waiting = Gauge(
@@ -168,20 +102,36 @@ class GatewayMetrics:
         )
         self.disconnects = Counter(
             "engineroom_client_disconnects_total",
-            "Clients that left before their answer was complete.",
+            "Requests cancelled: their clients left before the answer was complete.",
             ["model"],
             registry=reg,
         )
         self.connections = Gauge(
             "engineroom_connections", "Open connections of clients.", registry=reg
         )
+        self.tasks = Gauge(
+            "engineroom_gateway_tasks",
+            "Asyncio tasks of the gateway's processes; they grow where something leaks.",
+            registry=reg,
+        )
         self.slow_clients = Counter(
             "engineroom_slow_clients_total",
             "Clients that took nothing for write_timeout_s and were cut off.",
             registry=reg,
         )
+        self.spans = PlainCounter(
+            "engineroom_spans_total",
+            "Spans of traces: made, sent to the collector, lost (it did not take them).",
+            ["result"],
+            reg,
+        )
+        for result in ("made", "sent", "lost"):
+            self.spans.labels(result)
         self._add_engine_faults()
         self.keys = KeyMetrics(reg)
+        self._models: set[str] = set()
+        self._create(OTHER, REFUSED_ANYWAY)
+        self.disconnects.labels(OTHER)
 
     def _add_engine_faults(self) -> None:
         reg = self.registry
@@ -218,6 +168,36 @@ class GatewayMetrics:
             ["model"],
             registry=reg,
         )
+
+    def known(self, models: Iterable[str], routes: Iterable[str]) -> None:
+        """Create the series of new models, on these routes; nobody's gauges go on."""
+        now = set(models)
+        for model in now - self._models:
+            self._create(model, REFUSED_MODEL)
+            for route in routes:
+                self.requests.labels(model, route, "200")
+            for series in (self.ttft, self.itl, self.queue, self.tokens, self.prompt_tokens):
+                series.labels(model)
+            for own in (self.disconnects, self.retries_refused, self.ejections, self.quarantined):
+                own.labels(model)
+            for counter, codes in (
+                (self.broken, BROKEN), (self.upstream_errors, UPSTREAM), (self.retries, RETRIED),
+            ):  # fmt: skip
+                for code in codes:
+                    counter.labels(model, code)
+        for model in self._models - now:
+            for gauge in (self.in_flight, self.waiting, self.ready, self.ejected):
+                gauge.remove(model)
+        self._models = now
+
+    def _create(self, model: str, reasons: Iterable[str]) -> None:
+        for reason in sorted(reasons):
+            self.rejects.labels(model, reason)
+
+    def refused(self, model: str, code: str) -> None:
+        """Count a request that gets no answer, where that is a refusal."""
+        if code in REFUSALS:
+            self.rejects.labels(model, code).inc()
 
     def render(self) -> bytes:
         """The exposition text."""

@@ -1,21 +1,39 @@
-"""Values out of a Prometheus exposition text. Pure."""
+"""Values out of a Prometheus exposition text. Pure.
+
+Lines that are not of the format count for nothing: another program's text is no reason to fail.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+_LABEL = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
 
 def values(text: str, names: Sequence[str]) -> tuple[float, ...]:
-    """The sum over all labels of each series of `names`; 0 where there is none.
-
-    Lines that are not of the format count for nothing: another program's text is no reason to fail.
-    """
+    """The sum over all labels of each series of `names`; 0 where there is none."""
     sums = dict.fromkeys(names, 0.0)
+    for name, _, value in _lines(text, sums):
+        sums[name] += value
+    return tuple(sums.values())
+
+
+def rows(text: str, names: Collection[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """The labels and the value of each line of the series of `names` that are there."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for name, labels, value in _lines(text, names):
+        found.setdefault(name, []).append((dict(_LABEL.findall(labels)), value))
+    return found
+
+
+def _lines(text: str, names: Collection[str]) -> Iterator[tuple[str, str, float]]:
     for line in text.splitlines():
         name = line.split("{", 1)[0].split(" ", 1)[0]
-        if name in sums:
-            try:
-                sums[name] += float(line.rsplit("}", 1)[-1].split()[0 if "}" in line else 1])
-            except (ValueError, IndexError):
-                continue
-    return tuple(sums.values())
+        if name not in names:
+            continue
+        labels, ended, rest = line[len(name) :].rpartition("}")
+        try:
+            yield name, labels, float((rest if ended else line[len(name) :]).split()[0])
+        except (ValueError, IndexError):
+            continue

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine_launchers.base import CrashCause, ExitResult, LaunchSpec
 from orchestrator.errors import InsufficientMemory, LaunchFailed
-from orchestrator.observability.logs import pairs
+from orchestrator.observability.logs import told
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.loading import Load, Phase
@@ -116,7 +116,12 @@ class Instance:
         """How far its start is, None while it is not starting."""
         if self.lifecycle.state is not lc.State.STARTING:
             return None
-        return self._before or (self._watch.load if self._watch else None)
+        return self._before or self.loaded
+
+    @property
+    def loaded(self) -> Load | None:
+        """The start that was watched last, until the watch looks at its work."""
+        return self._watch.load if self._watch else None
 
     @property
     def running(self) -> Handle | None:
@@ -200,17 +205,16 @@ class Instance:
     def _announce(self, action: lc.Announce) -> None:
         elapsed = self._clock() - self._entered
         self._entered = self._clock()
-        told = pairs(
+        fields = told(
             engine=self.name,
             generation=self.lifecycle.generation,
             old=action.old,
             new=action.new,
             why=action.why,
         )
-        _log.info("%s", told)
-        self._hooks.changed(
-            self, Change(action.old, action.new, action.why, self.lifecycle, elapsed)
-        )
+        _log.info("state", extra=fields)
+        change = Change(action.old, action.new, action.why, self.lifecycle, elapsed)
+        self._hooks.changed(self, change)
         if action.new in {lc.State.STOPPED, lc.State.FAILED}:
             self.handle = None
             self._hooks.gone(self)

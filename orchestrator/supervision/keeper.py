@@ -72,7 +72,10 @@ class Keeper:
         drain_s: float,
         memory_wait_s: float,
         clock: Callable[[], float] = time.monotonic,
+        left: Callable[[str, str], None] = lambda model, reason: None,
     ) -> None:
+        """`left` is told of each model that is made to leave, and of the reason in one word."""
+        self._left = left
         self._pools, self.ledger, self._rooms = pools, ledger, rooms
         self._demand, self._taken, self._sampled = demand, taken, sampled
         self._event, self._tell = event, tell
@@ -116,6 +119,11 @@ class Keeper:
             for name, claim in self.ledger.claims.items()
         }
         return {"devices": devices, "claims": claims}
+
+    @property
+    def rooms(self) -> Mapping[str, Room]:
+        """Every device by the latest reading."""
+        return self._latest
 
     def lacks(self, need: Bytes) -> str | None:
         """Why `need` does not fit beside all that run now, by the latest reading."""
@@ -272,9 +280,11 @@ class Keeper:
                 pool.load(order.why)
             case Unload():
                 self._event("model.unload", order.name, why=order.why)
+                self._left(order.name, order.reason)
                 pool.unload(max(self._drain_s, _EVICT_DRAIN_S), order.why)
             case Sleep():
                 self._event("model.sleep", order.name, why=order.why, level=order.level)
+                self._left(order.name, "asleep")
                 pool.sleep(order.level, self._drain_s, order.why)
             case Wait():
                 self._say(order.name, order.why)

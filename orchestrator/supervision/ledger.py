@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from engine_launchers.base import MemoryEstimate
+from engine_launchers.machine import GpuPulse
 
 _SLACK_BYTES = 256 << 20  # what a machine gains or loses between a plan and its launch
 _SLACK_SHARE = 0.02
@@ -28,11 +29,12 @@ class Holder:
 
 @dataclass(frozen=True)
 class Room:
-    """One device as it is now."""
+    """One device as it is now. `pulse` is None where there is no GPU."""
 
     total: int
     free: int
     holders: tuple[Holder, ...] = ()
+    pulse: GpuPulse | None = None
 
     @property
     def slack(self) -> int:

@@ -8,12 +8,14 @@ time alone (weights that are repacked, graphs that are compiled) counts four tim
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine_launchers.watch import PhaseRule
 from orchestrator.supervision.silence import BUSY, Silence
 
+LAUNCHING = "launching"
+"""The phase of a start that has told nothing yet."""
 _NOTICEABLE = 1 << 20
 _BUSY_STALLS = 4
 
@@ -41,13 +43,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Load:
-    """One start, as far as it was watched. `marks` is the most of each that counted as growth."""
+    """One start, as far as it was watched. `marks` is the most of each that counted as growth,
+    `spent` the seconds of each phase that is over or under way."""
 
     seconds: float = 0.0
     silence: Silence = field(default_factory=Silence)
     marks: Evidence = field(default_factory=Evidence)
     cpu_s: float = 0.0
     phase: Phase | None = None
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     def after(self, seconds: float, seen: Evidence, phase: Phase | None, stall_s: float) -> Load:
         """The start `seconds` later. A phase never goes back."""
@@ -63,6 +67,7 @@ class Load:
             seen.memory if grown[2] else self.marks.memory,
         )
         busy = seen.cpu_s - self.cpu_s >= BUSY * seconds
+        now = self.phase.name if self.phase else LAUNCHING
         further = phase and (self.phase is None or phase.percent >= self.phase.percent)
         return Load(
             seconds=self.seconds + seconds,
@@ -70,6 +75,7 @@ class Load:
             marks=marks,
             cpu_s=max(seen.cpu_s, self.cpu_s),
             phase=phase if further else self.phase,
+            spent={**self.spent, now: self.spent.get(now, 0.0) + seconds},
         )
 
     def stalled(self, stall_s: float) -> str | None:
@@ -83,6 +89,14 @@ class Load:
             f"not ready, and nothing logged, read or loaded for {self.silence.quiet_s:.1f} s{at}"
             f"{idle}"
         )
+
+
+def by_phase(load: Load | None, seconds: float) -> dict[str, float]:
+    """The seconds of a start that is over, by phase: what was not watched belongs to the last."""
+    spent = dict(load.spent) if load else {}
+    last = load.phase.name if load and load.phase else LAUNCHING
+    rest = seconds - sum(spent.values())
+    return {**spent, last: max(0.0, spent.get(last, 0.0) + rest)}
 
 
 def phase(lines: Sequence[str], rules: Sequence[PhaseRule]) -> Phase | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Literal
 
 from orchestrator.supervision.ledger import gib
 
@@ -105,6 +106,7 @@ class Load:
 class Unload:
     name: str
     why: str
+    reason: Literal["idle", "room"] = "room"
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _expired(view: View, spare: Mapping[str, int]) -> Order | None:
     fits = keeping.sleep_level != 1 or view.asleep <= spare.get("ram", 0)
     if keeping.sleep_level and fits:
         return Sleep(view.name, keeping.sleep_level, why)
-    return Unload(view.name, why)
+    return Unload(view.name, why, "idle")
 
 
 def _wanting(views: Iterable[View]) -> list[View]:

@@ -18,10 +18,11 @@ import httpx
 from engine_launchers.base import EnginePlan
 from orchestrator.control import RouteTable
 from orchestrator.errors import LaunchFailed, NotFound
-from orchestrator.observability.metrics import ControlMetrics
+from orchestrator.observability.control_metrics import ControlMetrics
 from orchestrator.runtimes.base import HandleRecord, Runtime, ShimHold
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.crew import Crew
+from orchestrator.supervision.figures import add_series, count_change
 from orchestrator.supervision.footprint import taken
 from orchestrator.supervision.gateways import GatewayLink
 from orchestrator.supervision.instance import Change, Hooks, Instance
@@ -70,13 +71,14 @@ class Supervisor:
         self._hooks = Hooks(
             self._admit, self._on_change, self._save, self._forget, self.link.work, self._held_anew
         )
-        self._crew = Crew()
+        self.crew = Crew()
         self._pools: dict[str, Pool] = {}
         self.ledger = Ledger(orders.budget)
         self.lessons = Lessons(store, orders.hardware, orders.policy.stable_s)
         self.keeper = Keeper(
             self._pools, self.ledger, orders.rooms, self.link.demand, taken, self.lessons.sample,
             store.add_event, self.publish, orders.drain_s, orders.memory_wait_s,
+            left=self.metrics.evicted,
         )  # fmt: skip
         self._keeping: asyncio.Task[None] | None = None
         process = runtimes["process"]
@@ -100,8 +102,8 @@ class Supervisor:
         for order in self.orders.models:
             self._pool(order, saved)
         self.store.standing.keep_only(self._pools)
-        self.metrics.add_engine(self._gateway.name, [state.value for state in S])
-        self._crew.add(self._gateway)
+        add_series(self.metrics, self._gateway)
+        self.crew.add(self._gateway)
         adopted = await self._adopt(saved)
         for pool in self._pools.values():
             pool.trim(adopted)
@@ -127,14 +129,15 @@ class Supervisor:
     def _pool(self, order: ModelOrder, saved: Mapping[str, Saved]) -> Pool:
         def make(order: ModelOrder, name: str, generation: int) -> Instance:
             instance = self._make(order, name, saved.get(name), generation)
-            self.metrics.add_engine(name, [state.value for state in S])
+            add_series(self.metrics, instance)
             return instance
 
         def has_room(plan: EnginePlan) -> bool:
             return self.keeper.has_room(planned(plan.estimate))
 
+        self.metrics.add_model(order.name)
         standing = self.store.standing.still(order)
-        pool = Pool(applied(order, standing), make, self._crew, has_room, self._told)
+        pool = Pool(applied(order, standing), make, self.crew, has_room, self._told)
         pool.asked = order
         self._pools[order.name] = pool
         if standing is not None:
@@ -174,7 +177,7 @@ class Supervisor:
     async def _adopt(self, saved: Mapping[str, Saved]) -> set[str]:
         adopted: set[str] = set()
         for name, row in saved.items():
-            instance = self._crew.get(name)
+            instance = self.crew.get(name)
             wanted = instance is not None and _still_wanted(instance.workload, row)
             if instance is not None and wanted and await instance.adopt(row.record):
                 adopted.add(name)
@@ -199,7 +202,7 @@ class Supervisor:
         for pool in tuple(self._pools.values()):
             await pool.close()
         self.publish()
-        engines = [each for each in self._crew if each is not self._gateway]
+        engines = [each for each in self.crew if each is not self._gateway]
         for instance in engines:
             drain = self.orders.drain_s if self.shutdown_drain_s is None else self.shutdown_drain_s
             instance.post(lc.Stop(drain, "stay", "shutdown"))
@@ -211,7 +214,7 @@ class Supervisor:
 
     def hurry(self) -> None:
         """Cut a shutdown short: what drains is ended now."""
-        for instance in self._crew:
+        for instance in self.crew:
             if instance is not self._gateway:
                 instance.post(lc.Stop(0, "stay", "second signal"))
 
@@ -220,7 +223,7 @@ class Supervisor:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
-        await self._crew.close()
+        await self.crew.close()
         await self.link.close()
 
     async def ready(self) -> tuple[Instance, ...]:
@@ -240,7 +243,7 @@ class Supervisor:
 
     def _on_change(self, instance: Instance, change: Change) -> None:
         name = instance.name
-        self.metrics.moved(name, change.old, change.new, change.lifecycle.stall)
+        count_change(self.metrics, instance, change)
         self.store.add_event(
             "engine.state",
             name,
@@ -250,11 +253,9 @@ class Supervisor:
             generation=change.lifecycle.generation,
         )
         if change.new is S.READY and change.old is S.STARTING:
-            self.metrics.started(name, change.seconds)
             self.lessons.ready(instance, change.seconds)
         if change.new is S.STARTING and change.lifecycle.cause:
             instance.restarts += 1
-            self.metrics.restarted(name, change.lifecycle.cause)
         workload = instance.workload
         if isinstance(workload, EngineWorkload):
             self.metrics.relaxed(name, workload.plan.rung)
@@ -290,12 +291,12 @@ class Supervisor:
         self._check_idle()
 
     def _post(self, replica: str, event: lc.Event) -> None:
-        instance = self._crew.get(replica)
+        instance = self.crew.get(replica)
         if instance is not None:
             instance.post(event)
 
     def _on_speed(self, replica: str, generation: int, rate: float) -> None:
-        instance = self._crew.get(replica)
+        instance = self.crew.get(replica)
         if instance is not None and instance.lifecycle.generation == generation:
             self.lessons.speed(instance, rate)
 
@@ -303,7 +304,7 @@ class Supervisor:
         """Tell draining engines that their last request is over."""
         if self._gateway.lifecycle.state in lc.RUNNING and not self.link.connected:
             return  # a gateway serves that has not found us yet: only the deadline can tell
-        for instance in self._crew:
+        for instance in self.crew:
             now = instance.lifecycle
             if now.state is S.DRAINING and self.link.idle(instance.name):
                 instance.post(lc.Idle(now.generation))
@@ -334,13 +335,13 @@ class Supervisor:
 
     def instance(self, engine: str) -> Instance:
         """The instance called `engine`, e.g. "demo-0" or "gateway-0". Raises NotFound."""
-        if (found := self._crew.get(engine)) is not None:
+        if (found := self.crew.get(engine)) is not None:
             return found
         raise NotFound("no engine of that id; GET /admin/engines lists them")
 
     def instances(self) -> list[dict[str, Any]]:
         """One row per engine and gateway, for display."""
-        engines = [self.describe(each) for each in self._crew if each is not self._gateway]
+        engines = [self.describe(each) for each in self.crew if each is not self._gateway]
         return [*engines, self.describe(self._gateway)]
 
     def describe(self, instance: Instance) -> dict[str, Any]:

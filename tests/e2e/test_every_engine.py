@@ -267,7 +267,9 @@ def test_two_workers_serve_die_as_one_and_come_back(
         made.wait_generation(before["generation"] + 1)
         made.wait_state("ready", seconds=240)
         assert made.engine()["pid"] != leader.pid
-        assert made.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+        assert (
+            made.metric("engineroom_engine_restarts_total", replica="demo-0", cause="killed") == 1
+        )
         assert answer() == entry["text"]
     finally:
         made.close()

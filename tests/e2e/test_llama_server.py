@@ -27,6 +27,7 @@ from orchestrator.models.gguf_spec import model_spec
 from orchestrator.resources import demo_dir
 from tests.harness import SLACK, free_ports, sample, until
 from tests.integration.test_gateway_alone import before
+from tests.series import assert_told_in_our_words
 from tools.shape_gguf import SHAPES, write
 
 _TRIES = 3
@@ -221,6 +222,17 @@ def test_every_slot_has_the_promised_context_and_not_one_token_more(server: Serv
         assert error["n_ctx"] == 1000
 
 
+def test_its_metrics_are_told_in_our_words(server: Server) -> None:
+    def generate() -> int:
+        answer = server.complete(LONG, ignore_eos=True).json()
+        return int(answer["usage"]["completion_tokens"])
+
+    def read() -> str:
+        return server.http.get(f"{server.url}/metrics").text
+
+    assert_told_in_our_words(LAUNCHER.watch.series, read, generate)
+
+
 def test_it_says_nothing_to_web_pages_and_keeps_its_slots_to_itself(server: Server) -> None:
     answer = server.http.get(f"{server.url}/health", headers={"Origin": "https://a.example"})
     assert answer.headers.get("access-control-allow-origin") in (None, "")
@@ -280,7 +292,9 @@ def test_it_takes_the_memory_that_is_planned(
         held = server.memory()
     if shape != "demo":
         path.unlink()
-    assert plan.estimate[-1].total == pytest.approx(held, rel=0.03 if shape == "demo" else 0.02)
+    # The small model's 40 MB are to a good part what its threads' allocators keep.
+    near = max(0.02 * held, 4_000_000) if shape == "demo" else 0.02 * held
+    assert plan.estimate[-1].total == pytest.approx(held, abs=near)
 
 
 def test_it_ends_in_order_when_idle(program: str, tmp_path: Path) -> None:

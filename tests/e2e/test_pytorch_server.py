@@ -24,6 +24,7 @@ from engine_launchers.machine import HardwareProfile
 from engine_launchers.pytorch import PyTorchLauncher
 from orchestrator.models.resolve import resolve
 from tests.harness import ROOT, SLACK, clean_env, free_ports, sample, until, within
+from tests.series import assert_told_in_our_words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
@@ -379,6 +380,15 @@ def test_models_and_metrics(server: Server) -> None:
     assert server.metric("prompt_tokens_total") == prompts + used["prompt_tokens"]
     assert server.metric("time_to_first_token_seconds_count") > 0
     assert server.metric("kv_blocks") == 8 * 2048 / 64
+
+
+def test_its_metrics_are_told_in_our_words(server: Server) -> None:
+    def generate() -> int:
+        answer = server.ask(prompt=PROMPT, max_tokens=8, **LONG).json()
+        return int(answer["usage"]["completion_tokens"])
+
+    rules = PyTorchLauncher().watch.series
+    assert_told_in_our_words(rules, lambda: server.http.get("/metrics").text, generate)
 
 
 def test_key_and_line_and_drain(start: Start) -> None:

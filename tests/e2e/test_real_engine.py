@@ -219,7 +219,7 @@ def test_admin_endpoints(real: Room) -> None:
     assert real.admin("POST", "/admin/models/x/stop").json()["error"]["code"] == "model_not_found"
     bad = real.admin("POST", "/admin/models/demo/restart", json={"drain": 1})
     assert bad.status_code == 400
-    assert 'engineroom_engine_state{engine="demo-0",state="ready"} 1.0' in (
+    assert 'engineroom_engine_state{replica="demo-0",state="ready"} 1.0' in (
         real.admin("GET", "/metrics").text
     )
     openapi = real.http.get(real.ready["admin"] + "/openapi.json").json()
@@ -318,7 +318,7 @@ def test_a_killed_engine_mid_stream(make_real_room: RoomMaker) -> None:
     assert json.loads(rest[-1])["error"]["code"] == "engine_died"
     assert sum("error" in json.loads(e) for e in rest) == 1
     assert room.generate(QUESTION).status_code == 200
-    assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+    assert room.metric("engineroom_engine_restarts_total", replica="demo-0", cause="killed") == 1
 
 
 def test_a_killed_supervisor_mid_stream_then_adoption_then_the_end(

@@ -18,6 +18,7 @@ from orchestrator.models.config_json import spec_from_config
 from orchestrator.resources import demo_dir
 from tests.e2e.real_vllm import START_S, Engine, Program, plan_of, random_adapter, text
 from tests.harness import SLACK, until, within
+from tests.series import assert_told_in_our_words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # starts count where a test makes them
 GIB = 2**30
@@ -139,6 +140,14 @@ def test_every_field_of_the_allow_list_is_taken(one: Engine) -> None:
     ):
         answer = one.http.post(path, json={field: values[field] for field in fields})
         assert answer.status_code == 200, answer.text
+
+
+def test_its_metrics_are_told_in_our_words(one: Engine) -> None:
+    def generate() -> int:
+        return int(one.complete(QUESTION, ignore_eos=True)["usage"]["completion_tokens"])
+
+    rules = one.launcher.watch.series
+    assert_told_in_our_words(rules, lambda: one.http.get("/metrics").text, generate)
 
 
 def test_a_stop_with_requests_in_flight_takes_no_longer_than_its_grace(one: Engine) -> None:

@@ -18,6 +18,7 @@ from engine_launchers.base import (
 from engine_launchers.llama_cpp import LlamaCppLauncher
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
+from engine_launchers.series import SeriesRule
 from engine_launchers.watch import Call, PhaseRule, SleepTraits, WatchTraits
 
 ENGINE = Path(__file__).with_name("engine.py")
@@ -29,6 +30,10 @@ WATCH = WatchTraits(
             pattern=r"Loading weights:\s+(?P<percent>\d+)%", name="loading", percent=0, until=90
         ),
         PhaseRule(pattern="listening on", name="first token", percent=95),
+    ),
+    series=(
+        SeriesRule(ours="generated_tokens_total", theirs="fake_tokens_total"),
+        SeriesRule(ours="steps_total", theirs="fake_iterations_total"),
     ),
 )
 SLEEP = SleepTraits(down={1: (Call(path="/sleep?level=1"),)}, up={1: (Call(path="/wake_up"),)})

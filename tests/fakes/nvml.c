@@ -56,6 +56,14 @@ int nvmlDeviceGetMaxClockInfo(int *d, int kind, unsigned *to) {
     (void)d;
     return *to = kind == 2 ? 2000 : 1, OK;
 }
+int nvmlDeviceGetUtilizationRates(int *d, unsigned *to) {
+    return to[0] = 40 + *d, to[1] = 7, *d < 10 ? OK : NOT_SUPPORTED;
+}
+int nvmlDeviceGetTemperature(int *d, int sensor, unsigned *to) {
+    (void)sensor;
+    return *to = 60 + *d, *d == 1 ? NOT_SUPPORTED : OK;
+}
+int nvmlDeviceGetPowerUsage(int *d, unsigned *to) { return *to = 123456, *d < 10 ? OK : NOT_SUPPORTED; }
 int nvmlDeviceGetMaxPcieLinkGeneration(int *d, unsigned *to) { (void)d; return *to = 5, OK; }
 int nvmlDeviceGetCurrPcieLinkWidth(int *d, unsigned *to) { (void)d; return *to = 16, OK; }
 int nvmlDeviceGetMigMode(int *d, unsigned *now, unsigned *later) {

@@ -36,7 +36,7 @@ def main() -> None:
         return load_settings({**given, **order["settings"]}, env={}, file=file)
 
     settings = read()
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     launcher = FakeLauncher(order.get("knobs", ()), order.get("serial", True))
     shelf = Shelf(settings.engines, os.environ)
     planning = Planning(shelf, read, {"llama_cpp": launcher}, file=file)

@@ -46,10 +46,10 @@ def room_of(*knobs: str, **settings: Any) -> Iterator[Room]:
 
 
 class Sampler:
-    """The gateway's memory and descriptors, once a second from its start on."""
+    """A process's memory and descriptors, once a second from its start on."""
 
-    def __init__(self, room: Room) -> None:
-        self._process = psutil.Process(room.engine("gateway-0")["pid"])
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
         self.rss: list[tuple[float, float]] = []
         self.fds: list[int] = []
 
@@ -75,7 +75,7 @@ async def streams(count: int, seconds: float, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     whole = left = 0
     with room_of("--tps", "4", "--slots", str(2 * count), max_queue=count) as room:
-        sampler = Sampler(room)
+        sampler = Sampler(psutil.Process(room.engine("gateway-0")["pid"]))
         ends = time.monotonic() + seconds
 
         async def client() -> None:
@@ -85,7 +85,7 @@ async def streams(count: int, seconds: float, seed: int) -> dict[str, Any]:
                 tokens = 1000 if leaves else draw.randint(*_TOKENS)
                 data = request_bytes("Hi", "/generate_stream", max_new_tokens=tokens)
                 if leaves:
-                    await _leave(room.port, data, draw.randint(1, 2000))
+                    await leave(room.port, data, draw.randint(1, 2000))
                     left += 1
                     continue
                 answer = await ask(room.port, data)
@@ -117,7 +117,7 @@ async def streams(count: int, seconds: float, seed: int) -> dict[str, Any]:
     }
 
 
-async def _leave(port: int, data: bytes, size: int) -> None:
+async def leave(port: int, data: bytes, size: int) -> None:
     """Read so many bytes of an answer and go."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)

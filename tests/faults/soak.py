@@ -1,15 +1,17 @@
-"""Long runs of three promises, too long for the suite: each stream of each run is checked.
+"""Long runs of four promises, too long for the suite: each stream of each run is checked.
 
+    python -m tests.faults.soak gateway --minutes 60
     python -m tests.faults.soak supervisor --runs 200 --streams 50
     python -m tests.faults.soak drains --runs 100 --streams 200
     python -m tests.faults.soak supervisor --runs 10 --streams 16 --engine llama_server
     python -m tests.faults.soak drains --runs 5 --streams 16 --engine vllm --replicas 1
     python -m tests.faults.soak turns --minutes 5
 
-`supervisor` kills the supervisor under streams and starts it again; `drains` restarts a model under
-streams; `turns` lets four clients alternate between two real llama.cpp models that may not be in
-memory together. The streams of the fake engine carry numbers; those of a real one are greedy and
-have to say what they said before. One line of JSON tells what was measured.
+`gateway` is asked all kinds of things and may not grow; `supervisor` kills the supervisor under
+streams and starts it again; `drains` restarts a model under streams; `turns` lets four clients
+alternate between two real llama.cpp models that may not be in memory together. The streams of the
+fake engine carry numbers; those of a real one are greedy and have to say what they said before.
+One line of JSON tells what was measured.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import httpx
 from orchestrator.settings import load_settings
 from tests.conftest import real_room
 from tests.faults.lab import percentile
+from tests.faults.mixed import grew, mixed
 from tests.faults.stories import PROMPT, nearly_loaded, story, text
 from tests.harness import Room, eventually, fake_room, until
 from tests.streams import ask, check_stream, request_bytes
@@ -212,16 +215,19 @@ def _told(name: str, seconds: list[float]) -> dict[str, float]:
 def main() -> None:
     """Run one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("supervisor", "drains", "turns"))
+    parser.add_argument("what", choices=("gateway", "supervisor", "drains", "turns"))
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--engine", choices=("fake", "llama_server", "vllm"), default="fake")
     parser.add_argument("--replicas", type=int, default=None, help="2 for drains, else 1")
     given = parser.parse_args()
-    if given.what == "turns":
-        sys.stdout.write(json.dumps({"what": given.what, **turns(given.minutes)}) + "\n")
-        return
+    if given.what in ("gateway", "turns"):
+        found = (
+            asyncio.run(mixed(given.minutes)) if given.what == "gateway" else turns(given.minutes)
+        )
+        sys.stdout.write(json.dumps({"what": given.what, **found}) + "\n")
+        sys.exit(given.what == "gateway" and grew(found))
     replicas = given.replicas or (2 if given.what == "drains" else 1)
     soak = Soak(given.runs, given.streams, given.engine, replicas)
     found = asyncio.run((supervisor if given.what == "supervisor" else drains)(soak))

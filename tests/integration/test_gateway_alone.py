@@ -75,9 +75,25 @@ def test_it_serves_its_one_model_within_its_memory_and_ends_in_order() -> None:
         assert process.wait(10 * SLACK) in (0, -signal.SIGTERM)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_stream_under_way_ends_as_it_would_have(workers: str) -> None:
+    with (
+        alone("--gateway-workers", workers, "--drain-s", "120") as (process, url, _),
+        httpx.Client(trust_env=False, timeout=20 * SLACK) as http,
+    ):
+        stream = {"prompt": "Hi", "max_new_tokens": 120}
+        with http.stream("POST", f"{url}/generate_stream", json=stream) as got:
+            lines = (line[6:] for line in got.iter_lines() if line.startswith("data: "))
+            came = [next(lines)]
+            process.send_signal(signal.SIGTERM)
+            came += list(lines)
+        check_stream(came, 120)
+        assert process.wait(20 * SLACK) in (0, -signal.SIGTERM)
+
+
 def test_a_stream_that_outlasts_the_end_is_told_so() -> None:
     with (
-        alone() as (process, url, engine),
+        alone("--drain-s", "1") as (process, url, engine),
         httpx.Client(trust_env=False, timeout=20 * SLACK) as http,
     ):
         stream = {"prompt": "Hi", "max_new_tokens": 1000}

@@ -46,7 +46,7 @@ def test_a_stream_without_done_is_complete_all_the_same(room: Room) -> None:
 
 def test_a_request_that_the_engine_refuses_does_not_cast_suspicion_on_it(room: Room) -> None:
     def transitions() -> float:
-        return room.metric("engineroom_engine_transitions_total", engine="demo-0", new="suspect")
+        return room.metric("engineroom_engine_transitions_total", replica="demo-0", new="suspect")
 
     before = transitions()
     for _ in range(5):

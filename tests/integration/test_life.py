@@ -48,7 +48,7 @@ def test_a_killed_engine_ends_its_stream_with_one_error_and_is_replaced(
     assert room.generate("again", max_new_tokens=2).status_code == 200
     after = room.engine()
     assert after["pid"] != before["pid"]
-    assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+    assert room.metric("engineroom_engine_restarts_total", replica="demo-0", cause="killed") == 1
 
 
 def test_engines_outlive_a_killed_supervisor_and_are_adopted(make_room: RoomMaker) -> None:
@@ -138,7 +138,7 @@ def test_a_restart_starts_the_new_engine_before_the_old_one_drains(make_room: Ro
     assert json.loads(rest[-2])["token_count"] == 120
     until(lambda: len(room.engines()) == 1, 10, "the old one is gone")
     assert not psutil.pid_exists(before["pid"])
-    assert room.metric("engineroom_engine_restarts_total", engine="demo-1") == 0
+    assert room.metric("engineroom_engine_restarts_total", replica="demo-1") == 0
 
 
 def test_without_memory_for_two_a_restart_drains_and_requests_wait(make_room: RoomMaker) -> None:
@@ -161,7 +161,7 @@ def test_without_memory_for_two_a_restart_drains_and_requests_wait(make_room: Ro
     after = room.wait_state("ready")
     assert after["pid"] != before["pid"]
     assert after["generation"] == before["generation"] + 1
-    assert room.metric("engineroom_engine_restarts_total", engine="demo-0") == 0
+    assert room.metric("engineroom_engine_restarts_total", replica="demo-0") == 0
 
 
 def test_stop_and_start_of_a_model(make_room: RoomMaker) -> None:

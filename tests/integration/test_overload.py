@@ -17,6 +17,7 @@ from orchestrator.access import KeyGrant, hash_of
 from orchestrator.control import KeyTable
 from tests.harness import SLACK, eventually, sample, until
 from tests.stage import Stage, staged
+from tests.streams import events_of, told
 
 pytestmark = pytest.mark.slow
 PLACES, TPS, TOKENS = 4, 50, 20
@@ -163,6 +164,22 @@ async def test_the_urgent_goes_first_and_what_is_late_is_told_so(stage: Stage) -
     assert order[-1] == "plain"
     assert all(each.status == 200 for each in await asyncio.gather(*busy))
     assert math.isclose(stage.metric("engineroom_waiting"), 0)
+
+
+async def test_a_requests_own_time_bounds_its_answer_too(stage: Stage) -> None:
+    """Of a hundred tokens at twenty a second; the engine is freed, the stream says why it ended."""
+    slow: dict[str, Any] = {"prompt": 'fake={"tps": 20}', "max_new_tokens": 100, "timeout": 0.5}
+    late = await ask(stage, **slow)
+    assert (late.status, late.code) == (504, "deadline_exceeded")
+    assert late.seconds < 3 * SLACK
+    status, events = await asyncio.to_thread(
+        events_of, stage.http, f"{stage.url}/generate_stream", slow
+    )
+    came = told(events)
+    assert (status, came.errors) == (200, ("deadline_exceeded",))
+    assert 0 < len(came.tokens) < 100
+    assert not came.finished
+    await eventually(lambda: not stage.metric("engineroom_in_flight"), 10, "the places are free")
 
 
 async def until_waiting(stage: Stage, count: int) -> None:

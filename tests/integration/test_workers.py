@@ -107,6 +107,8 @@ def workers_gone(url: str) -> bool:
         httpx.get(f"{url}/health", trust_env=False)
     except httpx.ConnectError:
         return True
+    except httpx.ReadError:
+        pass  # it stood in the line of one that has just left; others may be there
     return False
 
 

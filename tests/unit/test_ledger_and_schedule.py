@@ -150,7 +150,7 @@ def test_groups_and_exclusive_models_swap_whatever_is_free(mine: Keeping, theirs
 
 def test_ttl_unloads_or_puts_to_sleep_what_nobody_uses() -> None:
     idle = serving("a", idle_s=30, keeping=Keeping(ttl_s=30))
-    assert schedule([idle], {"ram": 0}) == (Unload("a", "nobody used it for 30 s"),)
+    assert schedule([idle], {"ram": 0}) == (Unload("a", "nobody used it for 30 s", "idle"),)
     sleepy = replace(idle, keeping=Keeping(ttl_s=30, sleep_level=1))
     assert schedule([sleepy], {"ram": 0}) == (Sleep("a", 1, "nobody used it for 30 s"),)
     assert schedule([replace(idle, in_flight=1)], {"ram": 0}) == ()

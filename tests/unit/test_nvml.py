@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_launchers.machine import GpuPulse
 from orchestrator.hardware import nvml
 from orchestrator.hardware.files import Recorded
 from orchestrator.hardware.probe import NVML_CHILD, ask_nvml
@@ -52,6 +53,12 @@ def test_the_collector_and_the_parser_on_a_driver(
     assert first.memory_bandwidth == 5120 // 8 * 2000 * 10**6 * 2
     assert part.memory_bandwidth == first.memory_bandwidth // 8
     assert (part.name, part.vram_total) == ("NVIDIA Fake MIG 1g.10gb", 10000 * MIB)
+    assert [gpu.pulse for gpu in cards.gpus] == [
+        GpuPulse(busy=0.4, celsius=60, watts=123.456),
+        GpuPulse(busy=0.41, watts=123.456),
+        GpuPulse(),
+        GpuPulse(),
+    ]
     holder, hidden = first.processes
     assert (holder.pid, holder.used) == (os.getpid(), 900 * MIB)
     assert holder.name

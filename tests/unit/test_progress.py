@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine_launchers import ENGINES, load_launcher
 from engine_launchers.base import EngineName
 from engine_launchers.watch import PhaseRule
-from orchestrator.observability.metrics import STALLS
+from orchestrator.observability.control_metrics import STALLS
 from orchestrator.supervision.events import StallKind
 from orchestrator.supervision.exposition import values
 from orchestrator.supervision.loading import Evidence, Load, Phase, phase

@@ -24,7 +24,7 @@ _SILENT_S = 8.0  # without a beat, and it is replaced: before probes take it for
 _START_S = 60.0
 _PAUSE_S, _MOST_PAUSE_S, _STABLE_S = 0.2, 5.0, 10.0
 _ANSWER_S = 1.0
-_END_S = 5.0
+_END_S = 5.0  # beyond the time that answers under way have
 _REMEMBER_S = 5.0  # between questions for what is to be known of those that die
 _log = logging.getLogger("engineroom.gateway")
 
@@ -42,11 +42,12 @@ class _Mate:
 class Crew:
     """All workers but the first, which this is part of."""
 
-    def __init__(self, shop: Shop, config: str, memory: Memory) -> None:
-        """`config` is the path of the gateway's config, or of a descriptor of this process."""
+    def __init__(self, shop: Shop, config: str, memory: Memory, end_s: float) -> None:
+        """`config` is the path of the gateway's config, or of a descriptor of this process. Answers
+        under way have `end_s` at the end."""
         self._shop, self._config, self._memory = shop, config, memory
         self._mates: dict[int, _Mate] = {}
-        self._departed = ""
+        self._departed, self._end_s = "", end_s
         self._ending = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -70,7 +71,7 @@ class Crew:
         self.end()
         waits = [mate.process.wait() for mate in self._mates.values()]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_S):
+            async with asyncio.timeout(self._end_s + _END_S):
                 await asyncio.gather(*waits)
         for mate in self._mates.values():
             _kill(mate.process)

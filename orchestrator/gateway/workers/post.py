@@ -18,6 +18,7 @@ class Post:
 
     def __init__(self, ends: Sequence[socket.socket], own: socket.socket, worker: int) -> None:
         self._ends, self._own, self._worker = tuple(ends), own, worker
+        self._deaf: set[int] = set()
         for each in (*self._ends, own):
             each.setblocking(False)
 
@@ -44,8 +45,11 @@ class Post:
         try:
             self._ends[worker].send(message)
         except OSError:  # it is full, which systems say in different ways
-            if message != _WAKE:
+            if message != _WAKE and worker not in self._deaf:
+                self._deaf.add(worker)
                 _log.warning("worker %d does not read its messages", worker)
+        else:
+            self._deaf.discard(worker)
 
     def _read(self, on_wake: Callable[[], None], on_message: Callable[[bytes], None]) -> None:
         try:

@@ -137,8 +137,9 @@ class Others(Protocol):
 class First:
     """Of the first: it looks after the crew."""
 
-    def __init__(self, shop: Shop, config: str, memory: Memory, post: Post) -> None:
-        self._crew, self._post, self._workers = Crew(shop, config, memory), post, shop.workers
+    def __init__(self, shop: Shop, config: str, memory: Memory, post: Post, end_s: float) -> None:
+        self._crew, self._workers = Crew(shop, config, memory, end_s), shop.workers
+        self._post = post
 
     def start(self, ears: Ears) -> None:
         self._ears = ears
@@ -192,12 +193,12 @@ class Mate:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def leading(shop: Shop, config: str) -> Several:
+def leading(shop: Shop, config: str, end_s: float) -> Several:
     """The team as the first worker has it. `config` is the path of the gateway's config, or of a
-    descriptor of this process."""
+    descriptor of this process; answers under way have `end_s` at the end."""
     memory = Memory(shop.memory, 0, shop.workers)
     post = Post(shop.ends, shop.boxes[0], 0)
-    return Several(memory, post, 0, shop.workers, First(shop, config, memory, post))
+    return Several(memory, post, 0, shop.workers, First(shop, config, memory, post, end_s))
 
 
 def joining(seat: Seat) -> Several:

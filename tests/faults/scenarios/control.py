@@ -92,7 +92,7 @@ def supervisor_killed(lab: Lab) -> None:
     for name, row in before.items():
         now = room.engine(name)
         assert (now["pid"], now["generation"]) == (row["pid"], row["generation"])
-    assert room.metric("engineroom_engine_restarts_total", engine="demo-0") == 0
+    assert room.metric("engineroom_engine_restarts_total", replica="demo-0") == 0
 
 
 @scenario("F15", "fake")

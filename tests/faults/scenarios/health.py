@@ -51,14 +51,14 @@ def generations_stand_still(lab: Lab) -> None:
         rest = list(events)
         lab.took(time.monotonic() - began)
         assert_broke(room, rest, before)
-    assert room.metric(STALLS, engine="demo-0", kind="work") == 1
+    assert room.metric(STALLS, replica="demo-0", kind="work") == 1
 
 
 @scenario("F4", "llama_server")
 def all_of_it_is_stopped(lab: Lab) -> None:
     room = lab.make(hang_timeout_s=12).start(300)
     stopped_in_a_stream(lab, room, psutil.Process(room.engine()["pid"]))
-    kinds = [room.metric(STALLS, engine="demo-0", kind=kind) for kind in ("work", "probes")]
+    kinds = [room.metric(STALLS, replica="demo-0", kind=kind) for kind in ("work", "probes")]
     assert sum(kinds) == 1
 
 
@@ -109,7 +109,7 @@ def a_serial_engine_is_judged_by_its_processor_time(lab: Lab) -> None:
 @scenario("F6", "fake")
 def it_takes_connections_and_never_answers(lab: Lab) -> None:
     room = lab.make(probe_interval_s=0.2, probe_timeout_s=0.4).start()
-    before, stalls = room.engine(), partial(room.metric, STALLS, engine="demo-0", kind="probes")
+    before, stalls = room.engine(), partial(room.metric, STALLS, replica="demo-0", kind="probes")
     known = stalls()
     os.kill(before["pid"], signal.SIGUSR1)
     began = time.monotonic()

@@ -58,7 +58,7 @@ def worker_killed(lab: Lab) -> None:
     lab.took(time.monotonic() - began)
     assert room.generate("again", max_new_tokens=2).status_code == 200
     assert room.engine()["pid"] != before["pid"]
-    assert room.metric("engineroom_engine_restarts_total", engine="demo-0", cause="killed") == 1
+    assert room.metric("engineroom_engine_restarts_total", replica="demo-0", cause="killed") == 1
 
 
 @scenario("F8", "fake")

@@ -36,8 +36,8 @@ def _core_stopped(lab: Lab, room: Room) -> None:
             assert look(row["url"] + path).status_code == 200
 
     stopped_in_a_stream(lab, room, _core(room), answers)
-    assert room.metric(STALLS, engine=row["id"], kind="work") == 1
-    assert room.metric(STALLS, engine=row["id"], kind="probes") == 0
+    assert room.metric(STALLS, replica=row["id"], kind="work") == 1
+    assert room.metric(STALLS, replica=row["id"], kind="probes") == 0
 
 
 def _core_killed(lab: Lab, room: Room) -> None:

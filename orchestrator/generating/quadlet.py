@@ -1,0 +1,96 @@
+"""`engineroom.container`: a systemd unit of Podman 5 or later (Quadlet)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.generating.deployment import DATA, LOCAL, MODELS, PORT, USER, Deployment
+
+FILE = "engineroom.container"
+_VOLUMES = (f"engineroom-data:{DATA}", f"engineroom-models:{MODELS}")
+
+
+def render(what: Deployment) -> str:
+    """The text of the file."""
+    sections = {
+        "Unit": list(_unit(what)),
+        "Container": list(_container(what)),
+        "Service": list(_service(what)),
+        "Install": [("WantedBy", "default.target")],
+    }
+    blocks = (
+        f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in rows)
+        for name, rows in sections.items()
+    )
+    return _head(what) + "\n".join(blocks)
+
+
+def _unit(what: Deployment) -> Iterator[tuple[str, str]]:
+    yield "Description", f"Engine Room serves {what.name}".replace("%", "%%")
+    yield "Wants", "network-online.target"
+    yield "After", "network-online.target"
+
+
+def _container(what: Deployment) -> Iterator[tuple[str, str]]:
+    yield "ContainerName", "engineroom"
+    yield "Image", what.image
+    yield "Exec", "serve --json"
+    yield "Notify", "true"
+    yield "User", str(USER)
+    yield "Group", str(USER)
+    yield "ReadOnly", "true"
+    yield "NoNewPrivileges", "true"
+    yield "DropCapability", "all"
+    yield "PidsLimit", "4096"
+    yield "ShmSize", str(what.shared_memory)
+    yield "PodmanArgs", f"--memory={what.memory}"
+    yield "StopTimeout", str(what.stop_s)
+    yield "PublishPort", f"127.0.0.1:{PORT}:{PORT}"
+    for volume in _VOLUMES:
+        yield "Volume", volume
+    if what.file:
+        yield "Volume", _plain(f"{what.file}:{LOCAL}/{what.file.rsplit('/', 1)[-1]}:ro")
+    for card in what.gpus:
+        yield "AddDevice", f"nvidia.com/gpu={card}"
+    for name, value in what.variables.items():
+        yield "Environment", _quoted(f"{name}={value}")
+
+
+def _service(what: Deployment) -> Iterator[tuple[str, str]]:
+    if what.pull:
+        mounts = " ".join(f"--volume={volume}" for volume in _VOLUMES)
+        kept = " ".join(f"--env={k}={what.variables[k]}" for k in ("HOME", "HF_HOME"))
+        command = f"podman run --rm {mounts} {kept} {what.image} pull {_quoted(what.pull)}"
+        yield "ExecStartPre", f"/usr/bin/{command}"
+    yield "Restart", "always"
+    yield "TimeoutStartSec", "infinity"
+    yield "TimeoutStopSec", str(what.stop_s + 10)
+
+
+def _plain(text: str) -> str:
+    """Without what systemd would put something else for, or take for a new line. All of it comes to
+    stand in a command line, so that $ is escaped too."""
+    return " ".join(text.split()).replace("%", "%%").replace("$", "$$")
+
+
+def _quoted(text: str) -> str:
+    escaped = _plain(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _head(what: Deployment) -> str:
+    lines = [
+        f"{what.name} by {what.plan}. Made by `engineroom generate quadlet`.",
+        "Into ~/.config/containers/systemd/engineroom.container, or /etc/containers/systemd.",
+        "",
+    ]
+    if not what.anonymous:
+        data = what.variables["ENGINEROOM_DATA_DIR"]
+        lines += [
+            "Nobody is served without a key. Make one first; it is shown this once:",
+            f"  podman run --rm -v {_VOLUMES[0]} -e ENGINEROOM_DATA_DIR={data} \\",
+            f"    {what.image} keys create me",
+        ]
+    lines.append("Then: systemctl --user daemon-reload && systemctl --user start engineroom")
+    lines.append(f"The door: http://127.0.0.1:{PORT}")
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + "\n"
