@@ -160,7 +160,7 @@ def supervised(file: Path, context: int, model: str) -> float:
         finally:
             process.terminate()
             process.wait()
-    name = f'engineroom_engine_start_seconds_sum{{engine="{model}-0"}}'
+    name = f'engineroom_engine_start_seconds_sum{{replica="{model}-0"}}'
     return next(float(x.split()[-1]) for x in text.splitlines() if x.startswith(name))
 
 

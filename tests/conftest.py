@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from engine_launchers.base import EngineName
@@ -20,6 +21,12 @@ from orchestrator.hardware import probe
 from orchestrator.settings import load_settings
 from tests import containers
 from tests.harness import Room, clean_env, fake_room, free_ports, processes_of
+
+# An example that takes long on a busy machine is right all the same.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 RoomMaker = Callable[..., Room]
 Installed = Callable[[EngineName], Engine]

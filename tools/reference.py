@@ -15,11 +15,13 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from prometheus_client import CollectorRegistry
 
+from engine_launchers.series import VOCABULARY, SeriesRule
 from orchestrator import errors
 from orchestrator.cli.main import app
 from orchestrator.observability.control_metrics import ControlMetrics
 from orchestrator.observability.metrics import GatewayMetrics
 from orchestrator.settings import DOCUMENT_VARIABLES, FILE_ONLY, PREFIX, Settings
+from orchestrator.startup import all_launchers
 from orchestrator.supervision.event_types import TYPES
 from tools import chart
 
@@ -100,10 +102,31 @@ def metrics_page() -> str:
     parts += [
         "`model` is what clients ask for, `engine` the program that serves it, `replica` one",
         "process of it, such as `demo-0` (also `gateway-0`), `device` is `ram`, `gpu:0` and so on.",
-        "Which series of which engine stand behind ours: [metrics](../how-to/metrics.md).",
+        "What the engines say of themselves is below once more.",
         "",
     ]
-    return "\n".join([*parts, *head, *_series(ControlMetrics().registry)]) + "\n"
+    parts += [*head, *_series(ControlMetrics().registry), "", "## Of the engines", ""]
+    return "\n".join([*parts, *_engines_series()]) + "\n"
+
+
+def _engines_series() -> Iterator[str]:
+    """Which series of which engine stand behind ours."""
+    telling = {n: each.watch.series for n, each in all_launchers().items() if each.watch.series}
+    yield "What stands behind `engineroom_engine_…`, by engine; several series are added up."
+    yield ""
+    yield f"| `engineroom_engine_…` | {' | '.join(telling)} |"
+    yield "| --- |" + " --- |" * len(telling)
+    for name in VOCABULARY:
+        told = [
+            [_theirs(rule) for rule in rules if rule.ours == name] for rules in telling.values()
+        ]
+        yield f"| `{name}` | {' | '.join(' + '.join(each) for each in told)} |"
+
+
+def _theirs(rule: SeriesRule) -> str:
+    if rule.over is not None:
+        return f"`{rule.theirs}` / `{rule.over}`"
+    return f"`{rule.theirs}`" + (f" by `{rule.label}`" if rule.label else "")
 
 
 def errors_page() -> str:

@@ -222,6 +222,12 @@ def test_admin_endpoints(real: Room) -> None:
     assert 'engineroom_engine_state{replica="demo-0",state="ready"} 1.0' in (
         real.admin("GET", "/metrics").text
     )
+    labels = {"model": "demo", "engine": "llama_server", "replica": "demo-0"}
+    until(
+        lambda: real.metric("engineroom_engine_prompt_tokens_total", **labels) > 0,
+        20,
+        "the real engine's own metrics are read and shown",
+    )
     openapi = real.http.get(real.ready["admin"] + "/openapi.json").json()
     assert "/admin/models/{model}/restart" in openapi["paths"]
     assert (real.data / "admin.token").stat().st_mode & 0o777 == 0o600
