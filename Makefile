@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak compiled pure docs clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak compiled pure docs test-docker clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -13,16 +13,18 @@ serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port
 # (docs/decisions/012-second-tries.md); 5 says that no test was chosen.
 _alike = tests/unit tests/contract tests/architecture
 _alone = tests/integration tests/e2e tests/faults
-in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(1) $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
-  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 $(1) $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; }
+_docker = tests/contract/test_docker_runtime.py tests/contract/test_runtime_contract.py
+in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(1) and not docker" $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
+  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 -m "$(1)" $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; } && \
+  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 -m "$(1) and docker" $(PYTEST_ARGS) $(_docker) || [ $$? -eq 5 ]; }
 
 test: ## the whole suite, real engine included: WORKERS=2
 	@sh tools/setup.sh test
-	@$(call in_two)
+	@$(call in_two,(slow or not slow))
 
 test-fast: ## what needs neither a real engine nor patience
 	@sh tools/setup.sh test
-	@$(call in_two,-m "not slow")
+	@$(call in_two,not slow)
 
 properties: ## every property on SHARE of its examples, of which the suite tries a quarter: SHARE=1
 	@sh tools/setup.sh test
@@ -97,6 +99,10 @@ pure: ## see compiled
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve
 	@.venv/bin/python -m tools.reference
+
+test-docker: ## what needs a Docker Engine; one is started where dockerd is installed and this is root
+	@sh tools/setup.sh test
+	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) $(_docker) tests/e2e/test_containers.py
 
 clean: ## remove what was made here; engines and state in the data directory stay
 	rm -f orchestrator/*/*.so engineroom__mypyc*.so orchestrator/compiled.json

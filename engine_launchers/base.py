@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field, JsonValue
 
+from engine_launchers.container import Container
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelFormat, ModelSpec
 from engine_launchers.traits import SpeedTraits, TokenizerTraits
@@ -122,10 +123,10 @@ class EnginePlan(Value):
 
     `pinned` names the fields of `tuning` that a person set: they are never changed by `relax`.
     `gpus` are indices of the machine's GPUs, `visible` the variables that keep the engine to them.
-    `aliases` are further names of the model for clients. `address` is that of a server which
-    somebody else runs (runtime "external"), `upstream_name` the model's name there. `guide` is what
-    the requirement documents promise for the tier. `ladder` says what is tried next when memory
-    runs out all the same, in order. `rung` counts how often the plan was relaxed after a failure.
+    `aliases` are further names of the model for clients, `image` is its container's. `address` is
+    that of a server which somebody else runs (runtime "external"), `upstream_name` the model's name
+    there. `guide` is what the requirement documents promise for the tier. `ladder` says what is
+    tried next when memory runs out all the same. `rung` counts how often it was relaxed by then.
     """
 
     id: str
@@ -138,7 +139,8 @@ class EnginePlan(Value):
     pinned: frozenset[str] = frozenset()
     gpus: tuple[int, ...] = ()
     visible: dict[str, str] = Field(default_factory=dict)
-    runtime: Literal["process", "external"] = "process"
+    runtime: Literal["process", "docker", "external"] = "process"
+    image: str | None = None
     address: Listen | None = None
     upstream_name: str | None = None
     estimate: tuple[MemoryEstimate, ...] = ()
@@ -161,7 +163,8 @@ class LaunchSpec(Value):
     variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
     added by itself, apart from those of the user. `vital` are the words with which command lines of
     those descendants begin whose end is the end of all. `memory_max`, bytes, limits the whole tree
-    where the system lets us: beyond it the kernel kills.
+    where the system lets us: beyond it the kernel kills. `files` are those of this machine that it
+    reads. `container` is set where it is to run in one.
     """
 
     argv: tuple[str, ...]
@@ -170,6 +173,8 @@ class LaunchSpec(Value):
     injected: tuple[str, ...] = ()
     vital: tuple[str, ...] = ()
     memory_max: int | None = None
+    files: tuple[str, ...] = ()
+    container: Container | None = None
 
     def with_engine(self, program: str) -> LaunchSpec:
         """The same spec with `{engine}` replaced."""

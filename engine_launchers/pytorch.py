@@ -168,7 +168,13 @@ class PyTorchLauncher:
             *_INJECTED,
             *tuning.extra_args,
         )
-        return LaunchSpec(argv=argv, env=plan.visible, listen=listen, injected=_INJECTED)
+        return LaunchSpec(
+            argv=argv,
+            env=plan.visible,
+            listen=listen,
+            injected=_INJECTED,
+            files=(str(PurePath(SERVER).parent),),
+        )
 
     def served(self, plan: EnginePlan) -> tuple[Served, ...]:
         """An adapter is asked for by its name."""

@@ -11,12 +11,14 @@ from orchestrator.setting_types import (
     Arguments,
     Backend,
     Goal,
+    ImageName,
     NamedPaths,
     Names,
     PlainName,
     Quantization,
     Routing,
     Seconds,
+    Where,
 )
 
 
@@ -68,6 +70,12 @@ class ModelSettings(BaseModel):
     )
     engine_path: Path | None = Field(
         None, description="Program of that engine, used as it is instead of an installed one."
+    )
+    runtime: Where = Field(
+        "process", description="Where engines run: process, on this machine, or docker."
+    )
+    engine_image: ImageName | None = Field(
+        None, description="Image of that engine for docker; `engine_path` is its program in there."
     )
     engine_url: str | None = Field(
         None, description="A running server of that engine, http://host:port, used as it is."

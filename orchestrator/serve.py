@@ -9,8 +9,14 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +38,8 @@ from orchestrator.notify import Manager
 from orchestrator.observability.extras import check_tracing
 from orchestrator.ordering import Install, Orderer
 from orchestrator.resources import one_arena
+from orchestrator.runtimes.docker.here import DockerOptions, installation
+from orchestrator.runtimes.docker.runtime import DockerRuntime
 from orchestrator.runtimes.external import ExternalRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
 from orchestrator.settings import Settings
@@ -159,7 +167,11 @@ async def serve(
             supervisor = Supervisor(
                 orderer.orders(decisions, models, run),
                 store,
-                {"process": _runtime(settings, data, run), "external": ExternalRuntime()},
+                {
+                    "process": _runtime(settings, data, run),
+                    "docker": await stack.enter_async_context(_containers(settings, data, store)),
+                    "external": ExternalRuntime(),
+                },
                 _gateway(settings, keys.hashes, data, run, prober),
                 client,
             )
@@ -278,6 +290,24 @@ def _runtime(settings: Settings, data: Path, run: Path) -> ProcessRuntime:
     return ProcessRuntime(options, {**os.environ, **hidden})
 
 
+@asynccontextmanager
+async def _containers(settings: Settings, data: Path, store: Store) -> AsyncIterator[DockerRuntime]:
+    """Reached by the first model that wants a container, not before."""
+    options = DockerOptions(
+        folder=private_folder(data / "instances"),
+        logs=private_folder(data / "logs"),
+        installation=installation(data / "installation"),
+        network=settings.docker_network,
+        log_max_bytes=settings.log_max_bytes,
+        log_files=settings.log_files,
+    )
+    runtime = DockerRuntime(options, os.environ, store.add_event)
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
+
+
 def _door(settings: Settings) -> Listen:
     return Listen(host=settings.host, port=settings.port, tls=settings.tls_cert is not None)
 
@@ -308,6 +338,7 @@ def _settle_port(settings: Settings, store: Store, stack: AsyncExitStack) -> Set
     ours = {
         row.name: row.record.spec.listen.port
         for row in store.saved()
+        if row.record.runtime == "process"
         if row.record.spec.listen and row.record.child and is_alive(row.record.child)
     }
     port = settings.port or ours.get(GatewayWorkload.name, 0)

@@ -109,6 +109,10 @@ class Settings(ObservabilitySettings, ModelSettings, BaseSettings):
         None, description="Installed engines; unset takes `envs` in the data directory."
     )
 
+    docker_network: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="Internal network for engines in containers; unset: one of its own.",
+    )  # fmt: skip
     gateway_workers: int | None = Field(
         None, ge=1, le=64,
         description="Gateway processes that share the port; one per four processors if not said.",

@@ -12,7 +12,9 @@ from engine_launchers.base import EngineName, EnginePlan, Launcher
 from engine_launchers.machine import HardwareProfile
 from engine_launchers.model import ModelSpec
 from orchestrator.advice import wish_of, without_gpus
+from orchestrator.contradictions import refuse_contradictions
 from orchestrator.engines.choosing import Requirement
+from orchestrator.engines.images import in_image
 from orchestrator.engines.shelf import Engine, Shelf
 from orchestrator.errors import (
     ConfigError,
@@ -35,13 +37,6 @@ from orchestrator.tables import load_gpus, load_tiers
 
 Offer = Callable[[Requirement], bool]
 """Asked whether a missing engine shall be installed."""
-
-# Where an engine listens, what it serves and who may use it is ours to say; a key on a command
-# line is read by every user of the machine; a file of flags could say all of that.
-_OURS = (
-    *("--host", "--port", "--uds", "--model", "-m", "--alias", "-a", "--model-alias"),
-    *("--served-model-name", "--api-key", "--api-key-file", "--config", "--config-file"),
-)
 
 
 @dataclass(frozen=True)
@@ -89,31 +84,6 @@ def with_lessons(plan: EnginePlan, hardware: HardwareProfile, data: Path) -> Eng
 def shelf_of(settings: Settings) -> Shelf:
     """The engines of this user; what their builds keep lies in the cache folder."""
     return Shelf(settings.engines, os.environ, cache=settings.cache)
-
-
-def refuse_contradictions(settings: Settings) -> None:
-    """Raise ConfigError for settings that cannot be true together, or are not a person's to set."""
-    if settings.port == settings.admin_port != 0:
-        raise ConfigError(f"port and admin_port are both {settings.port}: choose two")
-    for name in ("engine_path", "engine_url", "engine_version"):
-        if getattr(settings, name) and not settings.force_backend:
-            raise ConfigError(f"{name}: say which engine it is with --engine")
-    ways = [n for n in ("engine_path", "engine_url", "engine_version") if getattr(settings, n)]
-    if len(ways) > 1:
-        raise ConfigError(f"{' and '.join(ways)}: each names the engine by itself; give one")
-    if settings.engine_url and (settings.adapter_path or settings.adapters):
-        raise ConfigError("engine_url: adapters are loaded by whoever runs that server")
-    for word in settings.engine_args:
-        if _is_ours(word.split("=")[0]):
-            raise ConfigError(f"engine_args: {word.split('=')[0]} is set by Engine Room itself")
-
-
-def _is_ours(word: str) -> bool:
-    """Whether an engine's parser may take `word` for a flag of ours: abbreviated, or with `_`."""
-    if not word.startswith("--"):
-        return word in _OURS
-    flag = word.replace("_", "-")
-    return len(flag) > 2 and any(ours.startswith(flag) for ours in _OURS)
 
 
 class Planning:
@@ -209,6 +179,8 @@ def decide(
         plan = _without(second, resolved, hardware, able, wish, choice.ready())
         engine = choice.found[plan.engine]
     plan = plan.model_copy(update={"aliases": settings.aliases, "engine_version": engine.version})
+    if settings.runtime == "docker" and isinstance(engine, Engine):
+        plan = plan.model_copy(update={"runtime": "docker", "image": engine.image})
     if settings.sleep_level and able[plan.engine].watch.sleep:
         tuning = plan.tuning.model_copy(update={"sleep": True})
         plan = plan.model_copy(update={"tuning": tuning})
@@ -257,17 +229,26 @@ def _engines(
         if settings.force_backend and not mine:
             continue
         try:
-            found[name] = shelf.find(
-                name,
-                hardware,
-                version=settings.engine_version if mine else None,
-                path=settings.engine_path if mine else None,
-            )
+            found[name] = engine_of(settings, shelf, name, hardware)
         except EngineMissing as error:
             if mine:
                 raise
             absent[name] = error.message
     return _Choice(found, absent)
+
+
+def engine_of(
+    settings: Settings, shelf: Shelf, name: EngineName, hardware: HardwareProfile
+) -> Engine | Requirement:
+    """The engine where the settings want it to run: in an image, or on this machine. Raises
+    EngineMissing."""
+    mine = name == settings.force_backend
+    version = settings.engine_version if mine else None
+    path = settings.engine_path if mine else None
+    if settings.runtime == "docker":
+        image = settings.engine_image if mine else None
+        return in_image(shelf.table, name, hardware, version=version, path=path, image=image)
+    return shelf.find(name, hardware, version=version, path=path)
 
 
 def _planned(

@@ -20,6 +20,7 @@ from orchestrator.engines.choosing import requirement
 from orchestrator.engines.shelf import Engine, Shelf
 from orchestrator.hardware import probe
 from orchestrator.settings import load_settings
+from tests import containers
 from tests.harness import Room, clean_env, fake_room, free_ports, processes_of
 
 # An example that takes long on a busy machine is right all the same.
@@ -95,6 +96,28 @@ def engines_dir(shelf: Shelf, installed: Installed) -> Path:
     installed("llama_server")
     installed("llama_cpp")
     return shelf.folder
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[containers.Engine]:
+    """The Docker Engine of this machine, else one that is started for the tests."""
+    there = containers.Engine(os.environ.get("DOCKER_HOST"))
+    if there.answers():
+        yield there
+        there.close()
+        return
+    assert containers.can_start_one(), (
+        "no Docker Engine answers, and none can be started: run `tools/docker_engine.sh install` "
+        "as root, or leave these tests out with -m 'not docker'"
+    )
+    with containers.own_engine() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def python_image(docker_engine: containers.Engine) -> str:
+    """An image with this interpreter, at the path that it has here."""
+    return docker_engine.image()
 
 
 def real_room(data: Path, engines: Path, *flags: str) -> Room:

@@ -34,6 +34,7 @@ from orchestrator.cli.options import (
     DataDir,
     Drain,
     EngineArgs,
+    EngineImage,
     EnginePath,
     EngineVersion,
     ForceCpu,
@@ -44,6 +45,7 @@ from orchestrator.cli.options import (
     Model,
     Parallel,
     Quantization,
+    Runtime,
     Threads,
     Users,
     Workers,
@@ -110,6 +112,8 @@ def serve(
     force_backend: Backend = None,
     engine_version: EngineVersion = None,
     engine_path: EnginePath = None,
+    engine_image: EngineImage = None,
+    runtime: Runtime = None,
     engine_url: Annotated[
         str | None, typer.Option(help="A running server, http://host:port, used as it is.")
     ] = None,

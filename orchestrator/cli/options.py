@@ -32,6 +32,10 @@ Backend = Annotated[
 ]
 EngineVersion = Annotated[str | None, typer.Option(help="Version of that engine.")]
 EnginePath = Annotated[Path | None, typer.Option(help="Program of that engine, used as it is.")]
+EngineImage = Annotated[
+    str | None, typer.Option(help="Image of that engine, with --runtime docker.")
+]
+Runtime = Annotated[str | None, typer.Option(help="Where engines run: process or docker.")]
 EngineArgs = Annotated[str | None, typer.Option(help="Flags for the engine; they win.")]
 AdapterPath = Annotated[
     str | None, typer.Option(help="A LoRA adapter, applied whenever the model is asked.")

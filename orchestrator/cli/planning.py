@@ -41,7 +41,7 @@ from orchestrator.planning.hypothetical import MOST_GPUS
 from orchestrator.planning.hypothetical import machine as imagine
 from orchestrator.resources import demo_dir
 from orchestrator.settings import Settings, load_settings
-from orchestrator.startup import machine, shelf_of, with_lessons
+from orchestrator.startup import engine_of, machine, shelf_of, with_lessons
 from orchestrator.tables import load_gpus
 
 _LONGEST_PROFILE = 4 << 20
@@ -182,13 +182,7 @@ def _command(advisor: Advisor, settings: Settings, chosen: EnginePlan) -> tuple[
     shelf = shelf_of(settings)
     spec = advisor.launchers[chosen.engine].command(chosen, Listen(port=_EXAMPLE_PORT))
     try:
-        asked = chosen.engine == settings.force_backend
-        found = shelf.find(
-            chosen.engine,
-            advisor.hardware,
-            version=settings.engine_version if asked else None,
-            path=settings.engine_path if asked else None,
-        )
+        found = engine_of(settings, shelf, chosen.engine, advisor.hardware)
     except EngineMissing:  # another machine's plan: what it needs cannot be installed here
         return spec.with_engine(chosen.engine), chosen.engine_version
     program = found.program if isinstance(found, Engine) else str(shelf.path(found) / found.program)

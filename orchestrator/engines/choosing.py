@@ -90,12 +90,13 @@ def requirement(
     hardware: HardwareProfile,
     version: str | None = None,
     flavour: str | None = None,
-    python: tuple[int, int] = sys.version_info[:2],
+    python: tuple[int, int] | None = sys.version_info[:2],
 ) -> Requirement:
     """What to install on `hardware`, the newest version in the flavour of its accelerator unasked.
 
-    `python` is the interpreter that environments are made from. Raises EngineMissing with the
-    reason, in one sentence: version, platform, Python, accelerator, driver, compute capability.
+    `python` is the interpreter that environments are made from, None where none is made. Raises
+    EngineMissing with the reason, in one sentence: version, platform, Python, accelerator, driver,
+    compute capability.
     """
     entry = table.engines.get(engine)
     if entry is None:
@@ -171,8 +172,8 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in digits[0].split(".") if part) if digits else ()
 
 
-def _check_python(engine: str, version: Version, python: tuple[int, int]) -> None:
-    if version.python is None:
+def _check_python(engine: str, version: Version, python: tuple[int, int] | None) -> None:
+    if version.python is None or python is None:
         return
     first, below = (numbers(each) for each in version.python)
     if not first <= python < below:

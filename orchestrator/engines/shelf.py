@@ -35,13 +35,14 @@ _FLAVOURS: tuple[str, ...] = get_args(FlavourName)
 
 
 class Engine(Value):
-    """An engine that can be started now. `program` is absolute; `flavour` None where unknown."""
+    """One that can be started: a program, absolute, or what is run in `image`."""
 
     name: EngineName
     version: str
-    origin: Literal["installed", "PATH", "path"]
+    origin: Literal["installed", "PATH", "path", "image"]
     program: str
     flavour: str | None = None
+    image: str | None = None
 
 
 class Installed(Value):

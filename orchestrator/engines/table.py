@@ -88,6 +88,7 @@ class EngineEntry(Value):
     """One engine: its programs and its versions, newest first."""
 
     program: str
+    image_program: str = "python3"
     command: Word | None = None
     distribution: Word | None = None
     versions: tuple[Version, ...] = Field(min_length=1)

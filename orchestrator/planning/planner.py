@@ -44,7 +44,7 @@ def fingerprint(wish: Wish, plan: EnginePlan, changed_ns: int) -> str:
     memory that the next plan does not find.
     """
     model = plan.model
-    names = (plan.aliases, model.adapters, plan.engine_version)
+    names = (plan.aliases, model.adapters, plan.engine_version, plan.runtime, plan.image)
     parts = (wish.model_dump_json(), model.source, model.weight_bytes, *names, changed_ns)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from engine_launchers.base import ExitResult, LaunchSpec
+from engine_launchers.base import ExitResult, LaunchSpec, Listen
 
 
 class Identity(BaseModel):
@@ -24,30 +24,74 @@ class Identity(BaseModel):
     started: int
 
 
+class _Hold(BaseModel):
+    """By what a runtime holds a process, or finds it again: its own business."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShimHold(_Hold):
+    """A process below a shim, which answers on `socket`; None until it is known to run.
+
+    `leaf` holds the folders of its control groups; none where none could be made.
+    """
+
+    runtime: Literal["process"] = "process"
+    socket: Path
+    leaf: tuple[Path, ...] = ()
+    shim: Identity | None = None
+
+
+class ContainerHold(_Hold):
+    """A container of that name; its id is None until it is known to run."""
+
+    runtime: Literal["docker"] = "docker"
+    container: str
+    id: str | None = None
+
+
+class NoHold(_Hold):
+    """A server that is not ours."""
+
+    runtime: Literal["external"] = "external"
+
+
+Hold = Annotated[ShimHold | ContainerHold | NoHold, Field(discriminator="runtime")]
+
+
 class HandleRecord(BaseModel):
     """All that is needed to find a process again, written before it is started.
 
-    `shim` and `child` are None until the process is known to run. `folder` holds the shim's
-    `pid.json` and `exit.json`; `log` the output of the process, which begins at byte `log_start`
-    of that file. `leaf` holds the folders of its control groups; none where none could be made.
-    `asleep` is the level of sleep that it was last told to go to, None when awake.
+    `hold` is what its runtime has to know. `child` is None until the process is known to run, and
+    where it cannot be seen from here. `folder` is for what is kept of this launch; `log` has the
+    output of the process, which begins at byte `log_start` of that file. `address` is where it is
+    reached, None for where it listens. `asleep` is the level of sleep that it was last told to go
+    to, None when awake.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
-    runtime: Literal["process", "external"] = "process"
+    version: Literal[2] = 2
     name: str
     generation: int
     spec: LaunchSpec
+    hold: Hold
     folder: Path
-    socket: Path
     log: Path
     log_start: int = 0
-    leaf: tuple[Path, ...] = ()
-    shim: Identity | None = None
     child: Identity | None = None
+    address: Listen | None = None
     asleep: int | None = None
+
+    @property
+    def runtime(self) -> Literal["process", "docker", "external"]:
+        """The runtime that it belongs to."""
+        return self.hold.runtime
+
+    @property
+    def reached(self) -> Listen | None:
+        """Where requests are sent to, None for a process without a server."""
+        return self.address or self.spec.listen
 
 
 class Availability(BaseModel):
@@ -84,11 +128,21 @@ class Handle(Protocol):
         """
 
 
+Tell = Callable[[str, float], None]
+"""Hears how far something is that takes long: what is done, and its percentage."""
+
+
 class Runtime(Protocol):
     """Starts processes and finds them again."""
 
     async def check(self) -> Availability:
         """Whether this runtime works on this machine."""
+
+    def listen(self) -> Listen:
+        """Where the next process may listen that has no address of its own."""
+
+    async def prepare(self, spec: LaunchSpec, tell: Tell) -> None:
+        """Fetch what `spec` needs; may take long, and may be cancelled. Raises LaunchFailed."""
 
     def record(self, name: str, generation: int, spec: LaunchSpec) -> HandleRecord:
         """The record to store before `start`."""

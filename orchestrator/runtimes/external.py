@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from engine_launchers.base import ExitResult, LaunchSpec
-from orchestrator.runtimes.base import Availability, Handle, HandleRecord
+from engine_launchers.base import ExitResult, LaunchSpec, Listen
+from orchestrator.errors import LaunchFailed
+from orchestrator.runtimes.base import Availability, Handle, HandleRecord, NoHold, Tell
 
 
 class ExternalRuntime:
@@ -17,17 +18,18 @@ class ExternalRuntime:
         """Usable everywhere."""
         return Availability(usable=True)
 
+    def listen(self) -> Listen:
+        """There is no server without an address."""
+        raise LaunchFailed("a server that somebody else runs has to be given by its address")
+
+    async def prepare(self, spec: LaunchSpec, tell: Tell) -> None:
+        """Nothing has to be fetched."""
+
     def record(self, name: str, generation: int, spec: LaunchSpec) -> HandleRecord:
         """A record without files: there is no shim and no log of ours."""
         none = Path("/dev/null")
         return HandleRecord(
-            runtime="external",
-            name=name,
-            generation=generation,
-            spec=spec,
-            folder=none,
-            socket=none,
-            log=none,
+            name=name, generation=generation, spec=spec, hold=NoHold(), folder=none, log=none
         )
 
     async def start(self, record: HandleRecord) -> Handle:

@@ -42,9 +42,10 @@ async def connect(record: HandleRecord) -> Link:
     Raises LaunchFailed.
     """
     writer: asyncio.StreamWriter | None = None
+    socket = remains.hold_of(record).socket
     try:
         async with asyncio.timeout(_CONNECT_S):
-            reader, writer = await asyncio.open_unix_connection(str(record.socket))
+            reader, writer = await asyncio.open_unix_connection(str(socket))
             hello = remains.parse(await reader.readline())
     except (OSError, TimeoutError) as error:
         if writer is not None:
@@ -52,7 +53,7 @@ async def connect(record: HandleRecord) -> Link:
         raise LaunchFailed(f"{record.name}: its shim does not answer: {error}") from error
     if record.child is None or hello.get("child") != record.child.model_dump():
         writer.close()
-        raise LaunchFailed(f"{record.name}: another process answers on {record.socket}")
+        raise LaunchFailed(f"{record.name}: another process answers on {socket}")
     return Link(record, reader, writer)
 
 

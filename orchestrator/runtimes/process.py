@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -15,10 +16,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine_launchers.base import LaunchSpec
+from engine_launchers.base import LaunchSpec, Listen
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes import remains, shim
-from orchestrator.runtimes.base import Availability, Handle, HandleRecord, Identity
+from orchestrator.runtimes.base import (
+    Availability,
+    Handle,
+    HandleRecord,
+    Identity,
+    ShimHold,
+    Tell,
+)
 from orchestrator.runtimes.handle import EndedHandle, Link, ProcessHandle, connect
 from orchestrator.runtimes.remains import is_alive, resident_bytes
 
@@ -68,6 +76,15 @@ class ProcessRuntime:
             await asyncio.to_thread(remains.forget_the_dead, each)
         return Availability(usable=True)
 
+    def listen(self) -> Listen:
+        """A loopback port that nobody uses now."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return Listen(port=probe.getsockname()[1])
+
+    async def prepare(self, spec: LaunchSpec, tell: Tell) -> None:
+        """Engines are installed before anything is launched."""
+
     def record(self, name: str, generation: int, spec: LaunchSpec) -> HandleRecord:
         """The record to store before `start`."""
         options = self._options
@@ -77,8 +94,8 @@ class ProcessRuntime:
             name=name,
             generation=generation,
             spec=spec,
+            hold=ShimHold(socket=options.sockets / f"{short}.{generation}.sock"),
             folder=options.folder / name / str(generation),
-            socket=options.sockets / f"{short}.{generation}.sock",
             log=log,
             log_start=log.stat().st_size if log.exists() else 0,
         )
@@ -108,7 +125,7 @@ class ProcessRuntime:
             pids = {key: Identity.model_validate(told[key]) for key in ("shim", "child")}
         except (KeyError, ValidationError):
             return None
-        found = record.model_copy(update=pids)
+        found = remains.with_pids(record, pids)
         try:
             link = await self._reach(found)
         except (LaunchFailed, OSError):
@@ -126,8 +143,8 @@ class ProcessRuntime:
         try:
             return await connect(record)
         except LaunchFailed:
-            if record.shim is not None:
-                await asyncio.to_thread(remains.end_shim, record.shim)
+            if (shim := remains.hold_of(record).shim) is not None:
+                await asyncio.to_thread(remains.end_shim, shim)
         return await connect(await self._start_shim(record))
 
     async def _start_shim(self, record: HandleRecord) -> HandleRecord:
@@ -159,7 +176,9 @@ class ProcessRuntime:
         if "error" in told or not told:
             raise LaunchFailed(f"{record.name}: {told.get('error', 'the shim said nothing')}")
         pids = {key: Identity.model_validate(told[key]) for key in ("shim", "child")}
-        return record.model_copy(update={**pids, "leaf": tuple(map(Path, told["leaf"]))})
+        running = remains.with_pids(record, pids)
+        leaf = {"leaf": tuple(map(Path, told["leaf"]))}
+        return running.model_copy(update={"hold": remains.hold_of(running).model_copy(update=leaf)})
 
     def _order(self, record: HandleRecord) -> dict[str, Any]:
         """What the shim is told; see there."""
@@ -174,7 +193,7 @@ class ProcessRuntime:
             "log_max_bytes": options.log_max_bytes,
             "log_files": options.log_files,
             "folder": str(record.folder),
-            "socket": str(record.socket),
+            "socket": str(remains.hold_of(record).socket),
             "tmp": tmp,
             "vital": spec.vital,
             "leaf": f"engineroom.{record.name}.{record.generation}.{marks}",

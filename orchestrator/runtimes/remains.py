@@ -16,7 +16,7 @@ import psutil
 from pydantic import ValidationError
 
 from engine_launchers.base import ExitResult
-from orchestrator.runtimes.base import HandleRecord, Identity
+from orchestrator.runtimes.base import HandleRecord, Identity, ShimHold
 from orchestrator.runtimes.shim import kernel
 from orchestrator.runtimes.shim.leaf import Leaf
 from orchestrator.runtimes.shim.tree import Tree
@@ -36,9 +36,22 @@ def is_of_this_boot(who: Identity) -> bool:
     return bool(kernel.identity(os.getpid())["boot_id"] == who.boot_id)
 
 
+def hold_of(record: HandleRecord) -> ShimHold:
+    """What the shim's side of a record says. Raises TypeError for another runtime's."""
+    if not isinstance(record.hold, ShimHold):
+        raise TypeError(f"{record.name} is no process of ours, but of {record.runtime}")
+    return record.hold
+
+
+def with_pids(record: HandleRecord, pids: Mapping[str, Identity]) -> HandleRecord:
+    """The record of a process that runs; `pids` are those of `shim` and `child`."""
+    hold = hold_of(record).model_copy(update={"shim": pids["shim"]})
+    return record.model_copy(update={"hold": hold, "child": pids["child"]})
+
+
 def tmp_of(record: HandleRecord) -> Path:
     """The private TMPDIR of an engine; no other process has it in its environment."""
-    return record.socket.with_suffix(".tmp")
+    return hold_of(record).socket.with_suffix(".tmp")
 
 
 def leaf_of(record: HandleRecord) -> Leaf:
@@ -72,8 +85,9 @@ def end(record: HandleRecord) -> None:
 
     Files and control groups of them are removed. Nothing that is not theirs is signalled.
     """
-    if record.shim is not None:
-        end_shim(record.shim)
+    hold = hold_of(record)
+    if hold.shim is not None:
+        end_shim(hold.shim)
     tree, leaf = tree_of(record), leaf_of(record)
     if tree is not None:
         tree.kill(_SWEEP_S)
@@ -82,7 +96,7 @@ def end(record: HandleRecord) -> None:
     leaf.remove()
     shutil.rmtree(tmp_of(record), ignore_errors=True)
     with contextlib.suppress(OSError):
-        record.socket.unlink(missing_ok=True)
+        hold.socket.unlink(missing_ok=True)
 
 
 def clear(record: HandleRecord) -> None:
@@ -90,8 +104,8 @@ def clear(record: HandleRecord) -> None:
 
     A shim that lives does this itself, and is given the time.
     """
-    ends = time.monotonic() + _SHIM_S
-    while record.shim is not None and is_alive(record.shim) and time.monotonic() < ends:
+    ends, shim = time.monotonic() + _SHIM_S, hold_of(record).shim
+    while shim is not None and is_alive(shim) and time.monotonic() < ends:
         time.sleep(_POLL_S)
     end(record)
 

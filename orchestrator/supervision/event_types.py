@@ -37,5 +37,10 @@ TYPES: Mapping[str, str] = {
     "storage.recovered": "The disk can be written again, and has all that memory had.",
     "state.recovered": "The state file was lost or damaged (`why`) and made again; `aside` lists "
     "the bad files that are kept, `processes` those that are known.",
+    "runtime.lost": "The Docker Engine does not answer, and `why`; `held` containers are left "
+    "as they are until it does.",
+    "runtime.back": "The Docker Engine answers again after `seconds`; of the containers that are "
+    "held `running` run on and `ended` have ended.",
+    "runtime.leftover": "A container of this installation that nobody holds is removed.",
     "shutdown": "The server was told to end.",
 }

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine_launchers.base import CrashCause, ExitResult, Listen
+from engine_launchers.base import CrashCause, ExitResult, LaunchSpec
 from orchestrator.errors import InsufficientMemory, LaunchFailed
 from orchestrator.observability.logs import told
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
 from orchestrator.supervision import lifecycle as lc
-from orchestrator.supervision.loading import Load
+from orchestrator.supervision.loading import Load, Phase
+from orchestrator.supervision.patience import Patience
 from orchestrator.supervision.probing import FAILURES, Prober, ProbeTimes
 from orchestrator.supervision.progress import Work
 from orchestrator.supervision.tails import read_tail
@@ -60,14 +60,6 @@ class Hooks:
     """Its shim was lost while it lived; the record names the one that took over."""
 
 
-def free_port() -> int:
-    """A loopback port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Instance:
     """Owner of one process. Read `lifecycle` for display; post events to change it."""
 
@@ -93,9 +85,10 @@ class Instance:
         self._ended = False
         self._entered = clock()
         self._launching: asyncio.Task[None] | None = None
-        self._waiting: asyncio.Future[None] | None = None
+        self._patience = Patience()
         self._prober: Prober | None = None
         self._watch: Watch | None = None
+        self._before: Load | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[lc.Timer, asyncio.TimerHandle] = {}
 
@@ -107,8 +100,8 @@ class Instance:
     @property
     def base_url(self) -> str | None:
         """Where the process listens, None while there is none."""
-        listen = self.running.record.spec.listen if self.running else None
-        return listen.base_url if listen else None
+        reached = self.running.record.reached if self.running else None
+        return reached.base_url if reached else None
 
     @property
     def uptime_s(self) -> float | None:
@@ -121,7 +114,9 @@ class Instance:
     @property
     def loading(self) -> Load | None:
         """How far its start is, None while it is not starting."""
-        return self.loaded if self.lifecycle.state is lc.State.STARTING else None
+        if self.lifecycle.state is not lc.State.STARTING:
+            return None
+        return self._before or self.loaded
 
     @property
     def loaded(self) -> Load | None:
@@ -252,9 +247,9 @@ class Instance:
     async def _launch(self, generation: int) -> None:
         """Start the process; whatever goes wrong on the way counts as an exit."""
         try:
-            await self._room()
-            listen = self.workload.listen() or Listen(port=free_port())
-            spec = self.workload.command(listen)
+            await self._patience.wait(self._prepared())
+            await self._patience.wait(self._hooks.admit(self))
+            spec = self._command()
             record = self._runtime.record(self.name, generation, spec)
             self.log = record.log
             self._hooks.saved(self, record)
@@ -268,16 +263,20 @@ class Instance:
         self._hooks.saved(self, handle.record)
         self._take(handle)
 
-    async def _room(self) -> None:
-        """Wait for memory; a kill ends the waiting."""
-        self._waiting = asyncio.ensure_future(self._hooks.admit(self))
+    def _command(self) -> LaunchSpec:
+        return self.workload.command(self.workload.listen() or self._runtime.listen())
+
+    async def _prepared(self) -> None:
+        """Have the runtime fetch what it needs; how far it is shows as the start's load."""
+        began = self._clock()
+
+        def tell(what: str, percent: float) -> None:
+            self._before = Load(seconds=self._clock() - began, phase=Phase(what, percent))
+
         try:
-            await asyncio.wait({self._waiting})
+            await self._runtime.prepare(self._command(), tell)
         finally:
-            self._waiting.cancel()
-        if self._waiting.cancelled():
-            raise LaunchFailed("it was stopped before there was room for it")
-        self._waiting.result()
+            self._before = None
 
     def _take(self, handle: Handle) -> None:
         self.handle, self.log = handle, handle.record.log
@@ -324,7 +323,7 @@ class Instance:
 
     async def _wake(self, action: lc.WakeUp) -> None:
         try:  # how long it may take is watched, as for every start
-            await self._room()
+            await self._patience.wait(self._hooks.admit(self))
             await self.workload.wake(self.base_url or "", action.level)
         except FAILURES as error:
             self.post(lc.WakeFailed(action.generation, str(error)))
@@ -341,8 +340,7 @@ class Instance:
         return random.random()  # noqa: S311 - jitter
 
     async def _kill(self, action: lc.Kill) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self._patience.end()
         if self._launching is not None:
             await asyncio.wait({self._launching})
         handle = self.handle

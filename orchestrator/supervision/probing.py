@@ -44,10 +44,10 @@ class Prober:
         post: Callable[[lc.Event], None],
         owns: Callable[[str, int], Awaitable[bool]],
     ) -> None:
-        self._owns, self._listen = owns, record.spec.listen
+        self._owns, self._listen = owns, record.reached
         self._generation = record.generation
         self._name, self._pid = record.name, record.child.pid if record.child else None
-        self._url = record.spec.listen.base_url if record.spec.listen else None
+        self._url = record.reached.base_url if record.reached else None
         self._workload, self._times = workload, times
         self._now, self._post = now, post
         self._asked = asyncio.Event()

@@ -19,7 +19,7 @@ from engine_launchers.base import EnginePlan
 from orchestrator.control import RouteTable
 from orchestrator.errors import LaunchFailed, NotFound
 from orchestrator.observability.control_metrics import ControlMetrics
-from orchestrator.runtimes.base import HandleRecord, Runtime
+from orchestrator.runtimes.base import HandleRecord, Runtime, ShimHold
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.crew import Crew
 from orchestrator.supervision.figures import add_series, count_change
@@ -91,11 +91,14 @@ class Supervisor:
 
         Raises LaunchFailed where this machine cannot run processes as we need it.
         """
-        for runtime in self._runtimes.values():
-            available = await runtime.check()
-            if not available.usable:
-                raise LaunchFailed(f"engines cannot be started here: {available.why}")
         saved = {row.name: row for row in self.store.saved()}
+        wanted = {"process", *(order.plan.runtime for order in self.orders.models)}
+        for name in sorted(wanted | {row.record.runtime for row in saved.values()}):
+            available = await self._runtimes[name].check()
+            if not available.usable and name in wanted:
+                raise LaunchFailed(f"engines cannot be started here: {available.why}")
+            if not available.usable:  # what it ran is left to a start that reaches it
+                saved = {key: row for key, row in saved.items() if row.record.runtime != name}
         for order in self.orders.models:
             self._pool(order, saved)
         self.store.standing.keep_only(self._pools)
@@ -275,8 +278,8 @@ class Supervisor:
 
     def _held_anew(self, instance: Instance, record: HandleRecord) -> None:
         self._save(instance, record)
-        pid = record.shim.pid if record.shim else None
-        self.store.add_event("engine.shim_lost", instance.name, another=pid)
+        shim = record.hold.shim if isinstance(record.hold, ShimHold) else None
+        self.store.add_event("engine.shim_lost", instance.name, another=shim.pid if shim else None)
 
     def _forget(self, instance: Instance) -> None:
         self.lessons.forget(instance.name)

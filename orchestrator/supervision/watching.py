@@ -38,7 +38,7 @@ class Watch:
         self._record, self._workload, self._times = record, workload, times
         self._now, self._work, self._post, self._clock = now, work, post, clock
         self._answers = answers
-        self._url = record.spec.listen.base_url if record.spec.listen else None
+        self._url = record.reached.base_url if record.reached else None
         self._vitals = Vitals(record, workload.noise)
         self._limits = Limits(times.hang_s, max(4 * times.hang_s, workload.prefill_s))
         self._watched = Watched()

@@ -17,6 +17,7 @@ from engine_launchers.base import (
     LaunchSpec,
     Listen,
 )
+from engine_launchers.containers import in_container
 from engine_launchers.watch import Call, WatchTraits
 from orchestrator.errors import EngineRoomError
 from orchestrator.supervision.exposition import values
@@ -82,7 +83,8 @@ class EngineWorkload:
         """The launcher's command, with the program of the engine's installation."""
         if self.plan.address:  # nothing is started
             return LaunchSpec(argv=(), listen=self.plan.address)
-        return self.launcher.command(self.plan, listen).with_engine(self._program)
+        spec = self.launcher.command(self.plan, listen).with_engine(self._program)
+        return in_container(spec, self.plan) if self.plan.runtime == "docker" else spec
 
     def listen(self) -> Listen | None:
         """Any free loopback port, or where a server runs already."""

@@ -4,321 +4,175 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
+import httpx
 import pytest
 
-from engine_launchers.base import CrashCause, ExitResult, LaunchSpec
+from engine_launchers.base import CrashCause, ExitResult
 from engine_launchers.diagnosing import diagnosed
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.base import Handle, HandleRecord, Identity
-from orchestrator.runtimes.handle import LOST
-from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
-from orchestrator.runtimes.remains import leaf_of
-from tests.harness import (
-    eventually,
-    free_ports,
-    processes_of,
-    remove_leaves,
-    watched_by,
-    within,
+from orchestrator.runtimes.base import HandleRecord
+from tests.containers import over
+from tests.contract.stands import (
+    ESCAPING,
+    FOREVER,
+    Stand,
+    docker_stand,
+    process_stand,
+    tree,
+    up,
 )
+from tests.harness import eventually, look, within
 
-ENGINE = Path(__file__).parents[1] / "fakes" / "engine.py"
-Starter = Callable[..., HandleRecord]
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
-    (tmp_path / "logs").mkdir()
-    sockets = Path("/tmp") / f"er-{os.getpid()}-{abs(hash(str(tmp_path))) % 10**6}"
-    sockets.mkdir()
-    options = ProcessOptions(
-        folder=tmp_path / "instances",
-        logs=tmp_path / "logs",
-        sockets=sockets,
-        lease_s=30,
-        grace_s=1,
-        log_max_bytes=65_536,
-        log_files=2,
-    )
-    yield ProcessRuntime(options, os.environ)
-    for each in processes_of(str(tmp_path)):
-        each.kill()
-    shutil.rmtree(sockets)
-    assert remove_leaves(tmp_path) == []
+CONTAINERS = [pytest.mark.docker, pytest.mark.slow]
 
 
-def order(runtime: ProcessRuntime, code: str, generation: int = 1) -> HandleRecord:
-    """The record of a small Python program."""
-    spec = LaunchSpec(argv=(sys.executable, "-c", code))
-    return runtime.record("child", generation, spec)
+@pytest.fixture(params=["process", pytest.param("docker", marks=CONTAINERS)])
+async def stand(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stand]:
+    if request.param == "process":
+        made = process_stand(tmp_path)
+    else:
+        engine = request.getfixturevalue("docker_engine")
+        made = docker_stand(tmp_path, engine, request.getfixturevalue("python_image"))
+    async with made as stand:
+        yield stand
 
 
-FOREVER = "import signal, sys; print('up', flush=True); signal.pause()"
-
-
-async def up(handle: Handle) -> None:
-    """Wait until the child printed its first line."""
-    log = handle.record.log
-    await eventually(lambda: log.exists() and "\n" in log.read_text(), 20, "the first line")
-
-
-async def test_it_is_usable_here(runtime: ProcessRuntime) -> None:
-    assert (await runtime.check()).usable
+async def test_it_is_usable_here(stand: Stand) -> None:
+    assert (await stand.runtime.check()).usable
 
 
 @pytest.mark.parametrize("code", [0, 3])
-async def test_an_exit_code_is_told_to_everybody_who_waits(
-    runtime: ProcessRuntime, code: int
-) -> None:
-    handle = await runtime.start(order(runtime, f"raise SystemExit({code})"))
+async def test_an_exit_code_is_told_to_everybody_who_waits(stand: Stand, code: int) -> None:
+    handle = await stand.runtime.start(stand.order(f"raise SystemExit({code})"))
     answers = await asyncio.gather(*(handle.wait() for _ in range(3)))
     assert answers == [ExitResult(code=code)] * 3
     assert await handle.stop(1) == ExitResult(code=code)
 
 
-async def test_a_signal_is_told(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(order(runtime, FOREVER))
+async def test_a_signal_is_told(stand: Stand) -> None:
+    handle = await stand.runtime.start(stand.order(FOREVER))
     await up(handle)
     assert handle.record.child is not None
     os.kill(handle.record.child.pid, signal.SIGKILL)
     assert await handle.wait() == ExitResult(signal=9)
 
 
-async def test_stopping_twice_is_stopping_once(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(order(runtime, FOREVER))
+async def test_stopping_twice_is_stopping_once(stand: Stand) -> None:
+    handle = await stand.runtime.start(stand.order(FOREVER))
     await up(handle)
     both = await asyncio.gather(handle.stop(5), handle.stop(5))
     assert list(both) == [ExitResult(signal=15)] * 2
 
 
-async def test_term_ignored_is_kill_after_the_grace(runtime: ProcessRuntime) -> None:
+async def test_term_ignored_is_kill_after_the_grace(stand: Stand) -> None:
     ignoring = "import signal; signal.signal(15, signal.SIG_IGN); " + FOREVER
-    handle = await runtime.start(order(runtime, ignoring))
+    handle = await stand.runtime.start(stand.order(ignoring))
     await up(handle)
     assert await handle.stop(0.2) == ExitResult(signal=9)
 
 
-ESCAPING = (
-    "import os, signal, sys\n"
-    "if os.fork() == 0:\n"
-    "    os.setsid()\n"
-    "    if os.fork() == 0:\n"
-    "        signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True)\n"
-    "        signal.pause()\n"
-    "    os._exit(0)\n"
-    "signal.pause()\n"
-)
-
-
-def shim_of(handle: Handle) -> Identity:
-    """The identity of a handle's shim."""
-    assert handle.record.shim is not None
-    return handle.record.shim
-
-
-def gone(process: psutil.Process) -> bool:
-    """Whether it has ended; process 1 may take its time to take note."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-def leave_the_leaf(record: HandleRecord) -> None:
-    """Undo the control groups of an engine, as on a system that lets us make none."""
-    for folder in record.leaf:
-        above = folder.parent / "cgroup.procs"
-        for pid in (folder / "cgroup.procs").read_text().split():
-            above.write_text(pid)
-    assert leaf_of(record).remove()
-    (record.folder / "leaf.json").unlink()
-
-
-async def test_a_term_that_was_swallowed_is_followed_by_another(runtime: ProcessRuntime) -> None:
+async def test_a_term_that_was_swallowed_is_followed_by_another(stand: Stand) -> None:
     """As vLLM does while it starts. It listens, and that is known for its own."""
-    port = free_ports(1)[0]
-    argv = (sys.executable, str(ENGINE), "--port", str(port), "--swallow-terms", "1")
-    handle = await runtime.start(runtime.record("child", 1, LaunchSpec(argv=argv)))
+    handle = await stand.runtime.start(stand.engine("--swallow-terms", "1"))
     await up(handle)
-    assert await handle.owns("127.0.0.1", port)
+    at = handle.record.reached
+    assert at is not None
+    assert await handle.owns(at.host, at.port)
     with within(3.5, "the second one ends it"):
         assert await handle.stop(4) == ExitResult(signal=15)
 
 
-async def test_memory_beyond_the_limit_is_named_as_the_cause(runtime: ProcessRuntime) -> None:
+async def test_it_answers_where_its_record_says(stand: Stand) -> None:
+    handle = await stand.runtime.start(stand.engine())
+    at = handle.record.reached
+    assert at is not None
+
+    def answers() -> bool:
+        with suppress(httpx.TransportError):
+            return look(f"{at.base_url}/health").status_code == 200
+        return False
+
+    await eventually(answers, 20, "an answer")
+    await handle.stop(2)
+
+
+async def test_memory_beyond_the_limit_is_named_as_the_cause(stand: Stand) -> None:
     eater = "print('up', flush=True)\neaten = []\nwhile True: eaten.append(b'x' * (1 << 20))"
-    spec = LaunchSpec(argv=(sys.executable, "-c", eater), memory_max=64 << 20)
-    handle = await runtime.start(runtime.record("child", 1, spec))
+    handle = await stand.runtime.start(stand.order(eater, memory_max=64 << 20))
     exit = await handle.wait()
     assert exit == ExitResult(signal=9, oom_killed=True)
     assert diagnosed(exit, [], ()) is CrashCause.HOST_OOM
 
 
-async def test_nothing_of_the_tree_survives_even_what_left_its_session(
-    runtime: ProcessRuntime,
-) -> None:
-    handle = await runtime.start(order(runtime, ESCAPING))
+async def test_nothing_of_the_tree_survives_even_what_left_its_session(stand: Stand) -> None:
+    handle = await stand.runtime.start(stand.order(ESCAPING))
     await up(handle)
-    grandchild = psutil.Process(int(handle.record.log.read_text()))
+    everything = tree(handle)
+    assert len(everything) >= 2
     await handle.stop(0.2)
-    assert gone(grandchild)
+    assert all(over(each) for each in everything)
 
 
-async def engine_with_a_part(runtime: ProcessRuntime, *knobs: str) -> tuple[Handle, int]:
-    """The fake engine with a vital child that the shim has had time to find; the child's pid."""
-    argv = (sys.executable, str(ENGINE), "--port", "0", "--vital-child", "FAKE::Worker_1", *knobs)
-    handle = await runtime.start(
-        runtime.record("child", 1, LaunchSpec(argv=argv, vital=("FAKE::Worker",)))
-    )
-
-    def part() -> int | None:
-        told = handle.record.log.read_text() if handle.record.log.exists() else ""
-        words = [line.split()[1] for line in told.splitlines() if line.startswith("vital ")]
-        return int(words[0]) if words else None
-
-    await eventually(part, 10, "a vital child")
-    shim, child = handle.record.shim, part()
-    assert shim is not None
-    assert child is not None
-    await eventually(lambda: child in watched_by(shim.pid), 10, "the shim holds it")
-    return handle, child
-
-
-async def test_the_end_of_a_vital_descendant_is_the_end_of_all(runtime: ProcessRuntime) -> None:
-    handle, part = await engine_with_a_part(runtime, "--ignore-sigterm")
-    with within(2, "all of it ends"):
-        os.kill(part, signal.SIGKILL)
-        exit = await handle.wait()
-    assert exit.part == f"FAKE::Worker_1 ({part})"
-    assert exit.signal in {9, None}  # its parent may have taken its status before the shim read it
-    assert str(exit).startswith(f"its FAKE::Worker_1 ({part}) ended")
-    assert handle.record.child is not None
-    assert not is_alive(handle.record.child)
-
-
-async def test_an_engine_that_ends_its_own_parts_says_why_itself(runtime: ProcessRuntime) -> None:
-    handle, part = await engine_with_a_part(runtime, "--graceful-exit-0")
-    os.kill(part, signal.SIGTERM)
-    assert handle.record.child is not None
-    os.kill(handle.record.child.pid, signal.SIGTERM)
-    assert await handle.wait() == ExitResult(code=0)
-
-
-async def test_a_stop_that_was_asked_for_is_no_lost_part(runtime: ProcessRuntime) -> None:
-    handle, part = await engine_with_a_part(runtime, "--graceful-exit-0")
-    assert await handle.stop(5) == ExitResult(code=0)
-    assert not psutil.pid_exists(part)
-
-
-async def test_a_program_that_is_not_there_is_a_launch_failure(runtime: ProcessRuntime) -> None:
-    record = runtime.record("child", 1, LaunchSpec(argv=("/does/not/exist",)))
+async def test_a_program_that_is_not_there_is_a_launch_failure(stand: Stand) -> None:
+    spec = stand.spec().model_copy(update={"argv": ("/does/not/exist",)})
+    record = stand.runtime.record("child", 1, spec)
     with pytest.raises(LaunchFailed, match="No such file"):
-        await runtime.start(record)
+        await stand.runtime.start(record)
 
 
-async def test_it_is_found_again_by_its_record_alone(runtime: ProcessRuntime) -> None:
-    record = order(runtime, FOREVER)
-    first = await runtime.start(record)
+async def test_it_is_found_again_by_its_record_alone(stand: Stand) -> None:
+    record = stand.order(FOREVER)
+    first = await stand.runtime.start(record)
     await up(first)
     first.detach()
     stored = HandleRecord.model_validate_json(record.model_dump_json())
-    second = await runtime.recover(stored)
+    second = await stand.runtime.recover(stored)
     assert second is not None
     assert second.record.child == first.record.child
     assert await second.stop(1) == ExitResult(signal=15)
 
 
-async def test_a_strangers_pid_is_never_taken_for_ours(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(order(runtime, FOREVER))
-    child = handle.record.child
-    assert child is not None
-    assert is_alive(child)
-    assert not is_alive(child.model_copy(update={"started": child.started + 1}))
-    assert not is_alive(child.model_copy(update={"boot_id": "another boot"}))
-    await handle.stop(1)
-    assert not is_alive(child)
-    assert await runtime.recover(handle.record) is None
+async def test_a_record_without_a_process_is_nothing(stand: Stand) -> None:
+    assert await stand.runtime.recover(stand.order(FOREVER, generation=9)) is None
 
 
-async def test_a_record_without_a_process_is_nothing(runtime: ProcessRuntime) -> None:
-    assert await runtime.recover(order(runtime, FOREVER, generation=9)) is None
-
-
-@pytest.mark.parametrize("leaf", [True, False])
-async def test_a_killed_shim_is_replaced_and_the_engine_lives_on(
-    runtime: ProcessRuntime, leaf: bool
-) -> None:
-    """Also where there are no control groups: what escaped is then found by its environment."""
-    handle = await runtime.start(order(runtime, ESCAPING))
-    await up(handle)
-    escaped = psutil.Process(int(handle.record.log.read_text()))
-    if not leaf:
-        await asyncio.to_thread(leave_the_leaf, handle.record)
-    records: list[HandleRecord] = []
-    handle.watch_record(records.append)
-    before = shim_of(handle)
-    os.kill(before.pid, signal.SIGKILL)
-    await eventually(lambda: records, 5, "another shim")
-    assert records == [handle.record]
-    assert handle.record.child is not None
-    assert is_alive(handle.record.child)
-    assert shim_of(handle) != before
-    assert is_alive(shim_of(handle))
-    again = await runtime.recover(handle.record.model_copy(update={"shim": before}))
-    assert again is not None
-    handle.detach()
-    ended = await again.stop(5)
-    assert ended.signal in {15, None}
-    assert ended.signal or "not known" in str(ended)
-    assert gone(escaped)
-
-
-async def test_a_shim_and_its_engine_killed_together_leave_nothing(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(order(runtime, ESCAPING))
-    await up(handle)
-    escaped = psutil.Process(int(handle.record.log.read_text()))
-    assert handle.record.child is not None
-    os.kill(shim_of(handle).pid, signal.SIGKILL)
-    os.kill(handle.record.child.pid, signal.SIGKILL)
-    assert (await handle.wait()).error == LOST
-    assert gone(escaped)
-    assert not any(folder.exists() for folder in handle.record.leaf)
-
-
-async def test_what_dead_engines_left_is_cleared_by_the_next_start(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(order(runtime, ESCAPING))
-    await up(handle)
-    escaped = psutil.Process(int(handle.record.log.read_text()))
-    handle.detach()
-    child = handle.record.child
-    assert child is not None
-    os.kill(shim_of(handle).pid, signal.SIGKILL)
-    os.kill(child.pid, signal.SIGKILL)
-    await eventually(lambda: not is_alive(child), 5, "the engine's end")
-    assert (await runtime.check()).usable
-    assert gone(escaped)
-    assert not any(folder.exists() for folder in handle.record.leaf)
-    assert not handle.record.folder.exists()
-
-
-async def test_logs_rotate_and_stay_bounded(runtime: ProcessRuntime) -> None:
+async def test_logs_rotate_and_stay_bounded(stand: Stand) -> None:
     flood = "import sys, time\nwhile True: print('x' * 1000, flush=True); time.sleep(0.0005)"
-    handle = await runtime.start(order(runtime, flood))
+    handle = await stand.runtime.start(stand.order(flood))
     log = handle.record.log
     await eventually(log.with_suffix(".log.2").exists, 30, "two rotations")
     await handle.stop(1)
     assert len(list(log.parent.iterdir())) <= 3
 
 
-async def test_children_get_a_private_tmpdir_that_goes_with_them(runtime: ProcessRuntime) -> None:
-    code = "import os; print(os.environ['TMPDIR'], flush=True); import signal; signal.pause()"
-    handle = await runtime.start(order(runtime, code))
-    await up(handle)
-    folder = Path(handle.record.log.read_text().strip())
-    assert folder.stat().st_mode & 0o777 == 0o700
-    await handle.stop(1)
-    assert not folder.exists()
+async def test_the_last_words_are_in_the_log_when_the_end_is_told(stand: Stand) -> None:
+    code = "import sys; print('first'); sys.exit('the reason')"
+    handle = await stand.runtime.start(stand.order(code))
+    assert await handle.wait() == ExitResult(code=1)
+    assert set(handle.record.log.read_text().split("\n")) == {"first", "the reason", ""}
+
+
+async def test_what_it_says_while_nobody_holds_it_is_in_the_log_once(stand: Stand) -> None:
+    counting = (
+        "import itertools, time\n"
+        "for n in itertools.count(): print(n, flush=True); time.sleep(0.002)\n"
+    )
+    first = await stand.runtime.start(stand.order(counting))
+    log = first.record.log
+
+    def lines() -> list[str]:
+        return log.read_text().split("\n")[:-1] if log.exists() else []
+
+    await eventually(lambda: len(lines()) > 100, 20, "a hundred lines")
+    first.detach()
+    seen = len(lines())
+    second = await stand.runtime.recover(first.record)
+    assert second is not None
+    await eventually(lambda: len(lines()) > seen + 200, 20, "more lines")
+    await second.stop(1)
+    assert lines() == [str(n) for n in range(len(lines()))]

@@ -104,5 +104,6 @@ class FakeLauncher(LlamaCppLauncher):
         # The fake has no context: the plan's stands in its environment, to tell plans apart.
         env = {"FAKE_CONTEXT": str(plan.tuning.max_model_len)}
         return LaunchSpec(
-            argv=argv, env=env, listen=listen, vital=("FAKE::",), memory_max=self.memory_max
-        )
+            argv=argv, env=env, listen=listen, vital=("FAKE::",), memory_max=self.memory_max,
+            files=(str(ENGINE),),
+        )  # fmt: skip

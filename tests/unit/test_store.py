@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engine_launchers.base import EnginePlan, LaunchSpec
 from orchestrator.errors import AlreadyRunning
-from orchestrator.runtimes.base import HandleRecord
+from orchestrator.runtimes.base import HandleRecord, ShimHold
 from orchestrator.supervision import schema
 from orchestrator.supervision import store as stores
 from orchestrator.supervision.database import ASIDE
@@ -44,7 +44,7 @@ def record(data: Path, generation: int = 3, name: str = "demo-0") -> HandleRecor
         generation=generation,
         spec=LaunchSpec(argv=("x",)),
         folder=data / "instances" / name / str(generation),
-        socket=data / "s",
+        hold=ShimHold(socket=data / "s"),
         log=data / "l",
     )
 

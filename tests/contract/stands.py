@@ -1,0 +1,130 @@
+"""What the contract of runtimes is shown with: each runtime, and small programs that it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine_launchers.base import LaunchSpec
+from engine_launchers.container import Container
+from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
+from orchestrator.runtimes.docker.here import DockerOptions
+from orchestrator.runtimes.docker.runtime import DockerRuntime
+from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime
+from tests.containers import PYTHON, Engine
+from tests.harness import eventually, processes_of, remove_leaves
+
+ENGINE = Path(__file__).parents[1] / "fakes" / "engine.py"
+FOREVER = "import signal, sys; print('up', flush=True); signal.pause()"
+ESCAPING = (
+    "import os, signal, sys\n"
+    "if os.fork() == 0:\n"
+    "    os.setsid()\n"
+    "    if os.fork() == 0:\n"
+    "        signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True)\n"
+    "        signal.pause()\n"
+    "    os._exit(0)\n"
+    "signal.pause()\n"
+)
+LOG_BYTES = 65_536
+
+
+class Stand:
+    """One runtime, and how a program is to be named for it."""
+
+    def __init__(self, runtime: Runtime, python: str, container: Container | None = None) -> None:
+        self.runtime, self._python, self._container = runtime, python, container
+        self.notes: list[tuple[str, dict[str, Any]]] = []
+
+    def spec(self, *argv: str, **more: Any) -> LaunchSpec:
+        """A command of the Python that it has."""
+        return LaunchSpec(argv=(self._python, *argv), container=self._container, **more)
+
+    def order(self, code: str, generation: int = 1, **more: Any) -> HandleRecord:
+        """The record of a small Python program."""
+        return self.runtime.record("child", generation, self.spec("-c", code, **more))
+
+    def engine(self, *knobs: str) -> HandleRecord:
+        """The record of the fake engine, which listens where the runtime says."""
+        at = self.runtime.listen()
+        argv = (str(ENGINE), "--host", at.host, "--port", str(at.port), *knobs)
+        spec = self.spec(*argv, listen=at, files=(str(ENGINE),))
+        return self.runtime.record("child", 1, spec)
+
+    def note(self, type: str, subject: str, **detail: Any) -> None:
+        """Take down what the runtime tells of."""
+        self.notes.append((type, detail))
+
+
+async def up(handle: Handle) -> None:
+    """Wait until the child printed its first line."""
+    log = handle.record.log
+    await eventually(lambda: log.exists() and "\n" in log.read_text(), 20, "the first line")
+
+
+def tree(handle: Handle) -> list[psutil.Process]:
+    """Everything below what holds the child: what left its session too."""
+    assert handle.record.child is not None
+    above = psutil.Process(handle.record.child.pid).parent()
+    assert above is not None
+    return above.children(recursive=True)
+
+
+@contextlib.asynccontextmanager
+async def process_stand(folder: Path) -> AsyncIterator[Stand]:
+    """Processes; nothing of them is left."""
+    (folder / "logs").mkdir()
+    sockets = Path("/tmp") / f"er-{os.getpid()}-{secrets.token_hex(3)}"
+    sockets.mkdir()
+    options = ProcessOptions(
+        folder=folder / "instances",
+        logs=folder / "logs",
+        sockets=sockets,
+        lease_s=30,
+        grace_s=1,
+        log_max_bytes=LOG_BYTES,
+        log_files=2,
+    )
+    yield Stand(ProcessRuntime(options, os.environ), sys.executable)
+    for each in processes_of(str(folder)):
+        each.kill()
+    shutil.rmtree(sockets)
+    assert remove_leaves(folder) == []
+
+
+@contextlib.asynccontextmanager
+async def docker_stand(
+    folder: Path, engine: Engine, image: str, leftover_s: float = 300, network: str | None = None
+) -> AsyncIterator[Stand]:
+    """Containers of a real Docker Engine; nothing of them is left."""
+    (folder / "logs").mkdir(exist_ok=True)
+    options = DockerOptions(
+        folder=folder / "instances",
+        logs=folder / "logs",
+        installation=secrets.token_hex(6),
+        network=network,
+        log_max_bytes=LOG_BYTES,
+        log_files=2,
+        leftover_s=leftover_s,
+    )
+    stand: Stand
+    runtime = DockerRuntime(
+        options, engine.env, lambda type, subject, **told: stand.note(type, subject, **told)
+    )
+    stand = Stand(runtime, PYTHON, Container(image=image, plan="a-plan"))
+    try:
+        yield stand
+    finally:
+        for each in engine.containers(options.installation):
+            engine.client.remove_container(each["Id"], force=True)
+        await runtime.close()
+    names = [each["Name"] for each in engine.client.networks()]
+    assert f"engineroom-{options.installation}" not in names
