@@ -12,6 +12,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.keyfile import KeyFile
 from orchestrator.settings import Settings
 
+# What a container engine mounts there keeps the host's modes, and only this container sees it.
+SECRETS = Path("/run/secrets")
+
 
 class KeyPolicy(BaseModel):
     """SHA-256 hashes of the settings' own keys. Empty, and no key in the keys file: everybody."""
@@ -58,6 +61,6 @@ def _read_key_file(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"api_keys_file {path}: cannot be read: {error}") from error
-    if mode & 0o077:
+    if mode & 0o077 and path.parent != SECRETS:
         raise ConfigError(f"api_keys_file {path}: others may read it; run: chmod 600 {path}")
     return text.splitlines()

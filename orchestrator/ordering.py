@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from engine_launchers.base import EngineName, EnginePlan
 from orchestrator.engines.choosing import Requirement
 from orchestrator.errors import ConfigError, EngineMissing
+from orchestrator.listening import address_of
 from orchestrator.model_settings import ModelSettings
 from orchestrator.rooms import Rooms
 from orchestrator.settings import Settings, sentence
@@ -53,6 +54,7 @@ def model_order(decision: Decision, program: str) -> ModelOrder:
         max_concurrency=settings.max_concurrency,
         routing=settings.routing,
         defaults=settings.defaults.model_dump(exclude_none=True) if settings.defaults else {},
+        host=address_of(settings.engine_host),
     )
 
 
@@ -100,7 +102,7 @@ class Orderer:
                 settings.hang_timeout_s,
             ),
             drain_s=settings.drain_s,
-            control_socket=run / "control.sock",
+            control_socket=settings.control_socket or run / "control.sock",
             rooms=Rooms(),
             next_engine=self.instead,
             reload=self.reload,

@@ -116,7 +116,8 @@ async def serve(
     check_certificate(settings)
     os.umask(0o077)
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
-        listen(settings.host, settings.port, "port").close()
+        if settings.control_socket is None:
+            listen(settings.host, settings.port, "port").close()
         listen(settings.admin_host, settings.admin_port).close()
     stopping = asyncio.Event()
     on_signals(stopping.set)
@@ -140,7 +141,10 @@ async def serve(
             await stack.enter_async_context(prober)
         store = stack.enter_context(closing(Store(data / "state.db")))
         stack.callback(asyncio.create_task(store.keep()).cancel)
-        settings = _settle_port(settings, store, stack)
+        if settings.control_socket is None:
+            settings = _settle_port(settings, store, stack)
+        else:
+            private_folder(settings.control_socket.parent)
         admin_socket = stack.enter_context(listen(settings.admin_host, settings.admin_port))
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
         run = private_folder(settings.run)
@@ -152,7 +156,7 @@ async def serve(
                 orderer.orders(decisions, models, run),
                 store,
                 {"process": _runtime(settings, data, run), "external": ExternalRuntime()},
-                _gateway(settings, keys.hashes, data, run, prober),
+                _gateways(settings, keys.hashes, data, run, prober),
                 client,
             )
             operator = Operator(supervisor)
@@ -269,9 +273,11 @@ def _door(settings: Settings) -> Listen:
     return Listen(host=settings.host, port=settings.port, tls=settings.tls_cert is not None)
 
 
-def _gateway(
+def _gateways(
     settings: Settings, hashes: tuple[str, ...], data: Path, run: Path, client: httpx.AsyncClient
-) -> GatewayWorkload:
+) -> tuple[GatewayWorkload, ...]:
+    if settings.control_socket is not None:
+        return ()
     socket = str(run / "control.sock")
     config = gateway_config(settings, "gateway-0", hashes, socket).model_dump_json()
     # Named by content: a gateway with other settings is another command line.
@@ -283,7 +289,7 @@ def _gateway(
         path.touch(mode=0o600)
         path.write_text(config)
     listen = _door(settings)
-    return GatewayWorkload(sys.executable, path, listen, client)
+    return (GatewayWorkload(sys.executable, path, listen, client),)
 
 
 def _settle_port(settings: Settings, store: Store, stack: AsyncExitStack) -> Settings:

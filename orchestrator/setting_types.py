@@ -14,6 +14,13 @@ def lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def entries(value: object) -> object:
+    """A list of sets of keys; each set is looked at later."""
+    if isinstance(value, list | tuple) and all(isinstance(each, dict) for each in value):
+        return tuple(value)
+    raise ValueError("give a list of models in a settings file, each with its keys: - model: NAME")
+
+
 def _words(value: object) -> object:
     """A text of several words, as an environment variable has to say it."""
     if isinstance(value, str):
@@ -75,6 +82,7 @@ Quantization = Annotated[Literal["4bit", "8bit", "none"], BeforeValidator(lower)
 Backend = Annotated[Literal["vllm", "llama_server", "llama_cpp", "pytorch"], BeforeValidator(lower)]
 Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeValidator(lower)]
 Routing = Annotated[Literal["auto", "least", "prefix", "p2c"], BeforeValidator(lower)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,7 +22,16 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
 from orchestrator.model_settings import ModelEntry, ModelSettings
-from orchestrator.setting_types import Hosts, Origins, Port, PositiveSeconds, Seconds, lower
+from orchestrator.resources import default_data_dir
+from orchestrator.setting_types import (
+    Hosts,
+    LogLevel,
+    Origins,
+    Port,
+    PositiveSeconds,
+    Seconds,
+    entries,
+)
 
 PREFIX = "ENGINEROOM_"
 
@@ -46,24 +55,12 @@ FILE_ONLY = frozenset({"models", "defaults"})
 _NOT_SETTINGS = {"ENGINEROOM_CONFIG"}
 
 
-def default_data_dir(env: Mapping[str, str]) -> Path:
-    """`$XDG_DATA_HOME/engineroom`, else `~/.local/share/engineroom`."""
-    base = env.get("XDG_DATA_HOME")
-    return Path(base) / "engineroom" if base else Path.home() / ".local/share/engineroom"
-
-
-def _entries(value: object) -> object:
-    if isinstance(value, list | tuple) and all(isinstance(each, dict) for each in value):
-        return tuple(value)
-    raise ValueError("give a list of models in a settings file, each with its keys: - model: NAME")
-
-
 class Settings(ModelSettings, BaseSettings):
     """One validated set of settings. Frozen: a change is a new start."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False)
 
-    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_entries)] = Field(
+    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(entries)] = Field(
         (),
         description="Several models, each with keys of its own; they replace `model`, and what an "
         "entry does not say the keys of this file say for all.",
@@ -101,6 +98,13 @@ class Settings(ModelSettings, BaseSettings):
     )
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
     admin_port: Port = Field(8002, description="Port of the admin API; 0 takes any free one.")
+    engine_host: str = Field(
+        "127.0.0.1", min_length=1,
+        description="Address that engines listen on: loopback, or one that only gateways reach.",
+    )  # fmt: skip
+    control_socket: Path | None = Field(
+        None, description="Gateways run elsewhere and dial this socket; unset: one is started here."
+    )
     data_dir: Path | None = Field(
         None, description="State and logs; unset takes ~/.local/share/engineroom."
     )
@@ -178,9 +182,7 @@ class Settings(ModelSettings, BaseSettings):
     half_open_s: PositiveSeconds = Field(
         300.0, description="A FAILED engine is tried again after this, seconds."
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = (
-        Field("info", description="debug, info, warning or error.")
-    )
+    log_level: LogLevel = Field("info", description="debug, info, warning or error.")
     log_max_bytes: int = Field(
         50 * 1024 * 1024, ge=65_536, le=1 << 40, description="Size of one engine log file, bytes."
     )

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine_launchers.base import CrashCause, ExitResult, Listen
+from engine_launchers.base import CrashCause, ExitResult
 from orchestrator.errors import InsufficientMemory, LaunchFailed
 from orchestrator.observability.logs import pairs
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
@@ -58,14 +57,6 @@ class Hooks:
 
     held_anew: Callable[[Instance, HandleRecord], None] = lambda instance, record: None
     """Its shim was lost while it lived; the record names the one that took over."""
-
-
-def free_port() -> int:
-    """A loopback port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Instance:
@@ -250,8 +241,7 @@ class Instance:
         """Start the process; whatever goes wrong on the way counts as an exit."""
         try:
             await self._room()
-            listen = self.workload.listen() or Listen(port=free_port())
-            spec = self.workload.command(listen)
+            spec = self.workload.command(self.workload.listen())
             record = self._runtime.record(self.name, generation, spec)
             self.log = record.log
             self._hooks.saved(self, record)

@@ -21,7 +21,8 @@ class ModelOrder:
     """One model: its plan, the program that runs it, and how it is kept.
 
     `fingerprint` names the wish behind the plan: while it stays the same, engines are left alone.
-    `max_concurrency` is the most requests per engine that an operator allows.
+    `max_concurrency` is the most requests per engine that an operator allows. `host` is the address
+    that its engines listen on.
     """
 
     plan: EnginePlan
@@ -33,6 +34,7 @@ class ModelOrder:
     max_concurrency: int | None = None
     routing: Routing = "auto"
     defaults: Mapping[str, int | float] = field(default_factory=dict)
+    host: str = "127.0.0.1"
 
     @property
     def name(self) -> str:

@@ -30,8 +30,8 @@ class Workload(Protocol):
     def command(self, listen: Listen) -> LaunchSpec:
         """The command for this launch."""
 
-    def listen(self) -> Listen | None:
-        """A fixed address, or None for any free loopback port."""
+    def listen(self) -> Listen:
+        """Where the next launch listens."""
 
     async def alive(self, base_url: str) -> None:
         """Return when it answers; raise ProbeError otherwise."""

@@ -19,6 +19,7 @@ from engine_launchers.base import (
 )
 from engine_launchers.watch import Call, WatchTraits
 from orchestrator.errors import EngineRoomError
+from orchestrator.listening import port_of, reserve
 from orchestrator.supervision.exposition import values
 from orchestrator.supervision.orders import ModelOrder, NextEngine
 from orchestrator.supervision.workload import ProbeError
@@ -84,9 +85,12 @@ class EngineWorkload:
             return LaunchSpec(argv=(), listen=self.plan.address)
         return self.launcher.command(self.plan, listen).with_engine(self._program)
 
-    def listen(self) -> Listen | None:
-        """Any free loopback port, or where a server runs already."""
-        return self.plan.address
+    def listen(self) -> Listen:
+        """Where a server runs already, or any free port of the engines' address."""
+        if self.plan.address:
+            return self.plan.address
+        with reserve(self.order.host, 0) as free:
+            return Listen(host=self.order.host, port=port_of(free))
 
     async def alive(self, base_url: str) -> None:
         """One GET of a path that does not touch the generation lock."""
@@ -182,7 +186,7 @@ class GatewayWorkload:
         argv = (self._python, "-m", "orchestrator.gateway", "--config", str(self._config))
         return LaunchSpec(argv=argv, listen=listen)
 
-    def listen(self) -> Listen | None:
+    def listen(self) -> Listen:
         """The public address."""
         return self._listen
 

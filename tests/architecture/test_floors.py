@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.keys": 4,
     "orchestrator.tls": 4,
     "orchestrator.gateway_config": 4,
+    "orchestrator.outpost": 5,
     "orchestrator.control": 1,
     "orchestrator.supervision.events": 1,
     "orchestrator.supervision.lifecycle": 2,
