@@ -83,7 +83,7 @@ soak: ## long runs: WHAT="supervisor --runs 200 --streams 50", "drains --runs 5 
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve
-	@.venv/bin/python tools/reference.py
+	@.venv/bin/python -m tools.reference
 
 clean: ## remove what was made here; engines and state in the data directory stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from engine_launchers.base import Listen
 from orchestrator.admin import build_admin, read_or_make_token
@@ -160,7 +161,11 @@ async def serve(
                 client,
             )
             operator = Operator(supervisor)
-            admin = _admin(supervisor, operator, token, stopping, KeyFile(keys_path(asked)))
+            keys_of = KeyFile(keys_path(asked))
+            app = build_admin(
+                supervisor, operator, token, stopping.set, keys_of, settings.open_metrics
+            )
+            admin = _admin(app)
             on_hangup(operator.reload_soon)
             watching = asyncio.create_task(on_change_of(planning.file, operator.reload_soon))
             supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
@@ -201,10 +206,7 @@ async def _run(
         (settings.data / "endpoints.json").unlink(missing_ok=True)
 
 
-def _admin(
-    supervisor: Supervisor, operator: Operator, token: str, stopping: asyncio.Event, keys: KeyFile
-) -> _Admin:
-    app = build_admin(supervisor, operator, token, stopping.set, keys)
+def _admin(app: FastAPI) -> _Admin:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
     )

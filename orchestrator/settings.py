@@ -98,10 +98,10 @@ class Settings(ModelSettings, BaseSettings):
     )
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
     admin_port: Port = Field(8002, description="Port of the admin API; 0 takes any free one.")
-    engine_host: str = Field(
-        "127.0.0.1", min_length=1,
-        description="Address that engines listen on: loopback, or one that only gateways reach.",
-    )  # fmt: skip
+    open_metrics: bool = Field(
+        False, description="GET /metrics of the admin API needs no token: for a network of its own."
+    )
+    engine_host: str = Field("127.0.0.1", min_length=1, description="Address of the engines.")
     control_socket: Path | None = Field(
         None, description="Gateways run elsewhere and dial this socket; unset: one is started here."
     )

@@ -1,6 +1,7 @@
 """Writes the generated files: `make docs`. A test proves that they are fresh.
 
-configs/engineroom.yaml, configs/schema.json, docs/reference/{settings,metrics,errors,cli,events}.md
+configs/engineroom.yaml, configs/schema.json, the Grafana dashboard, and
+docs/reference/{settings,metrics,errors,cli,events}.md
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from prometheus_client import CollectorRegistry
 
+from deploy.grafana import dashboard
 from orchestrator import errors
 from orchestrator.cli.main import app
 from orchestrator.observability.metrics import ControlMetrics, GatewayMetrics
@@ -166,6 +168,7 @@ def generated() -> dict[Path, str]:
         pages / "errors.md": errors_page(),
         pages / "cli.md": cli_page(),
         pages / "events.md": events_page(),
+        dashboard.TARGET: dashboard.text(),
     }
 
 

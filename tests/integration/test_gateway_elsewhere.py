@@ -50,7 +50,12 @@ def test_it_serves_what_it_is_told_before_during_and_after_a_supervisor(
 ) -> None:
     port, socket = free_ports(1)[0], tmp_path / "control" / "control.sock"
     room = make_room(
-        "--tps", "20", control_socket=str(socket), engine_host=ENGINES, port=port
+        "--tps",
+        "20",
+        control_socket=str(socket),
+        engine_host=ENGINES,
+        port=port,
+        open_metrics=True,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with outpost(socket, port) as gateway:
@@ -72,6 +77,8 @@ def test_it_serves_what_it_is_told_before_during_and_after_a_supervisor(
             assert list(events)[-1] == "[DONE]"
         assert room.generate("Hi", max_new_tokens=2).status_code == 200
         room.start()
+        assert room.http.get(f"{room.ready['admin']}/metrics").status_code == 200
+        assert room.http.get(f"{room.ready['admin']}/admin/engines").status_code == 401
         assert room.engine()["pid"] == pid
         with room.stream("Hi", max_new_tokens=20) as events:
             next(events)
