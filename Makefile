@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak docs clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-planner sim-routing faults soak e2e-docker audit lock docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -80,6 +80,21 @@ faults: ## the fault matrix RUNS times with its exact bounds (a quiet machine!),
 soak: ## long runs: WHAT="supervisor --runs 200 --streams 50", "drains --runs 5 --engine vllm --replicas 1", "turns --minutes 5"
 	@sh tools/setup.sh test
 	@.venv/bin/python -m tests.faults.soak $(WHAT)
+
+e2e-docker: ## images and compose.yaml for real, with a Docker Engine: COMPOSE="docker compose" E2E_COMPILE=1
+	@sh tools/setup.sh test
+	@sh tools/docker_engine.sh .venv/bin/python -m pytest -q -rP -m docker tests/docker $(PYTEST_ARGS)
+
+audit: ## known holes in what the images install; asks an advisory service
+	@sh tools/setup.sh test
+	@for list in gateway supervisor; do \
+	  .venv/bin/python -m pip_audit --disable-pip --require-hashes -r deploy/requirements/$$list.txt || exit 1; done
+
+_lock = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+lock: ## the exact packages of the images, anew
+	@sh tools/setup.sh test
+	@$(_lock) pyproject.toml -o deploy/requirements/supervisor.txt
+	@$(_lock) -c deploy/requirements/supervisor.txt deploy/requirements/gateway.in -o deploy/requirements/gateway.txt
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve

@@ -113,7 +113,7 @@ async def serve(
     nothing is left running then.
     """
     began, asked = asyncio.get_running_loop().time(), settings
-    keys = key_policy(settings)
+    keys = key_policy(settings, opens=settings.control_socket is None)
     check_certificate(settings)
     os.umask(0o077)
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
