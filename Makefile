@@ -85,10 +85,10 @@ e2e-docker: ## images and compose.yaml for real, with a Docker Engine: COMPOSE="
 	@sh tools/setup.sh test
 	@sh tools/docker_engine.sh .venv/bin/python -m pytest -q -rP -m docker tests/docker $(PYTEST_ARGS)
 
-audit: ## known holes in what the images install; asks an advisory service
+audit: ## known holes in what the images install, asked of an advisory service: SERVICE=pypi or osv
 	@sh tools/setup.sh test
 	@for list in gateway supervisor; do \
-	  .venv/bin/python -m pip_audit --disable-pip --require-hashes -r deploy/requirements/$$list.txt || exit 1; done
+	  .venv/bin/uvx --quiet pip-audit@2.9.0 --strict -s $(or $(SERVICE),pypi) --disable-pip --require-hashes -r deploy/requirements/$$list.txt || exit 1; done
 
 _lock = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 lock: ## the exact packages of the images, anew
