@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ from tests.harness import ROOT, SLACK, free_ports, until
 
 IMAGES = "engineroom-test"
 PROMETHEUS = f"{IMAGES}/prometheus:debian"
-LLAMA = f"{IMAGES}/llama-files:installed"
 KEY = "canary-key-of-a-client-7c1f"
 HF_TOKEN = "canary-token-of-a-hub-93ab"
 
@@ -95,15 +95,19 @@ def _llama_files() -> dict[str, str]:
     found = sorted(load_settings({}, env={}).engines.glob("llama_server-*/bin/llama-server"))
     if not found or os.environ.get("E2E_COMPILE"):
         return {}
+    content = hashlib.sha256(found[-1].parents[1].joinpath("engineroom.json").read_bytes())
+    tag = f"{IMAGES}/llama-files:{content.hexdigest()[:12]}"
+    if works("docker", "image", "inspect", tag):
+        return {"LLAMA_FILES": tag}
     with subprocess.Popen(
-        ["docker", "import", "-", LLAMA], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        ["docker", "import", "-", tag], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as taker:
         assert taker.stdin is not None
         with tarfile.open(fileobj=taker.stdin, mode="w|") as packed:
             packed.add(found[-1].parent, "opt/llama")
         taker.stdin.close()
         assert taker.wait() == 0
-    return {"LLAMA_FILES": LLAMA}
+    return {"LLAMA_FILES": tag}
 
 
 @cache

@@ -118,7 +118,7 @@ open = []
 for address in sys.argv[1].split(","):
     for port in json.loads(sys.argv[2]):
         try:
-            socket.create_connection((address, port), 1).close()
+            socket.create_connection((address, port), 0.5).close()
             open.append((address, port))
         except OSError:
             pass
