@@ -6,6 +6,7 @@ folder LINKS are taken before those of the index.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def main() -> None:
     uv, python = Path(sys.executable).with_name("uv"), target / "bin" / "python"
     argv = [str(uv), "pip", "install", "--no-cache", "--python", str(python)]
     argv += ["--find-links", str(links), "--override", str(overrides), *flavour["requirements"]]
-    subprocess.run(argv, check=True)
+    subprocess.run(argv, check=True, env={"UV_HTTP_TIMEOUT": "300", **os.environ})
     (site,) = target.glob("lib/python3*/site-packages")
     for name, version in flavour["stands_for"].items():
         folder = site / f"{name}-{version}.dist-info"
