@@ -28,8 +28,9 @@ def container(target: str, port: int, *options: str, words: tuple[str, ...] = ()
     images()
     (here,) = free_ports(1)
     publish = ("-p", f"127.0.0.1:{here}:{port}")
-    made = run("docker", "run", "-d", *_HARD, *publish, *options, name_of(target), *words).strip()
+    made = run("docker", "create", *_HARD, *publish, *options, name_of(target), *words).strip()
     try:
+        run("docker", "start", made)
         yield f"http://127.0.0.1:{here}"
     finally:
         run("docker", "rm", "-f", "-v", made)
