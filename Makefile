@@ -1,5 +1,5 @@
 # Engine Room: everything a person or a machine runs in a checkout.
-.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak compiled pure docs test-docker clean
+.PHONY: serve test test-fast properties check fuzz-api orphans bench bench-start bench-agreement bench-engines bench-gateway bench-edges bench-planner sim-routing faults soak compiled pure test-docker e2e-docker audit lock docs clean
 ARGS ?=
 PYTEST_ARGS ?=
 N ?= 500
@@ -96,13 +96,28 @@ pure: ## see compiled
 	@sh tools/setup.sh test
 	@.venv/bin/python -m tools.compiled --remove
 
+test-docker: ## engines in containers, with a Docker Engine; one is started where dockerd is installed and this is root
+	@sh tools/setup.sh test
+	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) $(_docker) tests/e2e/test_containers.py
+
+e2e-docker: ## images and compose.yaml for real, likewise: COMPOSE="docker compose" E2E_COMPILE=1
+	@sh tools/setup.sh test
+	@sh tools/docker_engine.sh with .venv/bin/python -m pytest -q -rP -m docker tests/docker $(PYTEST_ARGS)
+
+audit: ## known holes in what the images install, asked of an advisory service: SERVICE=pypi or osv
+	@sh tools/setup.sh test
+	@for list in gateway supervisor; do \
+	  .venv/bin/uvx --quiet pip-audit@2.9.0 --strict -s $(or $(SERVICE),pypi) --disable-pip --require-hashes -r deploy/requirements/$$list.txt || exit 1; done
+
+_lock = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+lock: ## the exact packages of the images, anew
+	@sh tools/setup.sh test
+	@$(_lock) pyproject.toml -o deploy/requirements/supervisor.txt
+	@$(_lock) -c deploy/requirements/supervisor.txt deploy/requirements/gateway.in -o deploy/requirements/gateway.txt
+
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve
 	@.venv/bin/python -m tools.reference
-
-test-docker: ## what needs a Docker Engine; one is started where dockerd is installed and this is root
-	@sh tools/setup.sh test
-	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) $(_docker) tests/e2e/test_containers.py
 
 clean: ## remove what was made here; engines and state in the data directory stay
 	rm -f orchestrator/*/*.so engineroom__mypyc*.so orchestrator/compiled.json

@@ -40,9 +40,8 @@ from engine_launchers.model import ModelSpec
 from orchestrator.hardware import bandwidth, probe
 from orchestrator.models.gguf_spec import model_spec
 from orchestrator.planning.planner import Wish, make_plan
-from orchestrator.resources import demo_dir
+from orchestrator.resources import default_data_dir, demo_dir
 from orchestrator.runtimes.process import INHERITED
-from orchestrator.settings import default_data_dir
 from orchestrator.tables import load_gpus, load_tiers
 from tools.shape_gguf import SHAPES, write
 

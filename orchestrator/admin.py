@@ -82,8 +82,9 @@ def build_admin(
     token: str,
     shut_down: Callable[[], None],
     keys: KeyFile,
+    open_metrics: bool = False,
 ) -> FastAPI:
-    """The admin application of one supervisor."""
+    """The admin application of one supervisor. `open_metrics`: those need no token."""
     app = FastAPI(
         title="Engine Room admin API",
         version=__version__,
@@ -94,6 +95,7 @@ def build_admin(
     app.exception_handler(HTTPException)(_tell_http)
     guard = [Depends(_Guard(token))]
     _add_views(app, supervisor, guard)
+    _add_metrics(app, supervisor, [] if open_metrics else guard)
     _add_logs(app, supervisor, guard)
     add_orders(app, supervisor, operator, guard, shut_down)
     add_keys(app, keys, supervisor.link, supervisor.store, guard)
@@ -140,6 +142,8 @@ def _add_views(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
         """The machine as it was probed at the start."""
         return supervisor.orders.hardware
 
+
+def _add_metrics(app: FastAPI, supervisor: Supervisor, guard: list[Any]) -> None:
     @app.get("/metrics", dependencies=guard, tags=["machine"])
     async def metrics() -> Response:
         """Prometheus series of the control plane."""

@@ -12,6 +12,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.keyfile import KeyFile
 from orchestrator.settings import Settings
 
+# What a container engine mounts there keeps the host's modes, and only this container sees it.
+SECRETS = Path("/run/secrets")
+
 
 class KeyPolicy(BaseModel):
     """SHA-256 hashes of the settings' own keys. Empty, and no key in the keys file: everybody."""
@@ -29,8 +32,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def key_policy(settings: Settings) -> KeyPolicy:
-    """Hash the configured keys. Raises ConfigError for an unsafe bind or an unsafe key file."""
+def key_policy(settings: Settings, opens: bool = True) -> KeyPolicy:
+    """Hash the configured keys. Raises ConfigError for an unsafe bind or an unsafe key file.
+
+    `opens`: it is we who bind the gateway's address, not somebody elsewhere with keys of his own.
+    """
     keys: list[str] = []
     if settings.api_keys is not None:
         keys += settings.api_keys.get_secret_value().split(",")
@@ -38,7 +44,8 @@ def key_policy(settings: Settings) -> KeyPolicy:
         keys += _read_key_file(settings.api_keys_file.expanduser())
     keys = [key.strip() for key in keys if key.strip() and not key.strip().startswith("#")]
     named = KeyFile(keys_path(settings)).all()
-    if not keys and not named and not is_loopback(settings.host) and not settings.allow_anonymous:
+    guarded = keys or named or is_loopback(settings.host) or settings.allow_anonymous
+    if opens and not guarded:
         raise ConfigError(
             f"host {settings.host} is reachable from other machines but no API keys are set: set "
             "ENGINEROOM_API_KEYS or api_keys_file, make one with `engineroom keys create NAME`, or "
@@ -58,6 +65,6 @@ def _read_key_file(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"api_keys_file {path}: cannot be read: {error}") from error
-    if mode & 0o077:
+    if mode & 0o077 and path.parent != SECRETS:
         raise ConfigError(f"api_keys_file {path}: others may read it; run: chmod 600 {path}")
     return text.splitlines()

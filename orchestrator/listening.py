@@ -7,9 +7,17 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from orchestrator.errors import PortTaken
+from orchestrator.errors import ConfigError, PortTaken
 
 _BACKLOG = 2048
+
+
+def address_of(host: str) -> str:
+    """The address that a name stands for here, asked once; blocks. Raises ConfigError."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ConfigError(f"{host}: no address of this machine has that name") from error
 
 
 def listen(host: str, port: int, setting: str = "admin_port") -> socket.socket:

@@ -6,15 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from orchestrator.setting_types import Seconds, Url, lower
+from orchestrator.setting_types import LogLevel, Seconds, Url, lower
 
 
 class ObservabilitySettings(BaseModel):
     """See the module."""
 
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = (
-        Field("info", description="debug, info, warning or error.")
-    )
+    log_level: LogLevel = Field("info", description="debug, info, warning or error.")
     log_format: Annotated[Literal["text", "json"], BeforeValidator(lower)] = Field(
         "text", description="text: lines for people; json: one object a line."
     )

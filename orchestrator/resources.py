@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 _M_ARENA_MAX = -8  # malloc.h
@@ -20,6 +21,12 @@ def config_path(name: str) -> Path:
 def demo_dir() -> Path:
     """Folder of the built-in model: safetensors, tokenizer and GGUF files."""
     return _PACKAGE / "models" / "demo"
+
+
+def default_data_dir(env: Mapping[str, str]) -> Path:
+    """`$XDG_DATA_HOME/engineroom`, else `~/.local/share/engineroom`."""
+    base = env.get("XDG_DATA_HOME")
+    return Path(base) / "engineroom" if base else Path.home() / ".local/share/engineroom"
 
 
 def one_arena() -> None:

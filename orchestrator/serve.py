@@ -9,39 +9,32 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import (
-    AsyncExitStack,
-    asynccontextmanager,
-    closing,
-    contextmanager,
-    suppress,
-)
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from engine_launchers.base import Listen
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.endings import on_change_of, on_hangup, on_parent_gone, on_signals
 from orchestrator.engines.choosing import Requirement
 from orchestrator.engines.shelf import Shelf
-from orchestrator.errors import ConfigError, LaunchFailed
+from orchestrator.errors import LaunchFailed
 from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
+from orchestrator.launching import private_folder, runtimes
 from orchestrator.listening import listen, port_of, reserve
 from orchestrator.notify import Manager
 from orchestrator.observability.extras import check_tracing
 from orchestrator.ordering import Install, Orderer
 from orchestrator.resources import one_arena
-from orchestrator.runtimes.docker.here import DockerOptions, installation
-from orchestrator.runtimes.docker.runtime import DockerRuntime
-from orchestrator.runtimes.external import ExternalRuntime
-from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime, is_alive
+from orchestrator.runtimes.process import is_alive
 from orchestrator.settings import Settings
 from orchestrator.startup import Decision, Planning
 from orchestrator.supervision.instance import Instance
@@ -55,10 +48,6 @@ from orchestrator.supervision.workloads import GatewayWorkload
 from orchestrator.tls import check_certificate, trusting
 
 _log = logging.getLogger("engineroom")
-# For `force_cpu`: a build for GPUs opens them even to compute without. No device has the number -1.
-_NO_GPUS = dict.fromkeys(
-    ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "-1"
-)
 
 
 @dataclass(frozen=True)
@@ -95,19 +84,6 @@ class _Admin(uvicorn.Server):
         yield
 
 
-def private_folder(path: Path) -> Path:
-    """Make a 0700 folder, or check that it is ours. Raises ConfigError."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
-    if not path.is_dir() or path.is_symlink() or found.st_uid != os.getuid():
-        raise ConfigError(f"{path}: must be a folder of this user; remove it or set --data-dir")
-    path.chmod(0o700)
-    return path
-
-
 async def serve(
     settings: Settings,
     decisions: tuple[Decision, ...],
@@ -125,13 +101,14 @@ async def serve(
     """
     manager = Manager(os.environ)
     began, asked = asyncio.get_running_loop().time(), settings
-    keys = key_policy(settings)
+    keys = key_policy(settings, opens=settings.control_socket is None)
     check_certificate(settings)
     check_tracing(settings.otlp_endpoint)
     os.umask(0o077)
     one_arena()
     if not settings.data.exists():  # nothing of ours can run: look before anything is made
-        listen(settings.host, settings.port, "port").close()
+        if settings.control_socket is None:
+            listen(settings.host, settings.port, "port").close()
         listen(settings.admin_host, settings.admin_port).close()
     stopping = asyncio.Event()
     on_signals(stopping.set)
@@ -156,7 +133,10 @@ async def serve(
             await stack.enter_async_context(prober)
         store = stack.enter_context(closing(Store(data / "state.db")))
         stack.callback(asyncio.create_task(store.keep()).cancel)
-        settings = _settle_port(settings, store, stack)
+        if settings.control_socket is None:
+            settings = _settle_port(settings, store, stack)
+        else:
+            private_folder(settings.control_socket.parent)
         admin_socket = stack.enter_context(listen(settings.admin_host, settings.admin_port))
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
         run = private_folder(settings.run)
@@ -167,16 +147,16 @@ async def serve(
             supervisor = Supervisor(
                 orderer.orders(decisions, models, run),
                 store,
-                {
-                    "process": _runtime(settings, data, run),
-                    "docker": await stack.enter_async_context(_containers(settings, data, store)),
-                    "external": ExternalRuntime(),
-                },
-                _gateway(settings, keys.hashes, data, run, prober),
+                await stack.enter_async_context(runtimes(settings, run, store.add_event)),
+                _gateways(settings, keys.hashes, data, run, prober),
                 client,
             )
             operator = Operator(supervisor)
-            admin = _admin(supervisor, operator, token, stopping, KeyFile(keys_path(asked)))
+            keys_of = KeyFile(keys_path(asked))
+            app = build_admin(
+                supervisor, operator, token, stopping.set, keys_of, settings.open_metrics
+            )
+            admin = _admin(app)
             on_hangup(operator.reload_soon)
             watching = asyncio.create_task(on_change_of(planning.file, operator.reload_soon))
             supervisor.metrics.storage.set_function(lambda: float(bool(store.degraded)))
@@ -222,10 +202,7 @@ async def _run(
         (settings.data / "endpoints.json").unlink(missing_ok=True)
 
 
-def _admin(
-    supervisor: Supervisor, operator: Operator, token: str, stopping: asyncio.Event, keys: KeyFile
-) -> _Admin:
-    app = build_admin(supervisor, operator, token, stopping.set, keys)
+def _admin(app: FastAPI) -> _Admin:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
     )
@@ -276,45 +253,15 @@ def _installer(shelf: Shelf, audience: Audience, stopping: asyncio.Event) -> Ins
     return install
 
 
-def _runtime(settings: Settings, data: Path, run: Path) -> ProcessRuntime:
-    options = ProcessOptions(
-        folder=private_folder(data / "instances"),
-        logs=private_folder(data / "logs"),
-        sockets=run,
-        lease_s=settings.lease_s,
-        grace_s=settings.stop_grace_s,
-        log_max_bytes=settings.log_max_bytes,
-        log_files=settings.log_files,
-    )
-    hidden = _NO_GPUS if settings.force_cpu else {}
-    return ProcessRuntime(options, {**os.environ, **hidden})
-
-
-@asynccontextmanager
-async def _containers(settings: Settings, data: Path, store: Store) -> AsyncIterator[DockerRuntime]:
-    """Reached by the first model that wants a container, not before."""
-    options = DockerOptions(
-        folder=private_folder(data / "instances"),
-        logs=private_folder(data / "logs"),
-        installation=installation(data / "installation"),
-        network=settings.docker_network,
-        log_max_bytes=settings.log_max_bytes,
-        log_files=settings.log_files,
-    )
-    runtime = DockerRuntime(options, os.environ, store.add_event)
-    try:
-        yield runtime
-    finally:
-        await runtime.close()
-
-
 def _door(settings: Settings) -> Listen:
     return Listen(host=settings.host, port=settings.port, tls=settings.tls_cert is not None)
 
 
-def _gateway(
+def _gateways(
     settings: Settings, hashes: tuple[str, ...], data: Path, run: Path, client: httpx.AsyncClient
-) -> GatewayWorkload:
+) -> tuple[GatewayWorkload, ...]:
+    if settings.control_socket is not None:
+        return ()
     socket = str(run / "control.sock")
     config = gateway_config(settings, "gateway-0", hashes, socket).model_dump_json()
     # Named by content: a gateway with other settings is another command line.
@@ -326,7 +273,7 @@ def _gateway(
         path.touch(mode=0o600)
         path.write_text(config)
     listen = _door(settings)
-    return GatewayWorkload(sys.executable, path, listen, client)
+    return (GatewayWorkload(sys.executable, path, listen, client),)
 
 
 def _settle_port(settings: Settings, store: Store, stack: AsyncExitStack) -> Settings:

@@ -14,6 +14,13 @@ def lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def entries(value: object) -> object:
+    """A list of sets of keys; each set is looked at later."""
+    if isinstance(value, list | tuple) and all(isinstance(each, dict) for each in value):
+        return tuple(value)
+    raise ValueError("give a list of models in a settings file, each with its keys: - model: NAME")
+
+
 def _words(value: object) -> object:
     """A text of several words, as an environment variable has to say it."""
     if isinstance(value, str):
@@ -87,6 +94,7 @@ Goal = Annotated[Literal["throughput", "latency", "quality", "memory"], BeforeVa
 Where = Annotated[Literal["process", "docker"], BeforeValidator(lower)]
 ImageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$")]
 Routing = Annotated[Literal["auto", "least", "prefix", "p2c"], BeforeValidator(lower)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]

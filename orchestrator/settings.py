@@ -23,7 +23,8 @@ from orchestrator.config_file import read_config_file
 from orchestrator.errors import ConfigError
 from orchestrator.model_settings import ModelEntry, ModelSettings
 from orchestrator.observability_settings import ObservabilitySettings
-from orchestrator.setting_types import Hosts, Origins, Port, PositiveSeconds, Seconds
+from orchestrator.resources import default_data_dir
+from orchestrator.setting_types import Hosts, Origins, Port, PositiveSeconds, Seconds, entries
 
 PREFIX = "ENGINEROOM_"
 
@@ -47,24 +48,12 @@ FILE_ONLY = frozenset({"models", "defaults"})
 _NOT_SETTINGS = {"ENGINEROOM_CONFIG"}
 
 
-def default_data_dir(env: Mapping[str, str]) -> Path:
-    """`$XDG_DATA_HOME/engineroom`, else `~/.local/share/engineroom`."""
-    base = env.get("XDG_DATA_HOME")
-    return Path(base) / "engineroom" if base else Path.home() / ".local/share/engineroom"
-
-
-def _entries(value: object) -> object:
-    if isinstance(value, list | tuple) and all(isinstance(each, dict) for each in value):
-        return tuple(value)
-    raise ValueError("give a list of models in a settings file, each with its keys: - model: NAME")
-
-
 class Settings(ObservabilitySettings, ModelSettings, BaseSettings):
     """One validated set of settings. Frozen: a change is a new start."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False)
 
-    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_entries)] = Field(
+    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(entries)] = Field(
         (),
         description="Several models, each with keys of its own; they replace `model`, and what an "
         "entry does not say the keys of this file say for all.",
@@ -102,6 +91,15 @@ class Settings(ObservabilitySettings, ModelSettings, BaseSettings):
     )
     admin_host: str = Field("127.0.0.1", min_length=1, description="Address of the admin API.")
     admin_port: Port = Field(8002, description="Port of the admin API; 0 takes any free one.")
+    open_metrics: bool = Field(
+        False, description="GET /metrics of the admin API needs no token: for a network of its own."
+    )
+    engine_host: str = Field(
+        "127.0.0.1", min_length=1, description="Address of the engines that are processes."
+    )
+    control_socket: Path | None = Field(
+        None, description="Gateways run elsewhere and dial this socket; unset: one is started here."
+    )
     data_dir: Path | None = Field(
         None, description="State and logs; unset takes ~/.local/share/engineroom."
     )

@@ -1,7 +1,7 @@
 """Writes the generated files: `make docs`. A test proves that they are fresh.
 
-configs/engineroom.yaml, configs/schema.json, docs/reference/{settings,metrics,errors,cli,events}.md
-and, of the Helm chart, what tools/chart.py makes.
+configs/engineroom.yaml, configs/schema.json, the Grafana dashboard, of the Helm chart what
+tools/chart.py makes, and docs/reference/{settings,metrics,errors,cli,events}.md
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from prometheus_client import CollectorRegistry
 
+from deploy.grafana import dashboard
 from engine_launchers.series import VOCABULARY, SeriesRule
 from orchestrator import errors
 from orchestrator.cli.main import app
@@ -197,6 +198,7 @@ def generated() -> dict[Path, str]:
         pages / "errors.md": errors_page(),
         pages / "cli.md": cli_page(),
         pages / "events.md": events_page(),
+        dashboard.TARGET: dashboard.text(),
         chart.CHART / "values.schema.json": chart.values_schema(),
         chart.CHART / "README.md": chart.readme(),
     }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-import tempfile
 import time
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -21,6 +19,7 @@ from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
 from orchestrator.listening import listen, port_of
 from orchestrator.observability.extras import check_tracing
+from orchestrator.outpost import become
 from orchestrator.settings import Settings, load_settings
 from orchestrator.startup import all_launchers
 from orchestrator.tls import check_certificate
@@ -58,17 +57,7 @@ def gateway(
         made = made.model_copy(update={"port": port_of(free)})
     door = Listen(host=made.host, port=made.port, tls=made.tls_cert is not None).base_url
     sys.stderr.write(f"gateway on {door}, before {upstream}, model {model}; Ctrl-C ends it\n")
-    _become(made)
-
-
-def _become(config: GatewayConfig) -> NoReturn:
-    """Go on as a gateway process, which has in memory what a gateway needs and no more."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - without a name, and closed with the process
-    file.write(config.model_dump_json().encode())
-    file.flush()
-    os.set_inheritable(file.fileno(), True)
-    program = (sys.executable, "-m", "orchestrator.gateway", "--config", f"/dev/fd/{file.fileno()}")
-    os.execv(program[0], program)  # noqa: S606 - our own interpreter and module
+    become(made)
 
 
 def _config(settings: Settings, table: RouteTable) -> GatewayConfig:

@@ -18,7 +18,7 @@ from orchestrator.cli.show import columns, print_plain
 from orchestrator.errors import ControlUnavailable
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import keys_path
-from orchestrator.serve import private_folder
+from orchestrator.launching import private_folder
 from orchestrator.settings import load_settings
 from orchestrator.supervision.lock import only_one
 

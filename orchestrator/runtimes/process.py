@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from engine_launchers.base import LaunchSpec, Listen
-from orchestrator.errors import LaunchFailed
+from orchestrator.errors import LaunchFailed, PortTaken
+from orchestrator.listening import port_of, reserve
 from orchestrator.runtimes import remains, shim
 from orchestrator.runtimes.base import (
     Availability,
@@ -47,7 +47,7 @@ INHERITED = (
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """Folders and limits. Sizes in bytes, times in seconds."""
+    """Folders, limits, and the address that engines listen on. Sizes in bytes, times in seconds."""
 
     folder: Path
     logs: Path
@@ -56,6 +56,7 @@ class ProcessOptions:
     grace_s: float
     log_max_bytes: int
     log_files: int
+    host: str = "127.0.0.1"
 
 
 class ProcessRuntime:
@@ -77,10 +78,13 @@ class ProcessRuntime:
         return Availability(usable=True)
 
     def listen(self) -> Listen:
-        """A loopback port that nobody uses now."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return Listen(port=probe.getsockname()[1])
+        """A port of the engines' address that nobody uses now. Raises LaunchFailed."""
+        host = self._options.host
+        try:
+            with reserve(host, 0, "engine_host") as free:
+                return Listen(host=host, port=port_of(free))
+        except PortTaken as error:
+            raise LaunchFailed(error.message) from error
 
     async def prepare(self, spec: LaunchSpec, tell: Tell) -> None:
         """Engines are installed before anything is launched."""

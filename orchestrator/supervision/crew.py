@@ -25,6 +25,10 @@ class Crew:
         """The instance of that name."""
         return self._instances.get(name)
 
+    def besides(self, some: tuple[Instance, ...]) -> list[Instance]:
+        """All but these."""
+        return [each for each in self if each not in some]
+
     def add(self, instance: Instance) -> None:
         """Take an instance in; from now on it handles its events."""
         if instance.name in self._instances:

@@ -50,14 +50,14 @@ def _still_wanted(workload: Workload, saved: Saved) -> bool:
 
 
 class Supervisor:
-    """One per data directory."""
+    """One per data directory. It starts `gateways`; those that run elsewhere find it themselves."""
 
     def __init__(
         self,
         orders: Orders,
         store: Store,
         runtimes: Mapping[str, Runtime],
-        gateway: GatewayWorkload,
+        gateways: tuple[GatewayWorkload, ...],
         client: httpx.AsyncClient,
     ) -> None:
         self.orders, self.store, self.metrics = orders, store, ControlMetrics()
@@ -81,8 +81,7 @@ class Supervisor:
             left=self.metrics.evicted,
         )  # fmt: skip
         self._keeping: asyncio.Task[None] | None = None
-        process = runtimes["process"]
-        self._gateway = Instance(gateway, process, orders.policy, orders.probes, self._hooks)
+        self._gateways = tuple(self._instance(each, "process") for each in gateways)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -102,16 +101,18 @@ class Supervisor:
         for order in self.orders.models:
             self._pool(order, saved)
         self.store.standing.keep_only(self._pools)
-        add_series(self.metrics, self._gateway)
-        self.crew.add(self._gateway)
+        for gateway in self._gateways:
+            add_series(self.metrics, gateway)
+            self.crew.add(gateway)
         adopted = await self._adopt(saved)
         for pool in self._pools.values():
             pool.trim(adopted)
             if pool.off:  # its supervisor was lost before its engines had ended
                 pool.unload(self.orders.drain_s, pool.why)
         await self.link.start()
-        if self._gateway.name not in adopted:
-            self._gateway.post(lc.Start("wanted at start"))
+        for gateway in self._gateways:
+            if gateway.name not in adopted:
+                gateway.post(lc.Start("wanted at start"))
         self._publishing = True
         self.publish()
         self._keeping = asyncio.create_task(self.keeper.run(), name="keeper")
@@ -159,14 +160,11 @@ class Supervisor:
             program = saved.record.spec.argv[0] if moved else order.program
             running = self._workload(order, name, saved.plan, program)
             workload = running if _still_wanted(running, saved) else workload
-        return Instance(
-            workload,
-            self._runtimes[workload.plan.runtime],
-            self.orders.policy,
-            self.orders.probes,
-            self._hooks,
-            generation=generation,
-        )
+        return self._instance(workload, workload.plan.runtime, generation)
+
+    def _instance(self, workload: Workload, runtime: str, generation: int = 0) -> Instance:
+        orders, where = self.orders, self._runtimes[runtime]
+        return Instance(workload, where, orders.policy, orders.probes, self._hooks, generation)
 
     def _workload(
         self, order: ModelOrder, name: str, plan: EnginePlan, program: str | None = None
@@ -202,21 +200,21 @@ class Supervisor:
         for pool in tuple(self._pools.values()):
             await pool.close()
         self.publish()
-        engines = [each for each in self.crew if each is not self._gateway]
+        engines = self.crew.besides(self._gateways)
         for instance in engines:
             drain = self.orders.drain_s if self.shutdown_drain_s is None else self.shutdown_drain_s
             instance.post(lc.Stop(drain, "stay", "shutdown"))
         await asyncio.gather(*(instance.wait_for(AT_REST) for instance in engines))
-        self._gateway.post(lc.Stop(0, "stay", "shutdown"))
-        await self._gateway.wait_for(AT_REST)
+        for gateway in self._gateways:
+            gateway.post(lc.Stop(0, "stay", "shutdown"))
+            await gateway.wait_for(AT_REST)
         self.ended = True
         await self.close()
 
     def hurry(self) -> None:
         """Cut a shutdown short: what drains is ended now."""
-        for instance in self.crew:
-            if instance is not self._gateway:
-                instance.post(lc.Stop(0, "stay", "second signal"))
+        for instance in self.crew.besides(self._gateways):
+            instance.post(lc.Stop(0, "stay", "second signal"))
 
     async def close(self) -> None:
         """Let go of everything; what still runs goes on without us."""
@@ -235,9 +233,9 @@ class Supervisor:
         pools = [pool for pool in self._pools.values() if not pool.off]
         wanted = [pool for pool in pools if pool.wanted or pool.order.preload]
         first = [pool.settled() for pool in wanted]
-        await asyncio.gather(*first, self._gateway.wait_for(settled))
+        await asyncio.gather(*first, *(each.wait_for(settled) for each in self._gateways))
         engines = [each for pool in wanted for each in pool.instances]
-        return tuple(e for e in (*engines, self._gateway) if e.lifecycle.state is S.FAILED)
+        return tuple(e for e in (*engines, *self._gateways) if e.lifecycle.state is S.FAILED)
 
     # --- what instances and gateways report -----------------------------------------------------
 
@@ -302,7 +300,8 @@ class Supervisor:
 
     def _check_idle(self) -> None:
         """Tell draining engines that their last request is over."""
-        if self._gateway.lifecycle.state in lc.RUNNING and not self.link.connected:
+        mine = [each.lifecycle.state in lc.RUNNING for each in self._gateways]
+        if (any(mine) or not mine) and not self.link.connected:
             return  # a gateway serves that has not found us yet: only the deadline can tell
         for instance in self.crew:
             now = instance.lifecycle
@@ -341,8 +340,8 @@ class Supervisor:
 
     def instances(self) -> list[dict[str, Any]]:
         """One row per engine and gateway, for display."""
-        engines = [self.describe(each) for each in self.crew if each is not self._gateway]
-        return [*engines, self.describe(self._gateway)]
+        rows = (*self.crew.besides(self._gateways), *self._gateways)
+        return [self.describe(each) for each in rows]
 
     def describe(self, instance: Instance) -> dict[str, Any]:
         """What is known of one instance. Times in seconds, sizes in bytes."""

@@ -54,6 +54,4 @@ def without_gauges(text: str) -> str:
 def _together(name: str, known: float | None, value: float, alike: Collection[str]) -> float:
     if known is None:
         return value
-    if name.endswith("_created"):
-        return min(known, value)
     return max(known, value) if name in alike else known + value

@@ -1,0 +1,83 @@
+"""What a server starts its engines with: every runtime, and the folders that they write to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+from orchestrator.listening import address_of
+from orchestrator.runtimes.base import Runtime
+from orchestrator.runtimes.docker.here import DockerOptions, installation
+from orchestrator.runtimes.docker.runtime import DockerRuntime
+from orchestrator.runtimes.docker.watcher import Note
+from orchestrator.runtimes.external import ExternalRuntime
+from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime
+from orchestrator.settings import Settings
+
+# For `force_cpu`: a build for GPUs opens them even to compute without. No device has the number -1.
+_NO_GPUS = dict.fromkeys(
+    ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), "-1"
+)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a 0700 folder, or check that it is ours. Raises ConfigError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
+    if not path.is_dir() or path.is_symlink() or found.st_uid != os.getuid():
+        raise ConfigError(f"{path}: must be a folder of this user; remove it or set --data-dir")
+    path.chmod(0o700)
+    return path
+
+
+@asynccontextmanager
+async def runtimes(
+    settings: Settings, run: Path, note: Note
+) -> AsyncIterator[Mapping[str, Runtime]]:
+    """Every runtime by its name; `run` holds sockets, `note` hears of the Docker Engine.
+
+    That one is reached by the first model that wants a container, not before.
+    """
+    docker = DockerRuntime(_containers(settings), os.environ, note)
+    try:
+        yield {
+            "process": ProcessRuntime(_processes(settings, run), _inherited(settings)),
+            "docker": docker,
+            "external": ExternalRuntime(),
+        }
+    finally:
+        await docker.close()
+
+
+def _inherited(settings: Settings) -> Mapping[str, str]:
+    return {**os.environ, **(_NO_GPUS if settings.force_cpu else {})}
+
+
+def _processes(settings: Settings, run: Path) -> ProcessOptions:
+    return ProcessOptions(
+        folder=private_folder(settings.data / "instances"),
+        logs=private_folder(settings.data / "logs"),
+        sockets=run,
+        lease_s=settings.lease_s,
+        grace_s=settings.stop_grace_s,
+        log_max_bytes=settings.log_max_bytes,
+        log_files=settings.log_files,
+        host=address_of(settings.engine_host),
+    )
+
+
+def _containers(settings: Settings) -> DockerOptions:
+    return DockerOptions(
+        folder=private_folder(settings.data / "instances"),
+        logs=private_folder(settings.data / "logs"),
+        installation=installation(settings.data / "installation"),
+        network=settings.docker_network,
+        log_max_bytes=settings.log_max_bytes,
+        log_files=settings.log_files,
+    )
