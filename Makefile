@@ -114,6 +114,7 @@ lock: ## the exact packages of the images, anew
 	@sh tools/setup.sh test
 	@$(_lock) pyproject.toml -o deploy/requirements/supervisor.txt
 	@$(_lock) -c deploy/requirements/supervisor.txt deploy/requirements/gateway.in -o deploy/requirements/gateway.txt
+	@$(_lock) -c deploy/requirements/supervisor.txt pyproject.toml deploy/requirements/compile.in -o deploy/requirements/compile.txt
 
 docs: ## write the generated reference pages
 	@sh tools/setup.sh serve

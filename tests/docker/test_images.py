@@ -93,6 +93,14 @@ def test_the_engines_image_serves_a_model() -> None:
         assert told.json()["usage"]["completion_tokens"] == 4
 
 
+@pytest.mark.parametrize("target", ["gateway", "all-in-one"])
+def test_the_gateway_runs_compiled(target: str) -> None:
+    images()
+    look = "import orchestrator.gateway.job as job; print(job.__file__)"
+    words = ("--rm", "--network", "none", "--entrypoint", "python3", name_of(target), "-c", look)
+    assert run("docker", "run", *words).strip().endswith(".so")
+
+
 @pytest.mark.parametrize("target", ["gateway", "socket-proxy", "all-in-one", "llama-server"])
 def test_every_image_says_what_it_is_and_hooks_into_no_start_of_python(target: str) -> None:
     images()

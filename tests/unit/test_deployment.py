@@ -268,8 +268,15 @@ def test_the_locks_fit_the_project() -> None:
         need = Requirement(text)
         name = need.name.lower().replace("_", "-")
         assert everything[name] in need.specifier, f"{text}: run `make lock`"
-    assert gateway.items() <= everything.items()
+    assert gateway.items() <= everything.items() <= pins("compile.txt").items()
     assert len(gateway) < len(everything)
+
+
+def test_the_images_with_a_gateway_have_it_compiled_of_these_very_sources() -> None:
+    for stage in ("gateway-build", "supervisor-build"):
+        assert "COPY --from=compiled /out /compiled" in stages()[stage]
+    ignored = set((ROOT / ".dockerignore").read_text().splitlines())
+    assert ignored >= {"**/*.so", "orchestrator/compiled.json"}  # of a checkout's own interpreter
 
 
 def test_the_gateways_image_has_what_it_imports_and_nothing_of_the_supervisor() -> None:
