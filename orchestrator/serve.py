@@ -19,6 +19,7 @@ import httpx
 import uvicorn
 
 from engine_launchers.base import Listen
+from orchestrator import compiled
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.endings import on_change_of, on_hangup, on_parent_gone, on_signals
 from orchestrator.engines.choosing import Requirement
@@ -120,6 +121,7 @@ async def serve(
     keys = key_policy(settings)
     check_certificate(settings)
     check_tracing(settings.otlp_endpoint)
+    compiled.check()
     os.umask(0o077)
     one_arena()
     if not settings.data.exists():  # nothing of ours can run: look before anything is made

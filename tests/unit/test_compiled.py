@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.compiled import SUFFIX, Compiled, compiled
+from orchestrator.compiled import SUFFIX, Compiled, check, compiled
+from orchestrator.errors import ConfigError
 from tools.compiled import MODULES, ROOT
 
 
@@ -28,22 +29,37 @@ def test_no_finally_of_a_compiled_module_awaits(path: str) -> None:
 def test_sources_that_changed_are_told(tmp_path: Path) -> None:
     folder = tmp_path / "orchestrator"
     folder.mkdir()
-    (folder / "a.py").write_text("A = 1\n")
-    (folder / "b.py").write_text("B = 1\n")
+    manifest = folder / "compiled.json"
+    assert compiled(manifest) == Compiled()
+    for name in "ab":
+        (folder / f"{name}.py").write_text(f"{name.upper()} = 1\n")
+        (folder / f"{name}{SUFFIX}").touch()
+    (folder / "c.other.so").touch()  # another interpreter's
+    both = ("orchestrator/a.py", "orchestrator/b.py")
+    assert compiled(manifest) == Compiled(2, both), "made, and not written down"
     was = {f"orchestrator/{name}.py": sha256(f"{name.upper()} = 1\n".encode()).hexdigest()
            for name in "ab"}  # fmt: skip
-    manifest = folder / "compiled.json"
-    manifest.write_text(json.dumps({"suffix": SUFFIX, "sources": was}))
+    manifest.write_text(json.dumps({"sources": was}))
     assert compiled(manifest) == Compiled(2)
     (folder / "a.py").write_text("A = 2\n")
-    assert compiled(manifest) == Compiled(2, ("orchestrator/a.py",))
+    assert compiled(manifest) == Compiled(2, both[:1])
     (folder / "b.py").unlink()
-    assert compiled(manifest) == Compiled(2, ("orchestrator/a.py", "orchestrator/b.py"))
-    manifest.write_text(json.dumps({"suffix": ".other.so", "sources": was}))
-    assert compiled(manifest) == Compiled()
+    assert compiled(manifest) == Compiled(2, both)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"suffix": 1}', '{"suffix": 1, "sources": 2}'])
-def test_a_manifest_that_is_none_tells_of_nothing(tmp_path: Path, text: str) -> None:
-    (tmp_path / "compiled.json").write_text(text)
-    assert compiled(tmp_path / "compiled.json") == compiled(tmp_path / "none") == Compiled()
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sources": 2}'])
+def test_a_manifest_that_is_none_knows_no_source(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "orchestrator"
+    folder.mkdir()
+    (folder / "compiled.json").write_text(text)
+    assert compiled(folder / "compiled.json") == Compiled()
+    (folder / f"a{SUFFIX}").touch()
+    assert compiled(folder / "compiled.json") == Compiled(1, ("orchestrator/a.py",))
+
+
+def test_nothing_is_served_by_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    check()
+    stale = Compiled(1, ("orchestrator/gateway/job.py",))
+    monkeypatch.setattr("orchestrator.compiled.compiled", lambda: stale)
+    with pytest.raises(ConfigError, match=r"first: orchestrator/gateway/job\.py.*make compiled"):
+        check()
