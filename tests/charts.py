@@ -12,6 +12,12 @@ import yaml
 CHART = Path(__file__).resolve().parents[1] / "deploy" / "helm" / "engineroom"
 APIS = ["monitoring.coreos.com/v1", "keda.sh/v1alpha1"]
 Manifest = dict[str, Any]
+EGRESS = [
+    {"to": [{"namespaceSelector": {"matchLabels": {"name": "tracing"}}}],
+     "ports": [{"port": 4318, "protocol": "TCP"}]},
+    {"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}],
+     "ports": [{"port": 3000, "endPort": 3128, "protocol": "TCP"}]},
+]  # fmt: skip
 
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -43,7 +49,8 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "gateway": {"enabled": True, "replicas": 3},
         "auth": {"existingSecret": "keys"},
         "service": {"type": "LoadBalancer", "port": 80, "annotations": {"a": "b"}},
-        "networkPolicy": {"clients": [{"namespaceSelector": {}}]},
+        "networkPolicy": {"clients": [{"namespaceSelector": {}}], "egress": EGRESS},
+        "config": {"otlp_endpoint": "http://collector.tracing:4318"},
         "podLabels": {"team": "search"},
         "podAnnotations": {"note": "x"},
     },

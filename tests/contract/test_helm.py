@@ -16,7 +16,17 @@ from typer.main import get_command
 from orchestrator import __version__
 from orchestrator.cli.main import app
 from orchestrator.settings import PREFIX, Settings, load_settings
-from tests.charts import CHART, VALUE_SETS, Manifest, faults, files, manifests, of_kind, pods
+from tests.charts import (
+    CHART,
+    EGRESS,
+    VALUE_SETS,
+    Manifest,
+    faults,
+    files,
+    manifests,
+    of_kind,
+    pods,
+)
 from tests.kubernetes import VERSIONS, check
 from tools.chart import OWNED
 
@@ -144,6 +154,40 @@ def test_a_gateway_stands_between_clients_and_engines() -> None:
     ]
 
 
+def test_what_is_outside_may_be_reached_where_a_rule_says_so() -> None:
+    for end in ("-engine", "-gateway"):
+        rules = one(RENDERED["gateway"], "NetworkPolicy", end)["spec"]["egress"]
+        assert rules[-2:] == EGRESS
+    plain = one(RENDERED["defaults"], "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in plain for port in rule["ports"]] == [53, 53]
+
+
+OUTSIDE: list[tuple[dict[str, Any], str]] = [
+    ({"config": {"otlp_endpoint": "http://collector:4318"}}, "config.otlp_endpoint"),
+    ({"config": {"engine_url": "http://10.0.0.7:8000"}}, "config.engine_url"),
+    (
+        {"config": {"models": [{"model": "demo"}, {"model": "x", "engine_url": "http://a:8000"}]}},
+        "config.models[1].engine_url",
+    ),
+    (
+        {"env": {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "x", "http_proxy": "proxy:80"}},
+        "env.HTTPS_PROXY, env.http_proxy",
+    ),
+    ({"env": {"HF_ENDPOINT": "http://mirror:8080"}}, "env.HF_ENDPOINT"),
+    ({"env": {"HF_ENDPOINT": "https://mirror.example.org"}}, ""),
+    ({"config": {"otlp_endpoint": "http://127.0.0.1:4318"}}, ""),
+    ({"env": {"HTTPS_PROXY": ""}}, ""),
+]
+
+
+@pytest.mark.parametrize(("values", "named"), OUTSIDE)
+def test_the_notes_warn_of_what_no_rule_lets_pods_reach(values: dict[str, Any], named: str) -> None:
+    told = files(values)["NOTES.txt"]
+    assert f"WARNING: {named}: the network policy" in told if named else "WARNING" not in told
+    for policy in ({"egress": EGRESS}, {"enabled": False}):
+        assert "WARNING" not in files({**values, "networkPolicy": policy})["NOTES.txt"]
+
+
 def test_keys_are_made_up_once_and_differ() -> None:
     first, second = (one(manifests({}), "Secret")["data"] for _ in range(2))
     assert set(first) == {"api-keys", "metrics-key", "upstream-key", "admin-token"}
@@ -191,6 +235,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"autoscaling": {"kind": "vpa"}}, "value must be one of 'none', 'hpa', 'keda'"),
     ({"image": {"digest": "latest"}}, "at '/image/digest'"),
     ({"pull": ["--help"]}, "at '/pull/0'"),
+    ({"networkPolicy": {"egress": {}}}, "at '/networkPolicy/egress': got object, want array"),
+    ({"networkPolicy": {"egress": [{"from": []}]}}, "additional properties 'from' not allowed"),
+    (
+        {"networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.1"}}]}]}},
+        "at '/networkPolicy/egress/0/to/0/ipBlock/cidr'",
+    ),
+    (
+        {"networkPolicy": {"egress": [{"ports": [{"port": 70000}]}]}},
+        "at '/networkPolicy/egress/0/ports/0/port': maximum: got 70,000, want 65,535",
+    ),
     ({"autoscaling": {"minReplicas": 9}}, "autoscaling: minReplicas is more than maxReplicas"),
     ({"autoscaling": {"kind": "keda"}}, "needs keda.sh/v1alpha1, which this cluster does not"),
     (
