@@ -59,7 +59,11 @@ def generate(
         Path | None, typer.Option(help="Another machine, as `probe --json` printed it.")
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="Image instead of engineroom/all-in-one of this version.")
+        str | None,
+        typer.Option(
+            help="Image instead of engineroom/all-in-one of this version, which is published "
+            "nowhere: name the one that you have built."
+        ),
     ] = None,
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Serve whoever reaches it, without keys.")

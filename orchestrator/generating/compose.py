@@ -62,7 +62,11 @@ def _plain(value: Any) -> Any:
 
 
 def _head(what: Deployment) -> str:
-    lines = [f"{what.name} by {what.plan}. Made by `engineroom generate compose`.", ""]
+    lines = [
+        f"{what.name} by {what.plan}. Made by `engineroom generate compose`.",
+        "",
+        *what.image_note,
+    ]
     if not what.anonymous:
         lines += [
             "Nobody is served without a key. Make one first; it is shown this once:",

@@ -12,6 +12,7 @@ from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.settings import PREFIX, Settings
 
+# No registry has it: whoever runs what is made here builds it, or names another.
 IMAGE = f"engineroom/all-in-one:{__version__}"
 PORT = 8001
 USER = 65532
@@ -61,6 +62,16 @@ class Deployment:
     def stop_s(self) -> int:
         """How long a stop may take."""
         return self.drain_s + self.grace_s + 10
+
+    @property
+    def image_note(self) -> tuple[str, ...]:
+        """What a file's first lines say of the image, where none was named."""
+        if self.image != IMAGE:
+            return ()
+        return (
+            f"The image {IMAGE} is published nowhere: build it yourself first,",
+            "or name yours with --image.",
+        )
 
 
 def deployment_of(

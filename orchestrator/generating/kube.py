@@ -166,7 +166,11 @@ def _mebibytes(size: int) -> str:
 
 
 def _head(what: Deployment) -> str:
-    lines = [f"{what.name} by {what.plan}. Made by `engineroom generate kube`.", ""]
+    lines = [
+        f"{what.name} by {what.plan}. Made by `engineroom generate kube`.",
+        "",
+        *what.image_note,
+    ]
     if not what.anonymous:
         lines += [
             "Nobody is served without a key. The Secret that it is in comes first:",

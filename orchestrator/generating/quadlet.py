@@ -83,6 +83,7 @@ def _head(what: Deployment) -> str:
         f"{what.name} by {what.plan}. Made by `engineroom generate quadlet`.",
         "Into ~/.config/containers/systemd/engineroom.container, or /etc/containers/systemd.",
         "",
+        *what.image_note,
     ]
     if not what.anonymous:
         data = what.variables["ENGINEROOM_DATA_DIR"]

@@ -246,6 +246,15 @@ def test_llama_cpp_on_gpus_needs_an_image_that_can() -> None:
     assert "image: own:1" in told("compose", *words, "--image", "own:1")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_that_nobody_named_is_said_to_be_published_nowhere(kind: str) -> None:
+    note = (
+        f"# The image {IMAGE} is published nowhere: build it yourself first,\n# or name yours with"
+    )
+    assert note in told(kind, "demo").partition("\n\n")[0]
+    assert "published nowhere" not in told(kind, "demo", "--image", "own:1")
+
+
 def test_a_word_that_is_no_kind_is_refused() -> None:
     done = CliRunner().invoke(app, ["generate", "swarm"])
     assert done.exit_code == 2
