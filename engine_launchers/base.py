@@ -158,14 +158,16 @@ class LaunchSpec(Value):
 
     `argv[0]` may be the word `{engine}`: the caller puts the program of the engine's installation
     there, its own command or the interpreter of its environment. `env` comes on top of the few
-    variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
-    added by itself, apart from those of the user. `vital` are the words with which command lines of
-    those descendants begin whose end is the end of all. `memory_max`, bytes, limits the whole tree
-    where the system lets us: beyond it the kernel kills.
+    variables that a runtime lets its children inherit, and of those whose names begin with a word
+    of `inherits`: this spec is stored and shown, their values may be secrets. `injected` lists the
+    flags that Engine Room added by itself, apart from those of the user. `vital` are the words with
+    which command lines of those descendants begin whose end is the end of all. `memory_max`, bytes,
+    limits the whole tree where the system lets us: beyond it the kernel kills.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str] = Field(default_factory=dict)
+    inherits: tuple[str, ...] = ()
     listen: Listen | None = None
     injected: tuple[str, ...] = ()
     vital: tuple[str, ...] = ()

@@ -220,3 +220,22 @@ def test_every_line_of_both_planes_is_an_object(make_room: RoomMaker) -> None:
     (over,) = (line for line in gateway if line["message"] == "request over")
     assert over["request"] == answer.headers["x-request-id"]
     assert "trace" not in over
+
+
+def test_the_collectors_headers_reach_the_gateway_and_nobody_else(make_room: RoomMaker) -> None:
+    with collecting() as collector:
+        room = make_room("--tps", "500", "--print-env", otlp_endpoint=collector.url)
+        room.env["OTEL_EXPORTER_OTLP_HEADERS"] = "authorization=Bearer%20canary-of-otlp"
+        room.start()
+        asked = {"prompt": "Hi", "max_new_tokens": 2}
+        assert room.http.post(f"{room.url}/generate", json=asked).status_code == 200
+        until(lambda: collector.named("POST /generate"), 10, "the trace is there")
+        assert collector.headers["authorization"] == "Bearer canary-of-otlp"
+        engine = (room.data / "logs" / "demo-0.log").read_text()
+        assert "environment:" in engine
+        assert "OTEL_" not in engine
+        pages = ("/admin/engines", "/admin/models", "/admin/events", "/metrics")
+        assert not [page for page in pages if "canary" in room.admin("GET", page).text]
+        kept = [path for path in room.data.rglob("*") if path.is_file()]
+        assert not [path for path in kept if b"canary-of-otlp" in path.read_bytes()]
+        assert {"state.db", "demo-0.log", "gateway-0.log"} <= {path.name for path in kept}
