@@ -121,7 +121,7 @@ class GatewayMetrics:
         )
         self.spans = PlainCounter(
             "engineroom_spans_total",
-            "Spans of traces: made, sent to the collector, lost (it did not take them).",
+            "Spans of traces: made, sent to the collector, lost (not taken, or not fast enough).",
             ["result"],
             reg,
         )

@@ -12,10 +12,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from orchestrator.errors import ConfigError
 from orchestrator.gateway.app import Gateway
 from orchestrator.observability.extras import check_tracing
+from orchestrator.observability.plain import PlainCounter
+from orchestrator.observability.tracing import Tracing
 from tests.collector import attributes, collecting
 from tests.conftest import RoomMaker
 from tests.harness import SLACK, eventually, free_ports, until
@@ -153,6 +156,32 @@ async def test_a_collector_in_trouble_costs_traces_and_nothing_else(
                 text = gateway.metrics.render().decode()
                 assert 'engineroom_spans_total{result="lost"} 40.0' in text
                 assert len(warned) == 1
+
+
+async def test_spans_that_a_full_queue_drops_are_counted_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made, room, batch = 3000, 2048, 256
+    spans = PlainCounter("engineroom_spans_total", "", ["result"], CollectorRegistry())
+    sent, lost = spans.labels("sent"), spans.labels("lost")
+    with collecting() as collector:
+        collector.go.clear()
+        tracing = Tracing(collector.url, 1.0, "0", "gateway", spans)
+        for _ in range(made):
+            tracing.begin("/generate", {}).end({}, None)
+        assert sent.value == 0
+        assert made - room - batch <= lost.value <= made - room
+        assert ["fast enough" in each.getMessage() for each in caplog.records] == [True]
+        collector.go.set()
+        await eventually(lambda: sent.value + lost.value == made, 10, "all are accounted for")
+        await eventually(lambda: len(caplog.records) == 2, 5, "its trouble is over")
+        assert "again" in caplog.records[1].getMessage()
+        assert len(collector.spans) == sent.value >= room
+        tracing.begin("/generate", {}).end({}, None)
+        await tracing.close()  # sends what is left
+        assert sent.value + lost.value == made + 1
+        tracing.begin("/generate", {}).end({}, None)
+    assert sent.value + lost.value == spans.labels("made").value == made + 2
 
 
 def test_a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() -> None:
