@@ -160,8 +160,8 @@ def _probe(path: str, seconds: int, failures: int) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Without what Kubernetes would put a variable for."""
-    return text.replace("$(", "$$(")
+    """Without what Kubernetes would put a variable for, or take for an escape: $( and $$."""
+    return text.replace("$", "$$")
 
 
 def _mebibytes(size: int) -> str:
