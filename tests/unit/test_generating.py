@@ -238,8 +238,8 @@ def test_a_file_of_this_machine_is_mounted_but_not_into_a_cluster() -> None:
     ("source", "address"),
     [
         ("hf://owner/name/file.gguf", "owner/name/file.gguf"),
-        ("/root/hub/models--owner--name-x/snapshots/0ab/sub/f.gguf", "owner/name-x/sub/f.gguf"),
-        ("/root/hub/models--owner--name-x/snapshots/0ab", "owner/name-x"),
+        ("/models/hub/models--owner--name-x/snapshots/0ab/sub/f.gguf", "owner/name-x/sub/f.gguf"),
+        ("/models/hub/models--owner--name-x/snapshots/0ab", "owner/name-x"),
         (f"{demo_dir()}/demo.Q4_K_M.gguf", None),
         (str(demo_dir()), None),
         ("/data/x.gguf", None),
