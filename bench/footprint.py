@@ -159,7 +159,7 @@ def planned(model: ModelSpec, context: int, hardware: HardwareProfile) -> Engine
 def _others(server: Server) -> float:
     """Processor seconds since boot that went to others than `server`, the host's share included."""
     times = psutil.cpu_times()
-    return float(times.user + times.system + times.steal) - server.cpu_seconds()
+    return float(times.user + times.nice + times.system + times.steal) - server.cpu_seconds()
 
 
 def engine_python() -> Path:

@@ -160,15 +160,15 @@ class LaunchSpec(Value):
 
     `argv[0]` may be the word `{engine}`: the caller puts the program of the engine's installation
     there, its own command or the interpreter of its environment. `env` comes on top of the few
-    variables that a runtime lets its children inherit. `injected` lists the flags that Engine Room
-    added by itself, apart from those of the user. `vital` are the words with which command lines of
-    those descendants begin whose end is the end of all. `memory_max`, bytes, limits the whole tree
-    where the system lets us: beyond it the kernel kills. `files` are those of this machine that it
-    reads. `container` is set where it is to run in one.
+    variables that a runtime lets its children inherit, and of those whose names begin with a word
+    of `inherits`, never stored. `injected` are the flags that Engine Room added by itself. `vital`
+    begin the command lines of those descendants whose end is the end of all. `memory_max`, bytes,
+    limits the tree. `files` of this machine it reads. `container`: it is to run in one.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str] = Field(default_factory=dict)
+    inherits: tuple[str, ...] = ()
     listen: Listen | None = None
     injected: tuple[str, ...] = ()
     vital: tuple[str, ...] = ()

@@ -11,6 +11,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.errors import ConfigError
+
 PACKAGE = Path(__file__).parent
 MANIFEST = PACKAGE / "compiled.json"
 SUFFIX = EXTENSION_SUFFIXES[0]
@@ -28,17 +30,25 @@ class Compiled(NamedTuple):
 
 
 def compiled(manifest: Path = MANIFEST) -> Compiled:
-    """What `make compiled` left here; a manifest that is none tells of nothing."""
-    try:
-        told = json.loads(manifest.read_text())
-        suffix, sources = told["suffix"], dict(told["sources"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return Compiled()
-    if suffix != SUFFIX:  # another interpreter's: this one takes the sources
-        return Compiled()
+    """What `make compiled` left here: the modules are there, and the manifest says what of."""
     above = manifest.parent.parent
-    stale = (path for path, was in sources.items() if _hash(above / path) != was)
-    return Compiled(len(sources), tuple(stale))
+    made = sorted(manifest.parent.glob(f"**/*{SUFFIX}"))
+    found = [str(each.relative_to(above)).removesuffix(SUFFIX) + ".py" for each in made]
+    try:
+        sources = dict(json.loads(manifest.read_text())["sources"])
+    except (OSError, ValueError, TypeError, KeyError):
+        sources = {}  # its writing was interrupted: nobody knows what they are of
+    stale = (path for path in found if sources.get(path) != _hash(above / path))
+    return Compiled(len(found), tuple(stale))
+
+
+def check() -> None:
+    """Raises ConfigError where Python would run what the sources do not say any more."""
+    if stale := compiled().stale:
+        raise ConfigError(
+            f"{len(stale)} compiled modules are not of the sources here (first: {stale[0]}): "
+            "run `make compiled`, or `make pure` for plain Python"
+        )
 
 
 def _hash(path: Path) -> str:

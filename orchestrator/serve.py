@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine_launchers.base import Listen
+from orchestrator import compiled
 from orchestrator.admin import build_admin, read_or_make_token
 from orchestrator.endings import on_change_of, on_hangup, on_parent_gone, on_signals
 from orchestrator.engines.choosing import Requirement
@@ -104,6 +105,7 @@ async def serve(
     keys = key_policy(settings, opens=settings.control_socket is None)
     check_certificate(settings)
     check_tracing(settings.otlp_endpoint)
+    compiled.check()
     os.umask(0o077)
     one_arena()
     if not settings.data.exists():  # nothing of ours can run: look before anything is made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -58,10 +59,14 @@ def _origin(value: str) -> str:
 
 
 def _url(value: str) -> str:
-    if not _URL.fullmatch(value):
-        raise ValueError(
-            f"{value!r}: give an address like http://host:4318, with a path or without"
-        )
+    told = f"{value!r}: give an address like http://host:4318, with a path or without"
+    try:
+        whole = bool(_URL.fullmatch(value) and urlsplit(value).hostname)
+        whole = whole and urlsplit(value).port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        whole = False
+    if not whole:
+        raise ValueError(told)
     return value
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import helm_python as helm
+import pytest
 import yaml
 
 CHART = Path(__file__).resolve().parents[1] / "deploy" / "helm" / "engineroom"
 APIS = ["monitoring.coreos.com/v1", "keda.sh/v1alpha1"]
 Manifest = dict[str, Any]
+EGRESS = [
+    {"to": [{"namespaceSelector": {"matchLabels": {"name": "tracing"}}}],
+     "ports": [{"port": 4318, "protocol": "TCP"}]},
+    {"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}],
+     "ports": [{"port": 3000, "endPort": 3128, "protocol": "TCP"}]},
+]  # fmt: skip
 
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -43,7 +52,8 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "gateway": {"enabled": True, "replicas": 3},
         "auth": {"existingSecret": "keys"},
         "service": {"type": "LoadBalancer", "port": 80, "annotations": {"a": "b"}},
-        "networkPolicy": {"clients": [{"namespaceSelector": {}}]},
+        "networkPolicy": {"clients": [{"namespaceSelector": {}}], "egress": EGRESS},
+        "config": {"otlp_endpoint": "http://collector.tracing:4318"},
         "podLabels": {"team": "search"},
         "podAnnotations": {"note": "x"},
     },
@@ -71,9 +81,22 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
 }
 
 
+def helm() -> ModuleType:
+    """Helm as a library, which there is for Linux only: without it a test fails in one sentence."""
+    try:
+        return import_module("helm_python")
+    except (ImportError, OSError) as error:
+        return pytest.fail(
+            f"The chart is rendered by helm-python-sdk, and it cannot be imported ({error}). On "
+            "Linux `.venv/bin/python -m pip install -e '.[dev]'` installs it; there is none for "
+            "other systems.",
+            pytrace=False,
+        )
+
+
 def files(values: dict[str, Any], name: str = "demo") -> dict[str, str]:
     """Path to text of what the chart makes. Raises HelmError."""
-    with helm.Chart.load(CHART) as chart:
+    with helm().Chart.load(CHART) as chart:
         rendered: dict[str, str] = chart.render(values, name=name, namespace="llm")
     return {path.removeprefix("engineroom/templates/"): text for path, text in rendered.items()}
 
@@ -83,6 +106,12 @@ def manifests(values: dict[str, Any], name: str = "demo") -> list[Manifest]:
     texts = [t for path, t in files(values, name).items() if not path.endswith("NOTES.txt")]
     found = (each for text in texts for each in yaml.safe_load_all(text))
     return [each for each in found if each]
+
+
+@cache
+def rendered(value_set: str) -> list[Manifest]:
+    """What one of the value sets makes; shared, so not to be changed."""
+    return manifests(VALUE_SETS[value_set])
 
 
 def of_kind(found: list[Manifest], kind: str) -> list[Manifest]:

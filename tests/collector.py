@@ -22,6 +22,7 @@ class Collector:
         self.spans: list[Any] = []
         self.resource: dict[str, str] = {}
         self.paths: set[str] = set()
+        self.headers: dict[str, str] = {}
         self.go = threading.Event()
         self.go.set()
         self.url = ""
@@ -56,6 +57,7 @@ def collecting() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
+            collector.headers = {name.lower(): value for name, value in self.headers.items()}
             collector.go.wait(60)
             if collector.status == 200:
                 collector.take(self.path, body)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator.compiled import MANIFEST, SUFFIX
+from orchestrator.compiled import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "compiled"
@@ -72,10 +73,13 @@ def build() -> None:
     (WORK / "setup.py").write_text(_SETUP.format(paths=list(MODULES), config=config, group=GROUP))
     argv = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
     subprocess.run(argv, cwd=WORK, check=True)
-    for made in (*WORK.glob("orchestrator/**/*.so"), *WORK.glob(f"{GROUP}__mypyc*.so")):
-        shutil.copy2(made, ROOT / made.relative_to(WORK))
+    # What all of them are in comes first; each is there whole or not at all, whoever starts now.
+    for made in (*WORK.glob(f"{GROUP}__mypyc*.so"), *WORK.glob("orchestrator/**/*.so")):
+        there = ROOT / made.relative_to(WORK)
+        shutil.copy2(made, there.with_suffix(".new"))
+        os.replace(there.with_suffix(".new"), there)
     hashes = {path: hashlib.sha256((WORK / path).read_bytes()).hexdigest() for path in MODULES}
-    MANIFEST.write_text(json.dumps({"suffix": SUFFIX, "sources": hashes}, indent=1) + "\n")
+    MANIFEST.write_text(json.dumps({"sources": hashes}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from engine_launchers.base import Listen
+from orchestrator import compiled
 from orchestrator.cli.options import Config, Drain, Workers
 from orchestrator.control import GatewayConfig, ModelRoute, Replica, RouteTable
 from orchestrator.errors import ConfigError
@@ -65,6 +66,7 @@ def _config(settings: Settings, table: RouteTable) -> GatewayConfig:
     hashes = key_policy(settings).hashes
     check_certificate(settings)
     check_tracing(settings.otlp_endpoint)
+    compiled.check()
     grants = tuple(KeyFile(keys_path(settings)).all())
     config = gateway_config(settings, "gateway", hashes, None, table, grants)
     key = settings.upstream_key.get_secret_value() if settings.upstream_key else None

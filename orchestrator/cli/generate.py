@@ -11,6 +11,9 @@ import typer
 
 from orchestrator.advice import Advisor
 from orchestrator.cli.options import (
+    AdapterPath,
+    Adapters,
+    Aliases,
     Backend,
     Context,
     EngineArgs,
@@ -28,11 +31,14 @@ from orchestrator.cli.options import (
     print_json,
 )
 from orchestrator.cli.planning import machine_of
+from orchestrator.contradictions import refuse_contradictions
 from orchestrator.generating import compose, kube, quadlet
 from orchestrator.generating.deployment import deployment_of
+from orchestrator.models.adapters import base_of, is_adapter_folder
 from orchestrator.models.chosen import chosen
+from orchestrator.models.resolve import is_path
 from orchestrator.resources import demo_dir
-from orchestrator.settings import load_settings
+from orchestrator.settings import Settings, load_settings
 
 
 class Kind(StrEnum):
@@ -59,7 +65,11 @@ def generate(
         Path | None, typer.Option(help="Another machine, as `probe --json` printed it.")
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="Image instead of engineroom/all-in-one of this version.")
+        str | None,
+        typer.Option(
+            help="Image instead of engineroom/all-in-one of this version, which is published "
+            "nowhere: name the one that you have built."
+        ),
     ] = None,
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Serve whoever reaches it, without keys.")
@@ -69,6 +79,9 @@ def generate(
     users: Users = None,
     threads: Threads = None,
     quantization: Quantization = None,
+    adapter_path: AdapterPath = None,
+    adapters: Adapters = None,
+    aliases: Aliases = None,
     force_backend: Backend = None,
     engine_args: EngineArgs = None,
     force_cpu: ForceCpu = None,
@@ -79,18 +92,30 @@ def generate(
 ) -> None:
     """Print a file by which Compose, Podman with systemd, or Kubernetes runs a model's plan.
 
-    The plan is that of `engineroom plan` with the same options. The file has no secrets.
+    The plan is that of `engineroom plan` with the same options. The file has no secrets: API keys
+    are not handed on, and flags of an engine that carry one are refused.
 
     engineroom generate compose demo > compose.yaml
 
     engineroom generate kube qwen3-8b --gpu "L40S:1" > engineroom.yaml
     """
-    settings = load_settings(given(locals()))
+    settings = _base_and_adapter(load_settings(given(locals())))
+    refuse_contradictions(settings)
     machine = machine_of(settings, gpu or [], vram_gb, ram_gb, cpus, hardware)
-    plan = Advisor(machine, settings).plan_for(chosen(settings.model, demo_dir()))
-    what = deployment_of(plan, settings, str(demo_dir()), image, anonymous)
+    named = (settings.adapter_path, settings.adapters, settings.aliases)
+    plan = Advisor(machine, settings).plan_for(chosen(settings.model, demo_dir(), None, *named))
+    local = is_path(settings.model)
+    what = deployment_of(plan, settings, str(demo_dir()), image, anonymous, local)
     text = _MAKERS[kind].render(what)
     if as_json:
         print_json({"kind": kind, "file": _MAKERS[kind].FILE, "plan": plan.id, "text": text})
     else:
         sys.stdout.write(text)
+
+
+def _base_and_adapter(settings: Settings) -> Settings:
+    """A folder that holds an adapter stands for its base model with the adapter applied."""
+    folder = Path(settings.model).expanduser()
+    if settings.adapter_path or not is_path(settings.model) or not is_adapter_folder(folder):
+        return settings
+    return settings.model_copy(update={"model": base_of(folder), "adapter_path": settings.model})

@@ -64,6 +64,7 @@ class Gateway:
             on_lost=self._lost,
             max_queue_tokens=config.max_queue_tokens,
             books=team.books,
+            on_vain=self._vain,
         )
         self.witness = witness(config, self.metrics.spans)
         clocks = time.monotonic, time.time
@@ -146,6 +147,9 @@ class Gateway:
 
     def _lost(self, replica: Key, cause: CrashCause | None) -> None:
         self.quarantine.lost(replica, cause, time.monotonic())
+
+    def _vain(self, model: str, seconds: float) -> None:
+        self.metrics.queue.labels(model).observe(seconds)
 
     def _tell(self, verdict: Verdict) -> None:
         self.team.tell(verdict.model_dump_json().encode())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ _BYTES_PER_TOKEN = 4  # English text, most tokenizers; put right when the engine
 _NEW_TOKENS = 256  # an answer whose length nobody said
 _SESSION_LENGTH = 256
 _PREFIX = 1024  # characters: below it there is little that an engine could keep
+_NUMBER = re.compile(rb"[+-]?[0-9]{1,9}(\.[0-9]{0,9})?")
 _FIRST = frozenset({"system", "developer"})
 
 
@@ -117,10 +120,7 @@ def _hash(data: bytes) -> bytes:
 
 def _number(said: bytes, name: bytes, least: float, most: float) -> float:
     """The number in a header, within its bounds."""
-    try:
-        value = float(said)
-    except ValueError:
-        value = float("nan")
+    value = float(said) if _NUMBER.fullmatch(said) else math.nan
     if not least <= value <= most:
         raise BadRequest(
             f"the header {name.decode()} has to be a number from {least:g} to {most:g}"

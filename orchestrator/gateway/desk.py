@@ -16,12 +16,14 @@ from orchestrator.gateway.judging import Judge
 from orchestrator.gateway.keyring import KeyRing
 from orchestrator.gateway.request_ids import RequestIds
 from orchestrator.gateway.routing import Router
+from orchestrator.gateway.solo import SEEN
 from orchestrator.gateway.tokens import Tokenizers
 from orchestrator.observability.metrics import GatewayMetrics
 from orchestrator.observability.plain import Count
 
 _log = logging.getLogger("engineroom.gateway")
 _TICK_S = 0.1
+_PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 _SWEEP = 10  # ticks between sweeps
 
 
@@ -94,11 +96,17 @@ class Page:
             count = self._codes[code] = self._metrics.requests.labels(*self._key, code)
         count.value += 1
 
-    def used(self, prompt: int, tokens: int, seconds: float) -> None:
-        """Count what an engine read and wrote, the latter within `seconds` of its first token."""
+    def used(self, prompt: int, tokens: int) -> None:
+        """Count what an engine read and wrote."""
         self._read.value += prompt
         self._written.value += tokens
-        if tokens > 1:
+
+    def spaced(self, pieces: int, tokens: int, seconds: float) -> None:
+        """How far apart tokens came that took so long after the first.
+
+        Nothing is said where few were seen to come: thoughts and calls of tools are no text.
+        """
+        if tokens > 1 and pieces >= SEEN * tokens:
             self._spaced(seconds / (tokens - 1))
 
 
@@ -124,6 +132,10 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.page = lru_cache(maxsize=1024)(self._page)
+
+    def patience(self, prompt: int) -> float:
+        """Seconds that the first word of an answer may take after a prompt of so many tokens."""
+        return self.stall_timeout_s + prompt * _PREFILL_S_PER_TOKEN
 
     def _page(self, model: str, path: str) -> Page:
         return Page(self.metrics, model, path)

@@ -35,7 +35,6 @@ from orchestrator.gateway.weights import characters
 
 _log = logging.getLogger("engineroom.gateway")
 _TRIES = 2
-_PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 T = TypeVar("T")
 
 
@@ -50,8 +49,7 @@ class Job:
 
     def __init__(self, desk: Desk, exchange: Exchange, path: str) -> None:
         self._desk, self._path, self._exchange = desk, path, exchange
-        self._over = False
-        self._began = time.monotonic()
+        self._over, self._began = False, time.monotonic()
         self._order: Order
         self._ask: Ask
         self._permit: Permit | None = None
@@ -120,7 +118,8 @@ class Job:
             return
         if self._exchange.streaming:
             self._desk.metrics.broken.labels(self.model, error.code).inc()
-        self._desk.metrics.refused(self.model, error.code)
+        else:
+            self._desk.metrics.refused(self.model, error.code)
         self._end(str(error.http_status))
         self._exchange.fail(error)
 
@@ -142,10 +141,10 @@ class Job:
 
     def check(self, now: float) -> None:
         """Look whether time is over, the engine silent for too long, the client without a word."""
-        if self._call is not None:
-            if (ends := self._ask.deadline) is not None and now >= ends:
-                self.fail(DeadlineExceeded("the request's own timeout was over before its answer"))
-                return
+        ends = None if self._lease is None else self._ask.deadline
+        if ends is not None and now >= ends:
+            self.fail(DeadlineExceeded("the request's own timeout was over before its answer"))
+        elif self._call is not None:
             self._call.check(now)
         every = self._desk.comment_s
         if every and self._stream and not self._over and now - self._exchange.written >= every:
@@ -189,11 +188,10 @@ class Job:
         order, desk = self._order, self._desk
         self._prompt_tokens = prompt_tokens
         most = prompt_tokens or min(order.target.context, self._size)
-        first_s = desk.stall_timeout_s + most * _PREFILL_S_PER_TOKEN
         keeps = order.answer.keeps_text or lease.route.quirks.tokenize_path is not None
         guard = order.guard(order.answer, keeps)  # without the engine's count the text is counted
         next_s, clock = desk.stall_timeout_s, self._exchange.clock
-        call = self._call = Call(self, lease, guard, first_s, next_s, clock)
+        call = self._call = Call(self, lease, guard, desk.patience(most), next_s, clock)
         address = lease.slot.address
         connection = desk.pool.take(address)
         if connection is None:
@@ -221,13 +219,14 @@ class Job:
     def completed(self, call: Call) -> None:
         """The engine's answer is complete: count its tokens, then end ours."""
         guard, self._call = call.guard, None  # the call has closed itself
+        ended = time.monotonic()
         counted = (guard.usage or {}).get("completion_tokens")
         if isinstance(counted, int):
-            self._finish(call, counted)
+            self._finish(call, ended, counted)
         elif not guard.pieces or call.lease.route.quirks.tokenize_path is None:
-            self._finish(call, guard.pieces)
+            self._finish(call, ended, guard.pieces)
         else:
-            self._later(self._count(call), partial(self._finish, call))
+            self._later(self._count(call), partial(self._finish, call, ended))
 
     async def _count(self, call: Call) -> int:
         """What goes wrong now costs the count, not the answer: the number of events stands in."""
@@ -238,11 +237,11 @@ class Job:
             self._desk.judge.blame(lease, error)
             return guard.pieces
 
-    def _finish(self, call: Call, tokens: int) -> None:
+    def _finish(self, call: Call, ended: float, tokens: int) -> None:
         lease, told = call.lease, (call.guard.usage or {}).get("prompt_tokens")
         prompt = told if isinstance(told, int) else self._prompt_tokens or self._ask.prompt_tokens
         self._used, lease.tokens = (prompt, tokens), prompt + tokens
-        seconds = time.monotonic() - lease.granted
+        seconds = ended - lease.granted
         end = End(self._prompt_tokens, tokens, seconds, self._ttft, lease.waited_s)
         try:
             last = self._order.answer.closing(call.guard, end)
@@ -251,8 +250,10 @@ class Job:
             self.failed(call, UpstreamInvalid("the engine's answer makes no sense as a whole"))
             return
         self._desk.judge.answered(self._order, lease)
-        decode = time.monotonic() - self._began - (self._ttft or 0.0)
-        self._desk.page(self.model, self._path).used(prompt, tokens, decode)
+        page = self._desk.page(self.model, self._path)
+        page.used(prompt, tokens)
+        if self._ttft is not None:
+            page.spaced(call.guard.pieces, tokens, ended - self._began - self._ttft)
         self._answer(last)
 
     def _answer(self, last: bytes) -> None:

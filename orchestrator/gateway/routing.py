@@ -52,12 +52,13 @@ class Router(Board):
         on_lost: Callable[[Key, CrashCause | None], None] = lambda key, cause: None,
         max_queue_tokens: int = 1 << 30,
         books: Books | None = None,
+        on_vain: Callable[[str, float], None] = lambda model, seconds: None,
     ) -> None:
         super().__init__(books or OwnBooks(), clock)
         self._max_queue, self._timeout = max_queue, queue_timeout_s
         self._max_tokens = max_queue_tokens
         self._draw = random.Random().randrange  # noqa: S311 - lots, not secrets
-        self.on_change, self._on_lost = on_change, on_lost
+        self.on_change, self._on_lost, self._on_vain = on_change, on_lost, on_vain
 
     def apply(self, table: RouteTable) -> None:
         """Take a new table; requests in flight keep their place, waiters are served or refused."""
@@ -223,16 +224,18 @@ class Router(Board):
                 return await entry.item.place
         except TimeoutError:
             self._abandon(line, entry)
-            if patience < self._timeout:
-                told = f"no engine of {name} was free within the {patience:g} s of the request"
-                raise DeadlineExceeded(told) from None
+            self._on_vain(name, self._clock() - now)
             why = line.route.why or line.route.state
+            if patience < self._timeout:
+                told = f"no engine of {name} was free within the request's {patience:.3g} s ({why})"
+                raise DeadlineExceeded(told) from None
             raise ModelUnavailable(
                 f"no engine of {name} was free within {self._timeout:g} s ({why})",
                 retry_after=line.retry_after(),
             ) from None
         except asyncio.CancelledError:
             self._abandon(line, entry)
+            self._on_vain(name, self._clock() - now)
             raise
 
     def _abandon(self, line: Line, entry: Entry[Waiter]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _LEAST = 16  # tokens, from which a stream tells of more than its beginning
-_SEEN = 0.8  # of the counted tokens have to come as text: thoughts and calls hide theirs
+SEEN = 0.8  # of the counted tokens have to come as text: thoughts and calls hide theirs
 _OWED = 0.5  # of the time has to be the engine's: a slow reader finds it ahead
 
 
@@ -43,7 +43,7 @@ class Run:
             return 0, 0.0
         tokens = self.events if counted is None else counted - 1
         seconds = self.ended - self.began
-        told = tokens >= _LEAST and self.events >= _SEEN * tokens
+        told = tokens >= _LEAST and self.events >= SEEN * tokens
         return (tokens, seconds) if told and self.owed_s >= _OWED * seconds > 0 else (0, 0.0)
 
 

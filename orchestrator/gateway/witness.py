@@ -111,6 +111,8 @@ class WitnessedJob(Job):
         call.send(connection, b"%b%d\r\n%b\r\n%b" % (head, len(body), more, body))
 
     def _end(self, code: str) -> None:
+        if self._replica is None:  # it was never served: all it did was wait
+            self._waited = time.monotonic() - self._began
         super()._end(code)
         trace = self._trace
         if trace is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.generating.deployment import DATA, LOCAL, MODELS, PORT, USER, Deployment
+from orchestrator.generating.deployment import CACHES, DATA, MODELS, PORT, USER, Deployment
 
 FILE = "compose.yaml"
 
@@ -23,19 +23,16 @@ def render(what: Deployment) -> str:
         "restart": "unless-stopped",
         "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
     }
-    if what.file:
-        inside = f"{LOCAL}/{what.file.rsplit('/', 1)[-1]}"
-        mount = {"type": "bind", "source": what.file, "target": inside, "read_only": True}
-        service["volumes"].append({k: _plain(v) for k, v in mount.items()})
+    for each in what.mounts:
+        mount = {"type": "bind", "source": each.source, "target": each.target, "read_only": True}
+        service["volumes"].append({key: _plain(value) for key, value in mount.items()})
     if what.gpus:
         cards = {"driver": "nvidia", "count": len(what.gpus), "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [cards]}}}
     services = {"engineroom": service}
     if what.pull:
-        pulling = {**_hardened(what), "command": ["pull", what.pull], "restart": "no"}
-        pulling["environment"] = {
-            key: what.variables[key] for key in ("HOME", "HF_HOME", "XDG_CACHE_HOME")
-        }
+        pulling = {**_hardened(what), "command": ["pull", _plain(what.pull)], "restart": "no"}
+        pulling["environment"] = {key: _plain(what.variables[key]) for key in CACHES}
         done = {"pull": {"condition": "service_completed_successfully"}}
         services = {"pull": pulling, "engineroom": {**service, "depends_on": done}}
     content = {"services": services, "volumes": {"data": {}, "models": {}}}
@@ -62,7 +59,11 @@ def _plain(value: Any) -> Any:
 
 
 def _head(what: Deployment) -> str:
-    lines = [f"{what.name} by {what.plan}. Made by `engineroom generate compose`.", ""]
+    lines = [
+        f"{what.name} by {what.plan}. Made by `engineroom generate compose`.",
+        "",
+        *what.image_note,
+    ]
     if not what.anonymous:
         lines += [
             "Nobody is served without a key. Make one first; it is shown this once:",

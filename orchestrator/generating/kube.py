@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import ConfigError
-from orchestrator.generating.deployment import DATA, MODELS, PORT, USER, Deployment
+from orchestrator.generating.deployment import CACHES, DATA, MODELS, PORT, USER, Deployment
 
 FILE = "engineroom.yaml"
 _NAME = "engineroom"
@@ -30,10 +30,10 @@ _MOUNTS = [
 
 def render(what: Deployment) -> str:
     """The text of the file. Raises ConfigError for a model that no cluster can reach."""
-    if what.file:
+    if what.mounts:
         raise ConfigError(
-            f"{what.file} lies on this machine, where no cluster can read it: give a model of the "
-            "catalog or of a hub, owner/name"
+            f"{what.mounts[0].source} lies on this machine, where no cluster can read it: give a "
+            "model of the catalog or of a hub, owner/name, without adapters"
         )
     objects = [_claim("data", "20Gi"), _claim("models", "100Gi"), _deployment(what), _service()]
     return _head(what) + "---\n".join(
@@ -108,8 +108,7 @@ def _pod(what: Deployment) -> dict[str, Any]:
 
 def _container(what: Deployment) -> dict[str, Any]:
     variables: list[dict[str, Any]] = [
-        {"name": name, "value": value.replace("$(", "$$(")}  # which would stand for a variable
-        for name, value in what.variables.items()
+        {"name": name, "value": _plain(value)} for name, value in what.variables.items()
     ]
     if not what.anonymous:
         entry = {"secretKeyRef": {"name": _SECRET, "key": "api-keys"}}
@@ -137,12 +136,11 @@ def _container(what: Deployment) -> dict[str, Any]:
 
 
 def _pulling(what: Deployment, address: str) -> dict[str, Any]:
-    kept = ("HOME", "HF_HOME", "XDG_CACHE_HOME")
     return {
         "name": "pull",
         "image": what.image,
-        "args": ["pull", address],
-        "env": [{"name": name, "value": what.variables[name]} for name in kept],
+        "args": ["pull", _plain(address)],
+        "env": [{"name": name, "value": _plain(what.variables[name])} for name in CACHES],
         "securityContext": _SAFE,
         "resources": {
             "requests": {"cpu": "100m", "memory": "256Mi"},
@@ -161,12 +159,21 @@ def _probe(path: str, seconds: int, failures: int) -> dict[str, Any]:
     }
 
 
+def _plain(text: str) -> str:
+    """Without what Kubernetes would put a variable for, or take for an escape: $( and $$."""
+    return text.replace("$", "$$")
+
+
 def _mebibytes(size: int) -> str:
     return f"{-(-size // _MIB)}Mi"
 
 
 def _head(what: Deployment) -> str:
-    lines = [f"{what.name} by {what.plan}. Made by `engineroom generate kube`.", ""]
+    lines = [
+        f"{what.name} by {what.plan}. Made by `engineroom generate kube`.",
+        "",
+        *what.image_note,
+    ]
     if not what.anonymous:
         lines += [
             "Nobody is served without a key. The Secret that it is in comes first:",

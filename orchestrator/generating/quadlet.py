@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 
-from orchestrator.generating.deployment import DATA, LOCAL, MODELS, PORT, USER, Deployment
+from orchestrator.errors import ConfigError
+from orchestrator.generating.deployment import CACHES, DATA, MODELS, PORT, USER, Deployment
 
 FILE = "engineroom.container"
+_NO_TEXT = {"Cc", "Zl", "Zp"}  # Unicode's control characters and ends of lines
 _VOLUMES = (f"engineroom-data:{DATA}", f"engineroom-models:{MODELS}")
 
 
 def render(what: Deployment) -> str:
-    """The text of the file."""
+    """The text of the file. Raises ConfigError for what no unit can say."""
     sections = {
         "Unit": list(_unit(what)),
         "Container": list(_container(what)),
@@ -48,8 +51,8 @@ def _container(what: Deployment) -> Iterator[tuple[str, str]]:
     yield "PublishPort", f"127.0.0.1:{PORT}:{PORT}"
     for volume in _VOLUMES:
         yield "Volume", volume
-    if what.file:
-        yield "Volume", _plain(f"{what.file}:{LOCAL}/{what.file.rsplit('/', 1)[-1]}:ro")
+    for each in what.mounts:
+        yield "Volume", _plain(f"{_path(each.source)}:{_path(each.target)}:ro")
     for card in what.gpus:
         yield "AddDevice", f"nvidia.com/gpu={card}"
     for name, value in what.variables.items():
@@ -59,7 +62,7 @@ def _container(what: Deployment) -> Iterator[tuple[str, str]]:
 def _service(what: Deployment) -> Iterator[tuple[str, str]]:
     if what.pull:
         mounts = " ".join(f"--volume={volume}" for volume in _VOLUMES)
-        kept = " ".join(f"--env={k}={what.variables[k]}" for k in ("HOME", "HF_HOME"))
+        kept = " ".join(f"--env={key}={_plain(what.variables[key])}" for key in CACHES)
         command = f"podman run --rm {mounts} {kept} {what.image} pull {_quoted(what.pull)}"
         yield "ExecStartPre", f"/usr/bin/{command}"
     yield "Restart", "always"
@@ -67,10 +70,22 @@ def _service(what: Deployment) -> Iterator[tuple[str, str]]:
     yield "TimeoutStopSec", str(what.stop_s + 10)
 
 
+def _path(path: str) -> str:
+    """A path that a line with colons between its parts can say."""
+    if ":" in path or "  " in path or any(part != part.strip() for part in path.split("/")):
+        raise ConfigError(
+            f"{path!r}: a unit cannot mount a path with a colon, with blanks at a name's end or "
+            "with several in a row: give it another name, or generate compose"
+        )
+    return path
+
+
 def _plain(text: str) -> str:
-    """Without what systemd would put something else for, or take for a new line. All of it comes to
-    stand in a command line, so that $ is escaped too."""
-    return " ".join(text.split()).replace("%", "%%").replace("$", "$$")
+    """Without what systemd would put something else for. All of it comes to stand in a command
+    line, so that $ is escaped too. Raises ConfigError for what would begin another line."""
+    if any(unicodedata.category(each) in _NO_TEXT for each in text):
+        raise ConfigError(f"{text!r}: a unit cannot say control characters: leave them out")
+    return text.replace("%", "%%").replace("$", "$$")
 
 
 def _quoted(text: str) -> str:
@@ -83,6 +98,7 @@ def _head(what: Deployment) -> str:
         f"{what.name} by {what.plan}. Made by `engineroom generate quadlet`.",
         "Into ~/.config/containers/systemd/engineroom.container, or /etc/containers/systemd.",
         "",
+        *what.image_note,
     ]
     if not what.anonymous:
         data = what.variables["ENGINEROOM_DATA_DIR"]

@@ -52,6 +52,17 @@ def renamed(found: Resolved, name: str) -> Resolved:
     return replace(found, name=name, variants=variants)
 
 
+def is_path(name: str) -> bool:
+    """Whether `name` stands for a file or folder of this machine."""
+    return name != DEMO and len(name) <= _LONGEST_NAME and Path(name).expanduser().exists()
+
+
+def is_address(name: str) -> bool:
+    """Whether `name` has the form of what lies on a hub: owner/name or owner/name/file.gguf."""
+    address = _ADDRESS.fullmatch(name)
+    return address is not None and not (name.endswith(".gguf") and not address["file"])
+
+
 def load_catalog() -> Catalog:
     """The catalog that ships with this version. Raises ConfigError."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -88,7 +99,7 @@ def resolve(
     if match:
         return _from_catalog(shelf, match, quantization, hub())
     address = _ADDRESS.fullmatch(name)
-    if address and not (name.endswith(".gguf") and not address["file"]):
+    if address and is_address(name):
         spec = _from_hub(address["repository"], address["file"], hub(), shelf)
         return Resolved(spec.id, choose(name, (spec,), quantization), pinned=True)
     raise ModelInvalid(_unknown(name, shelf))

@@ -25,7 +25,7 @@ _CLAIM = {
     "measured_bytes": "Memory that a replica was last seen to hold.",
 }
 _HOST = {
-    "cpu_ratio": "Share of all processors that was busy since the last look, 0 to 1.",
+    "cpu_ratio": "Share of all processors that was busy in the last five seconds, 0 to 1.",
     "load1": "The system's load average of one minute.",
     "swap_used_bytes": "Swap that is taken.",
     "disk_free_bytes": "Room on the disk of the data directory.",

@@ -40,7 +40,7 @@ class GatewayMetrics:
         reg = self.registry
         self.requests = PlainCounter(
             "engineroom_requests_total",
-            "Requests by model, route template and HTTP status.",
+            "Requests by model, route template and HTTP status; broken streams by their error's.",
             ["model", "route", "code"],
             reg,
         )
@@ -67,7 +67,7 @@ class GatewayMetrics:
         )
         self.queue = PlainHistogram(
             "engineroom_queue_seconds",
-            "Time that a request waited for a lease.",
+            "Time that a request waited for a lease, or waited in vain.",
             ["model"],
             _SHORT,
             reg,
@@ -121,7 +121,7 @@ class GatewayMetrics:
         )
         self.spans = PlainCounter(
             "engineroom_spans_total",
-            "Spans of traces: made, sent to the collector, lost (it did not take them).",
+            "Spans of traces: made, sent to the collector, lost (not taken, or not fast enough).",
             ["result"],
             reg,
         )

@@ -40,5 +40,5 @@ UPSTREAM = frozenset(
 RETRIED = UPSTREAM | {e.QueueFull.code}
 """What may be tried again elsewhere; an engine has a queue of its own, which may be full."""
 
-BROKEN = UPSTREAM | {e.ShuttingDown.code}
+BROKEN = UPSTREAM | {e.ShuttingDown.code, e.DeadlineExceeded.code}
 """How an answer ends that had begun."""

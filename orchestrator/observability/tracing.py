@@ -18,16 +18,15 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from orchestrator.observability.plain import PlainCounter
+from orchestrator.observability.span_queue import SpanQueue
 
 _log = logging.getLogger("engineroom.traces")
-_QUEUE, _BATCH = 2048, 256  # spans
-_DELAY_MS = 1000
 _EXPORT_S = 5.0
 _CLOSE_S = 2.0
 _HEADERS = ("traceparent", "tracestate")
@@ -96,11 +95,8 @@ class Tracing:
         )
         self._made = spans.labels("made")
         collector = _Collector(endpoint, spans)
-        batches = BatchSpanProcessor(
-            collector, max_queue_size=_QUEUE, schedule_delay_millis=_DELAY_MS,
-            max_export_batch_size=_BATCH,
-        )  # fmt: skip
-        self._provider.add_span_processor(batches)
+        queue = SpanQueue(collector.send, collector.dropped, collector.close)
+        self._provider.add_span_processor(queue)
         self._tracer = self._provider.get_tracer("engineroom", version)
 
     def begin(self, path: str, headers: Mapping[bytes, bytes]) -> Trace:
@@ -134,8 +130,8 @@ class Tracing:
                 await done.wait()
 
 
-class _Collector(SpanExporter):
-    """The exporter, with its trouble counted and said once. Runs in the processor's thread."""
+class _Collector:
+    """The exporter, with its trouble counted and said once; over where all that waited was sent."""
 
     def __init__(self, endpoint: str, spans: PlainCounter) -> None:
         whole = (
@@ -143,20 +139,38 @@ class _Collector(SpanExporter):
         )
         self._endpoint, self._inner = whole, OTLPSpanExporter(whole, timeout=_EXPORT_S)
         self._sent, self._lost = spans.labels("sent"), spans.labels("lost")
+        self._lock = threading.Lock()  # spans are dropped by the loop, sent by the queue's thread
         self._trouble = False
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def send(self, spans: Sequence[ReadableSpan], more: bool) -> None:
+        """Send them; `more` are waiting. Runs in the queue's thread."""
         try:
             result = self._inner.export(spans)
         except Exception:  # noqa: BLE001 - whatever it is, it costs these spans and nothing else
             result = SpanExportResult.FAILURE
-        sent = result is SpanExportResult.SUCCESS
-        (self._sent if sent else self._lost).inc(len(spans))
-        if sent == self._trouble:
-            self._trouble = not sent
-            how = "takes traces again" if sent else "does not take traces; they are dropped"
-            _log.warning("the collector at %s %s", self._endpoint, how)
-        return result
+        if result is not SpanExportResult.SUCCESS:
+            self._lose(len(spans), "does not take traces; they are dropped")
+            return
+        with self._lock:
+            self._sent.inc(len(spans))
+            over, self._trouble = self._trouble and not more, self._trouble and more
+        if over:
+            self._say("takes traces again")
 
-    def shutdown(self) -> None:
+    def dropped(self) -> None:
+        """One that there was no room for."""
+        self._lose(1, "does not take traces fast enough; some are dropped")
+
+    def close(self) -> None:
+        """The end: what is under way is given up."""
         self._inner.shutdown()  # type: ignore[no-untyped-call]
+
+    def _lose(self, count: int, how: str) -> None:
+        with self._lock:
+            self._lost.inc(count)
+            known, self._trouble = self._trouble, True
+        if not known:
+            self._say(how)
+
+    def _say(self, how: str) -> None:
+        _log.warning("the collector at %s %s", self._endpoint, how)

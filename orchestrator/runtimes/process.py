@@ -63,7 +63,7 @@ class ProcessRuntime:
     """Starts shims and finds them again."""
 
     def __init__(self, options: ProcessOptions, environment: Mapping[str, str]) -> None:
-        self._options = options
+        self._options, self._environment = options, dict(environment)
         self._inherited = {k: environment[k] for k in INHERITED if k in environment}
 
     async def check(self) -> Availability:
@@ -188,10 +188,11 @@ class ProcessRuntime:
         """What the shim is told; see there."""
         options, spec = self._options, record.spec
         tmp = str(remains.tmp_of(record))
+        wanted = {k: v for k, v in self._environment.items() if k.startswith(spec.inherits)}
         marks = hashlib.sha256(str(record.folder).encode()).hexdigest()[:8]
         return {
             "argv": spec.argv,
-            "env": {**self._inherited, **spec.env, "TMPDIR": tmp},
+            "env": {**self._inherited, **wanted, **spec.env, "TMPDIR": tmp},
             "cwd": str(record.folder),
             "log": str(record.log),
             "log_max_bytes": options.log_max_bytes,

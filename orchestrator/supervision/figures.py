@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-
-import psutil
 
 from engine_launchers.machine import GpuPulse
 from orchestrator.observability.control_metrics import ControlMetrics
@@ -49,19 +45,18 @@ class Figures:
         instances: Callable[[], Iterable[Instance]],
         ledger: Ledger,
         rooms: Callable[[], Mapping[str, Room]],
-        disk: Path,
+        host: Callable[[], Mapping[str, float]],
     ) -> None:
-        self._instances, self._ledger, self._rooms, self._disk = instances, ledger, rooms, disk
-        psutil.cpu_percent()  # the first look has nothing to compare with
+        self._instances, self._ledger, self._rooms, self._host = instances, ledger, rooms, host
 
     def look(self) -> Seen:
-        """Everything as it is now; the devices as they were last read."""
+        """Everything as it is now; devices and host as they were last read."""
         rooms = self._rooms()
         return Seen(
             devices=self._devices(rooms),
             gpus={device: _pulse(room.pulse) for device, room in rooms.items() if room.pulse},
             claims={name: self._claim(name) for name in tuple(self._ledger.claims)},
-            host=self._host(),
+            host=dict(self._host()),
             engines=[
                 (each.workload.order.name, each.workload.plan.engine, each.name,
                  each.workload.plan.id)
@@ -91,17 +86,6 @@ class Figures:
             }
             for device in claim.held
         }
-
-    def _host(self) -> dict[str, float]:
-        """What this system does not tell is left out."""
-        told = {"cpu_ratio": psutil.cpu_percent() / 100}
-        with contextlib.suppress(OSError, psutil.Error):
-            told["load1"] = psutil.getloadavg()[0]
-        with contextlib.suppress(OSError, psutil.Error):
-            told["swap_used_bytes"] = psutil.swap_memory().used
-        with contextlib.suppress(OSError, psutil.Error):
-            told["disk_free_bytes"] = psutil.disk_usage(str(self._disk)).free
-        return told
 
 
 def _pulse(pulse: GpuPulse) -> dict[str, float]:

@@ -52,6 +52,7 @@ class Scraper:
         self._engines, self._metrics, self._client = engines, metrics, client
         self._interval_s, self._timeout_s, self._clock = interval_s, timeout_s, clock
         self._seen: dict[str, _Seen] = {}
+        self._told_of: dict[str, int] = {}  # by engine, the generation whose fault is in the log
 
     async def run(self) -> None:
         """Look in every interval, until cancelled."""
@@ -64,6 +65,8 @@ class Scraper:
 
     async def look(self) -> None:
         """Read every engine that serves, all at once."""
+        everyone = {each.name for each in self._engines()}
+        self._told_of = {name: of for name, of in self._told_of.items() if name in everyone}
         engines = [each for each in self._engines() if _readable(each)]
         names = {each.name for each in engines}
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}
@@ -98,6 +101,11 @@ class Scraper:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             _log.debug("engine=%s metrics could not be read: %s", engine.name, error)
             result = "failed"
+        except Exception:  # noqa: BLE001 - what one engine says is no other engine's trouble
+            result = "failed"
+            if self._told_of.get(engine.name) != generation:
+                self._told_of[engine.name] = generation
+                _log.exception("engine=%s its metrics cannot be understood", engine.name)
         self._metrics.scraped(engine.name, result)
         if result == "ok":
             told = Told(workload.order.name, plan.engine, engine.name, figures)

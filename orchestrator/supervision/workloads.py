@@ -25,6 +25,7 @@ from orchestrator.supervision.orders import ModelOrder, NextEngine
 from orchestrator.supervision.workload import ProbeError
 
 _log = logging.getLogger("engineroom.workload")
+_FOR_TRACES = ("OTEL_",)  # OpenTelemetry's own variables: headers, certificates, compression
 _PREFILL_S_PER_TOKEN = 0.2  # slower than any engine worth waiting for
 
 
@@ -182,7 +183,7 @@ class GatewayWorkload:
     def command(self, listen: Listen) -> LaunchSpec:
         """`python -m orchestrator.gateway`."""
         argv = (self._python, "-m", "orchestrator.gateway", "--config", str(self._config))
-        return LaunchSpec(argv=argv, listen=listen)
+        return LaunchSpec(argv=argv, inherits=_FOR_TRACES, listen=listen)
 
     def listen(self) -> Listen | None:
         """The public address."""

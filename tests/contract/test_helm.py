@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import helm_python as helm
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,13 +16,30 @@ from typer.main import get_command
 from orchestrator import __version__
 from orchestrator.cli.main import app
 from orchestrator.settings import PREFIX, Settings, load_settings
-from tests.charts import CHART, VALUE_SETS, Manifest, faults, files, manifests, of_kind, pods
+from tests.charts import (
+    CHART,
+    EGRESS,
+    VALUE_SETS,
+    Manifest,
+    faults,
+    files,
+    helm,
+    manifests,
+    of_kind,
+    pods,
+    rendered,
+)
 from tests.kubernetes import VERSIONS, check
 from tools.chart import OWNED
 
-RENDERED = {name: manifests(values) for name, values in VALUE_SETS.items()}
 OTHERS = {"ServiceMonitor", "ScaledObject"}  # of operators, which Kubernetes has no schema of
-each_set = pytest.mark.parametrize("found", RENDERED.values(), ids=RENDERED)
+each_set = pytest.mark.parametrize("found", VALUE_SETS, indirect=True)
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest) -> list[Manifest]:
+    """What the value set of that name makes."""
+    return rendered(request.param)
 
 
 def one(found: list[Manifest], kind: str, end: str = "") -> Manifest:
@@ -33,21 +50,21 @@ def one(found: list[Manifest], kind: str, end: str = "") -> Manifest:
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS)
 def test_helm_finds_nothing_to_say(values: dict[str, Any]) -> None:
-    told = helm.lint(CHART, values, strict=True)
+    told = helm().lint(CHART, values, strict=True)
     assert told["errors"] == []
     assert [each["error"] for each in told["messages"]] == ["icon is recommended"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_what_this_kubernetes_takes(version: str) -> None:
-    for found in RENDERED.values():
-        for each in found:
+    for value_set in VALUE_SETS:
+        for each in rendered(value_set):
             if each["kind"] not in OTHERS:
                 check(each, version)
 
 
 def test_the_check_is_strict() -> None:
-    service = {**of_kind(RENDERED["defaults"], "Service")[0], "spec": {"clusterIPS": "None"}}
+    service = {**of_kind(rendered("defaults"), "Service")[0], "spec": {"clusterIPS": "None"}}
     with pytest.raises(kubernetes_validate.ValidationError):
         check(service, VERSIONS[0])
 
@@ -121,16 +138,16 @@ def test_every_command_line_is_one_that_exists(found: list[Manifest]) -> None:
 
 
 def test_gpus_are_a_limit_and_the_model_comes_first() -> None:
-    pod = one(RENDERED["one GPU"], "StatefulSet")["spec"]["template"]["spec"]
+    pod = one(rendered("one GPU"), "StatefulSet")["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert [each["args"] for each in pod["initContainers"]] == [["pull", "qwen3-8b"]]
     assert pod["runtimeClassName"] == "nvidia"
-    plain = one(RENDERED["defaults"], "StatefulSet")["spec"]["template"]["spec"]
+    plain = one(rendered("defaults"), "StatefulSet")["spec"]["template"]["spec"]
     assert "nvidia.com/gpu" not in plain["containers"][0]["resources"]["limits"]
 
 
 def test_a_gateway_stands_between_clients_and_engines() -> None:
-    found = RENDERED["gateway"]
+    found = rendered("gateway")
     front = one(found, "Service", "demo-engineroom")
     assert front["spec"]["selector"]["app.kubernetes.io/component"] == "gateway"
     args = one(found, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -144,35 +161,69 @@ def test_a_gateway_stands_between_clients_and_engines() -> None:
     ]
 
 
+def test_what_is_outside_may_be_reached_where_a_rule_says_so() -> None:
+    for end in ("-engine", "-gateway"):
+        rules = one(rendered("gateway"), "NetworkPolicy", end)["spec"]["egress"]
+        assert rules[-2:] == EGRESS
+    plain = one(rendered("defaults"), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in plain for port in rule["ports"]] == [53, 53]
+
+
+OUTSIDE: list[tuple[dict[str, Any], str]] = [
+    ({"config": {"otlp_endpoint": "http://collector:4318"}}, "config.otlp_endpoint"),
+    ({"config": {"engine_url": "http://10.0.0.7:8000"}}, "config.engine_url"),
+    (
+        {"config": {"models": [{"model": "demo"}, {"model": "x", "engine_url": "http://a:8000"}]}},
+        "config.models[1].engine_url",
+    ),
+    (
+        {"env": {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "x", "http_proxy": "proxy:80"}},
+        "env.HTTPS_PROXY, env.http_proxy",
+    ),
+    ({"env": {"HF_ENDPOINT": "http://mirror:8080"}}, "env.HF_ENDPOINT"),
+    ({"env": {"HF_ENDPOINT": "https://mirror.example.org"}}, ""),
+    ({"config": {"otlp_endpoint": "http://127.0.0.1:4318"}}, ""),
+    ({"env": {"HTTPS_PROXY": ""}}, ""),
+]
+
+
+@pytest.mark.parametrize(("values", "named"), OUTSIDE)
+def test_the_notes_warn_of_what_no_rule_lets_pods_reach(values: dict[str, Any], named: str) -> None:
+    told = files(values)["NOTES.txt"]
+    assert f"WARNING: {named}: the network policy" in told if named else "WARNING" not in told
+    for policy in ({"egress": EGRESS}, {"enabled": False}):
+        assert "WARNING" not in files({**values, "networkPolicy": policy})["NOTES.txt"]
+
+
 def test_keys_are_made_up_once_and_differ() -> None:
     first, second = (one(manifests({}), "Secret")["data"] for _ in range(2))
     assert set(first) == {"api-keys", "metrics-key", "upstream-key", "admin-token"}
     assert len({*first.values(), *second.values()}) == 8
-    assert of_kind(RENDERED["gateway"], "Secret") == []
-    assert of_kind(RENDERED["bare"], "Secret") == []
+    assert of_kind(rendered("gateway"), "Secret") == []
+    assert of_kind(rendered("bare"), "Secret") == []
 
 
 def test_scaling_asks_for_series_that_exist() -> None:
     known = (CHART.parents[2] / "docs/reference/metrics.md").read_text()
-    trigger = one(RENDERED["keda"], "ScaledObject")["spec"]["triggers"][0]["metadata"]
+    trigger = one(rendered("keda"), "ScaledObject")["spec"]["triggers"][0]["metadata"]
     readme = (CHART / "README.md").read_text()
     rule = next(line for line in readme.splitlines() if "seriesQuery" in line)
     for text in (trigger["query"], rule):
         (series,) = set(re.findall(r"engineroom_[a-z_]+", text)) - {"engineroom_engine"}
         assert f"| `{series.removesuffix('_bucket')}` | histogram |" in known
-    made = one(RENDERED["hpa"], "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]
+    made = one(rendered("hpa"), "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]
     assert f"as: {made['metric']['name']}}}" in readme
     assert made["target"]["averageValue"] == "0.5"
     for name in ("hpa", "keda"):
-        assert "replicas" not in one(RENDERED[name], "StatefulSet")["spec"]
+        assert "replicas" not in one(rendered(name), "StatefulSet")["spec"]
 
 
 def test_prometheus_is_given_a_key_of_its_own() -> None:
-    engine, gateway = of_kind(RENDERED["watched"], "ServiceMonitor")
+    engine, gateway = of_kind(rendered("watched"), "ServiceMonitor")
     keys = [each["authorization"]["credentials"]["key"] for each in engine["spec"]["endpoints"]]
     assert keys == ["metrics-key", "admin-token"]
     assert [each["port"] for each in gateway["spec"]["endpoints"]] == ["http"]
-    service = one(RENDERED["watched"], "Service", "-engine")
+    service = one(rendered("watched"), "Service", "-engine")
     ports = {each["name"] for each in service["spec"]["ports"]}
     assert ports == {each["port"] for each in engine["spec"]["endpoints"]}
 
@@ -196,6 +247,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"autoscaling": {"kind": "vpa"}}, "value must be one of 'none', 'hpa', 'keda'"),
     ({"image": {"digest": "latest"}}, "at '/image/digest'"),
     ({"pull": ["--help"]}, "at '/pull/0'"),
+    ({"networkPolicy": {"egress": {}}}, "at '/networkPolicy/egress': got object, want array"),
+    ({"networkPolicy": {"egress": [{"from": []}]}}, "additional properties 'from' not allowed"),
+    (
+        {"networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.1"}}]}]}},
+        "at '/networkPolicy/egress/0/to/0/ipBlock/cidr'",
+    ),
+    (
+        {"networkPolicy": {"egress": [{"ports": [{"port": 70000}]}]}},
+        "at '/networkPolicy/egress/0/ports/0/port': maximum: got 70,000, want 65,535",
+    ),
     ({"autoscaling": {"minReplicas": 9}}, "autoscaling: minReplicas is more than maxReplicas"),
     ({"autoscaling": {"kind": "keda"}}, "needs keda.sh/v1alpha1, which this cluster does not"),
     (
@@ -220,9 +281,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("values", "says"), BAD, ids=[says[:40] for _, says in BAD])
 def test_what_is_wrong_is_refused_in_words(values: dict[str, Any], says: str) -> None:
-    with pytest.raises(helm.HelmError) as refused:
+    with pytest.raises(helm().HelmError) as refused:
         manifests(values)
     assert says in str(refused.value)
+
+
+def test_without_helm_a_test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "helm_python", None)
+    with pytest.raises(pytest.fail.Exception, match="rendered by helm-python-sdk") as told:
+        manifests({})
+    assert told.value.pytrace is False
 
 
 def test_the_chart_has_the_version_of_the_package() -> None:

@@ -100,6 +100,7 @@ async def streams(count: int, seconds: float, seed: int) -> dict[str, Any]:
         url = room.engine()["url"]
         await eventually(lambda: _idle(url), 10, "the engine is idle")
         idle = time.monotonic() - began
+        assert not sampling.done(), f"it did not look to the end: {sampling.exception()}"
         sampling.cancel()
         text = room.http.get(f"{room.url}/metrics").text
         assert sample(text, "engineroom_client_disconnects_total", {"model": "demo"}) == left

@@ -114,6 +114,7 @@ async def mixed(minutes: float, seed: int = 1) -> dict[str, Any]:
         ends = time.monotonic() + 60 * minutes
         await asyncio.gather(*(each.run(ends) for each in clients))
         for each in sampling:
+            assert not each.done(), f"it did not look to the end: {each.exception()}"
             each.cancel()
         await eventually(lambda: _all_left(room), 10, "nothing is left of any request")
     done = sum((each.done for each in clients), Counter[str]())
@@ -136,7 +137,7 @@ def _ends(values: Sequence[float]) -> list[float]:
 
 
 async def _count_tasks(room: Room, into: list[float]) -> None:
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         while True:
             text = (await http.get(f"{room.url}/metrics")).text
             into.append(sample(text, "engineroom_gateway_tasks", {}))

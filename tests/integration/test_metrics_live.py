@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,9 +12,12 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from engine_launchers.series import SeriesRule
 from orchestrator.observability.control_metrics import ControlMetrics
+from orchestrator.observability.engine_metrics import Figures
 from orchestrator.supervision import lifecycle as lc
 from orchestrator.supervision.instance import Instance
+from orchestrator.supervision.normalizing import normalize
 from orchestrator.supervision.scraping import MOST_BYTES, Scraper
 from orchestrator.supervision.workloads import EngineWorkload
 from tests.conftest import RoomMaker
@@ -180,6 +183,40 @@ async def test_an_error_or_a_connection_that_breaks_is_a_failure() -> None:
         await scraper.look()
         await scraper.look()
         assert result(metrics, "failed") == 2
+
+
+async def test_a_fault_of_ours_with_one_engine_is_no_other_engines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def saying(number: int) -> Answer:
+        async def answer(writer: asyncio.StreamWriter) -> None:
+            head = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
+            writer.write(head + b"fake_tokens_total %d\n" % number)
+            await writer.drain()
+
+        return answer
+
+    def normal(text: str, rules: Sequence[SeriesRule]) -> Figures:
+        if "666" in text:
+            raise KeyError("not thought of")
+        return normalize(text, rules)
+
+    def faults() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+
+    monkeypatch.setattr("orchestrator.supervision.scraping.normalize", normal)
+    async with scraped(saying(666)) as (scraper, engine, metrics), scraped(saying(7)) as others:
+        other = others[1]
+        other.name = "n-0"
+        scraper._engines = lambda: [cast(Instance, engine), cast(Instance, other)]
+        await scraper.look()
+        await scraper.look()
+        assert [told.replica for told in scraper.told()] == ["n-0"]
+        assert result(metrics, "failed") == 2
+        assert ["m-0" in each for each in faults()] == [True]
+        engine.lifecycle = lc.Lifecycle(generation=2, state=lc.State.READY)
+        await scraper.look()
+        assert len(faults()) == 2
 
 
 async def test_what_was_said_stands_while_the_same_process_serves() -> None:

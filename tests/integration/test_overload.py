@@ -180,6 +180,20 @@ async def test_a_requests_own_time_bounds_its_answer_too(stage: Stage) -> None:
     assert 0 < len(came.tokens) < 100
     assert not came.finished
     await eventually(lambda: not stage.metric("engineroom_in_flight"), 10, "the places are free")
+    text = stage.http.get(f"{stage.url}/metrics").text
+    code = "deadline_exceeded"
+    assert sample(text, "engineroom_rejects_total", {"reason": code}) == 1, "the stream had begun"
+    assert sample(text, "engineroom_streams_broken_total", {"code": code}) == 1
+
+
+async def test_who_waits_in_vain_is_seen_to_have_waited(stage: Stage) -> None:
+    busy = [asyncio.create_task(ask(stage, prompt='fake={"tps": 5}')) for _ in range(PLACES)]
+    await until_waiting(stage, 0)
+    assert (await ask(stage, timeout=0.4)).code == "deadline_exceeded"
+    await asyncio.gather(*busy)
+    text = stage.http.get(f"{stage.url}/metrics").text
+    assert sample(text, "engineroom_queue_seconds_count", {"model": "m"}) == PLACES + 1
+    assert sample(text, "engineroom_queue_seconds_sum", {"model": "m"}) > 0.35
 
 
 async def until_waiting(stage: Stage, count: int) -> None:

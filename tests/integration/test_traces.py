@@ -12,10 +12,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from orchestrator.errors import ConfigError
 from orchestrator.gateway.app import Gateway
 from orchestrator.observability.extras import check_tracing
+from orchestrator.observability.plain import PlainCounter
+from orchestrator.observability.tracing import Tracing
 from tests.collector import attributes, collecting
 from tests.conftest import RoomMaker
 from tests.harness import SLACK, eventually, free_ports, until
@@ -125,7 +128,7 @@ async def test_where_nobody_asks_not_a_call_is_made_for_it() -> None:
             sys.setprofile(None)
         assert gateway.witness is None
         assert not any(b"traceparent" in head for head in engine.heads)
-    assert any(name.endswith("gateway/job.py") for name in called)
+    assert any(name.endswith("gateway/app.py") for name in called)  # seen, compiled or not
     assert not [name for name in called if re.search("witness|tracing|opentelemetry|/logs", name)]
     script = (
         "import sys, orchestrator.gateway.app\n"
@@ -153,6 +156,32 @@ async def test_a_collector_in_trouble_costs_traces_and_nothing_else(
                 text = gateway.metrics.render().decode()
                 assert 'engineroom_spans_total{result="lost"} 40.0' in text
                 assert len(warned) == 1
+
+
+async def test_spans_that_a_full_queue_drops_are_counted_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made, room, batch = 3000, 2048, 256
+    spans = PlainCounter("engineroom_spans_total", "", ["result"], CollectorRegistry())
+    sent, lost = spans.labels("sent"), spans.labels("lost")
+    with collecting() as collector:
+        collector.go.clear()
+        tracing = Tracing(collector.url, 1.0, "0", "gateway", spans)
+        for _ in range(made):
+            tracing.begin("/generate", {}).end({}, None)
+        assert sent.value == 0
+        assert made - room - batch <= lost.value <= made - room
+        assert ["fast enough" in each.getMessage() for each in caplog.records] == [True]
+        collector.go.set()
+        await eventually(lambda: sent.value + lost.value == made, 10, "all are accounted for")
+        await eventually(lambda: len(caplog.records) == 2, 5, "its trouble is over")
+        assert "again" in caplog.records[1].getMessage()
+        assert len(collector.spans) == sent.value >= room
+        tracing.begin("/generate", {}).end({}, None)
+        await tracing.close()  # sends what is left
+        assert sent.value + lost.value == made + 1
+        tracing.begin("/generate", {}).end({}, None)
+    assert sent.value + lost.value == spans.labels("made").value == made + 2
 
 
 def test_a_collector_that_never_answers_holds_up_neither_requests_nor_the_end() -> None:
@@ -220,3 +249,22 @@ def test_every_line_of_both_planes_is_an_object(make_room: RoomMaker) -> None:
     (over,) = (line for line in gateway if line["message"] == "request over")
     assert over["request"] == answer.headers["x-request-id"]
     assert "trace" not in over
+
+
+def test_the_collectors_headers_reach_the_gateway_and_nobody_else(make_room: RoomMaker) -> None:
+    with collecting() as collector:
+        room = make_room("--tps", "500", "--print-env", otlp_endpoint=collector.url)
+        room.env["OTEL_EXPORTER_OTLP_HEADERS"] = "authorization=Bearer%20canary-of-otlp"
+        room.start()
+        asked = {"prompt": "Hi", "max_new_tokens": 2}
+        assert room.http.post(f"{room.url}/generate", json=asked).status_code == 200
+        until(lambda: collector.named("POST /generate"), 10, "the trace is there")
+        assert collector.headers["authorization"] == "Bearer canary-of-otlp"
+        engine = (room.data / "logs" / "demo-0.log").read_text()
+        assert "environment:" in engine
+        assert "OTEL_" not in engine
+        pages = ("/admin/engines", "/admin/models", "/admin/events", "/metrics")
+        assert not [page for page in pages if "canary" in room.admin("GET", page).text]
+        kept = [path for path in room.data.rglob("*") if path.is_file()]
+        assert not [path for path in kept if b"canary-of-otlp" in path.read_bytes()]
+        assert {"state.db", "demo-0.log", "gateway-0.log"} <= {path.name for path in kept}

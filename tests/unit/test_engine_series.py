@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from math import inf
 from pathlib import Path
 
@@ -121,3 +122,29 @@ def test_rows_and_values_of_the_same_text() -> None:
     found = rows(text, ["a"])
     assert found["a"] == [({"b": "c } d", "e": 'f\\"g'}, 1), ({}, 2), ({}, 3)]
     assert values(text, ["a", "z"]) == (6, 0)
+
+
+NAME = "vllm:num_requests_running"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{NAME}{{{'a' * (1 << 20)}}} 1",  # one line of a megabyte
+        f"{NAME}{{{'a' * 4000}}} 1\n" * 260,  # a megabyte of the longest lines that are read
+        f"{NAME}{{{'a=' * 2000}}} 1\n" * 260,
+        f"""{NAME}{{{'a="' * 1333}}} 1\n""" * 260,
+        f"""{NAME}{{a="{chr(92) * 3999}}} 1\n""" * 260,
+        f"{NAME} {'1' * (1 << 20)}",
+    ],
+    ids=["line", "names", "equals", "quotes", "escapes", "digits"],
+)
+def test_a_megabyte_of_nonsense_takes_no_longer_than_its_length(line: str) -> None:
+    began = time.thread_time()
+    normalize(line, RULES)
+    assert time.thread_time() - began < 2
+
+
+def test_a_line_too_long_is_passed_over_and_the_others_stand() -> None:
+    found = rows(f"a{{{'b' * 4096}}} 1\na{{{'b' * 4000}}} 2\na 3\n", ["a"])
+    assert found["a"] == [({}, 2), ({}, 3)]

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from engine_launchers.machine import GpuPulse
 from orchestrator.observability.machine_metrics import MachineMetrics
 from orchestrator.supervision.figures import Figures
+from orchestrator.supervision.host import Host
 from orchestrator.supervision.ledger import Ledger, Room
 from orchestrator.supervision.loading import LAUNCHING, Evidence, Load, Phase, by_phase
-from tests.harness import sample
+from tests.harness import sample, until
 
 GIB = 1 << 30
 
 
+@contextmanager
+def reading(disk: Path, every_s: float = 60) -> Iterator[Host]:
+    host = Host(disk, every_s)
+    host.start()
+    yield host
+    host.stop()
+
+
 def shown(ledger: Ledger, rooms: dict[str, Room], disk: Path) -> str:
     registry = CollectorRegistry()
-    MachineMetrics(registry, Figures(tuple, ledger, lambda: rooms, disk).look)
-    return generate_latest(registry).decode()
+    with reading(disk) as host:
+        MachineMetrics(registry, Figures(tuple, ledger, lambda: rooms, host.told).look)
+        return generate_latest(registry).decode()
 
 
 def test_devices_claims_and_gpus(tmp_path: Path) -> None:
@@ -55,6 +69,26 @@ def test_a_disk_that_is_away_takes_nothing_else_with_it(tmp_path: Path) -> None:
     names = {line.split()[0] for line in text.splitlines()}
     assert "engineroom_host_disk_free_bytes" not in names
     assert "engineroom_host_load1" in names
+
+
+def test_a_disk_that_hangs_holds_up_its_reader_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, hangs, usage = threading.Event(), threading.Event(), psutil.disk_usage
+    with reading(tmp_path, 0.01) as host:
+        until(lambda: "cpu_ratio" in host.told(), 5, "it was read again")
+
+        def hanging(path: str) -> object:
+            asked.set()
+            hangs.wait(60)
+            return usage(path)
+
+        monkeypatch.setattr(psutil, "disk_usage", hanging)
+        assert asked.wait(20)
+        figures = Figures(tuple, Ledger(), dict, host.told)
+        assert figures.look().host["disk_free_bytes"] > 0  # the last that was read
+        assert Figures(tuple, Ledger(), dict, Host(tmp_path).told).look().host == {}
+        hangs.set()
 
 
 def test_the_phases_of_a_start_add_up_to_all_of_it() -> None:

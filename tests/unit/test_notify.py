@@ -86,3 +86,46 @@ async def test_without_a_manager_nothing_is_sent() -> None:
     manager = Manager({"WATCHDOG_USEC": "1000"})
     manager.ready("serves")
     await manager.keep_alive()
+
+
+def full(listener: socket.socket) -> int:
+    """Fill the queue of `listener`: how many messages it holds."""
+    held = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.connect(listener.getsockname())
+        while True:
+            try:
+                sender.send(b"full")
+            except BlockingIOError:
+                return held
+            held += 1
+
+
+async def test_a_manager_that_does_not_read_holds_up_no_loop(
+    heard: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.notify._PATIENCE_S", 60)
+    held, loop = full(heard), asyncio.get_running_loop()
+    manager = Manager({"NOTIFY_SOCKET": heard.getsockname(), "WATCHDOG_USEC": "20000"})
+    began = loop.time()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await manager.keep_alive()
+    manager.ready("serves")
+    manager.stopping("ends")
+    assert loop.time() - began < 20
+    said = [await asyncio.to_thread(heard.recv, 4096) for _ in range(held + 2)]
+    assert said == [b"full"] * held + [b"READY=1\nSTATUS=serves", b"STOPPING=1\nSTATUS=ends"]
+
+
+def test_a_queue_that_stays_full_is_logged(
+    heard: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator.notify._PATIENCE_S", 0.05)
+    full(heard)
+    manager = Manager({"NOTIFY_SOCKET": heard.getsockname()})
+    manager.ready("serves")
+    assert manager._waiting is not None
+    manager._waiting.join(20)
+    assert ["full" in each.getMessage() for each in caplog.records] == [True]

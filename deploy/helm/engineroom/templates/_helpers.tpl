@@ -132,3 +132,26 @@ priorityClassName: {{ . }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
+
+{{- /* The values that name an address outside the pods, which networkPolicy has to let them reach. */ -}}
+{{- define "engineroom.outside" -}}
+{{- $named := dict "config.otlp_endpoint" .Values.config.otlp_endpoint "config.engine_url" .Values.config.engine_url -}}
+{{- range $i, $model := .Values.config.models -}}
+{{- $_ := set $named (printf "config.models[%d].engine_url" $i) $model.engine_url -}}
+{{- end -}}
+{{- range $name, $value := .Values.env -}}
+{{- if regexMatch "(?i)^(https?_proxy|all_proxy|hf_endpoint|engineroom_(otlp_endpoint|engine_url))$" $name -}}
+{{- $_ := set $named (printf "env.%s" $name) $value -}}
+{{- end -}}
+{{- end -}}
+{{- $found := list -}}
+{{- range $name := keys $named | sortAlpha -}}
+{{- $value := get $named $name | default "" | toString -}}
+{{- $here := regexMatch "^([a-z0-9]+://)?(127\\.|localhost(:|/|$)|\\[::1\\])" $value -}}
+{{- $hub := and (hasSuffix "HF_ENDPOINT" $name) (regexMatch "^https://[^/:]+(:443)?(/|$)" $value) -}}
+{{- if and $value (not $here) (not $hub) -}}
+{{- $found = append $found $name -}}
+{{- end -}}
+{{- end -}}
+{{- join ", " $found -}}
+{{- end -}}
