@@ -81,7 +81,7 @@ sim-routing: ## the routing policies on two workloads, 2 to 1000 replicas; write
 faults: ## the fault matrix RUNS times with its exact bounds (a quiet machine!), and its table: RUNS=3 PYTEST_ARGS="-k fake"
 	@sh tools/setup.sh test
 	@for run in $$(seq $(or $(RUNS),1)); do \
-	  FAULTS_SLACK=1 FAULTS_OUT=docs/reference/faults.jsonl .venv/bin/python -m pytest -q tests/faults $(PYTEST_ARGS) || exit 1; done
+	  FAULTS_SLACK=1 FAULTS_OUT=docs/reference/faults.jsonl .venv/bin/python -m pytest -q -m "docker or not docker" tests/faults $(PYTEST_ARGS) || exit 1; done
 	@.venv/bin/python -m tools.fault_table
 
 soak: ## long runs: WHAT="gateway --minutes 60" if not said, "supervisor --runs 200 --streams 50", "drains --runs 5 --engine vllm --replicas 1", "turns --minutes 5"
@@ -98,7 +98,7 @@ pure: ## see compiled
 
 test-docker: ## engines in containers, with a Docker Engine; one is started where dockerd is installed and this is root
 	@sh tools/setup.sh test
-	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) $(_docker) tests/e2e/test_containers.py
+	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) $(_docker) tests/e2e/test_containers.py tests/faults
 
 e2e-docker: ## images and compose.yaml for real, likewise: COMPOSE="docker compose" E2E_COMPILE=1
 	@sh tools/setup.sh test

@@ -101,17 +101,8 @@ def engines_dir(shelf: Shelf, installed: Installed) -> Path:
 @pytest.fixture(scope="session")
 def docker_engine() -> Iterator[containers.Engine]:
     """The Docker Engine of this machine, else one that is started for the tests."""
-    there = containers.Engine(os.environ.get("DOCKER_HOST"))
-    if there.answers():
-        yield there
-        there.close()
-        return
-    assert containers.can_start_one(), (
-        "no Docker Engine answers, and none can be started: run `tools/docker_engine.sh install` "
-        "as root, or leave these tests out with -m 'not docker'"
-    )
-    with containers.own_engine() as started:
-        yield started
+    with containers.docker_engine() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

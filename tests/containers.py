@@ -122,6 +122,11 @@ class Engine:
         label = f"{INSTALLATION}={installation}" if installation else INSTALLATION
         return list(self.client.containers(all=True, filters={"label": [label]}))
 
+    def remove_containers(self, installation: str) -> None:
+        """End and remove what a server left."""
+        for each in self.containers(installation):
+            self.client.remove_container(each["Id"], force=True)
+
     def image(self) -> str:
         """The small image, made where it is missing."""
         name = f"engineroom-test/python:{_digest()}"
@@ -205,6 +210,22 @@ def engine_beside(*options: str) -> Iterator[Engine]:
             yield engine
     finally:
         subprocess.run(["ip", "link", "del", bridge], check=True, timeout=30)
+
+
+@contextlib.contextmanager
+def docker_engine() -> Iterator[Engine]:
+    """The Docker Engine of this machine, else one that is started for the tests."""
+    there = Engine(os.environ.get("DOCKER_HOST"))
+    if there.answers():
+        yield there
+        there.close()
+        return
+    assert can_start_one(), (
+        "no Docker Engine answers, and none can be started: run `tools/docker_engine.sh install` "
+        "as root, or leave these tests out with -m 'not docker'"
+    )
+    with own_engine() as started:
+        yield started
 
 
 def can_start_one() -> bool:

@@ -22,13 +22,16 @@ ROWS = rows()
 # A machine that does something else for seconds is no fault of ours; all else is. Real engines take
 # minutes, and are tried once more only.
 _TRIES = {"fake": 3, "vllm": 3}
+_FAKES = ("fake", "container")  # the second is the first, in a container
+_SHORT = [pytest.mark.slow, pytest.mark.timeout(300)]
+_MARKS = {"fake": _SHORT, "container": [*_SHORT, pytest.mark.docker]}
 
 
 def _proofs() -> list[object]:
     return [
         pytest.param(
             ROWS[row], engine, function, id=f"{row}-{engine}-{function.__name__}",
-            marks=[pytest.mark.slow, pytest.mark.timeout(300 if engine == "fake" else 1800)],
+            marks=_MARKS.get(engine, [pytest.mark.slow, pytest.mark.timeout(1800)]),
         )
         for (row, engine), functions in sorted(SCENARIOS.items())
         for function in functions
@@ -44,7 +47,7 @@ def test_fault(
     tmp_path: Path,
 ) -> None:
     engines = None
-    if engine != "fake":
+    if engine not in _FAKES:
         request.getfixturevalue("installed")(engine)
         engines = request.getfixturevalue("engines_dir")
     tries = _TRIES.get(engine, 2)
