@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from tests.harness import ROOT, until
 
 SCRIPT = ROOT / "tools" / "docker_engine.sh"
 PYTHON = os.path.realpath(sys.executable)
+PACKAGES = Path(psutil.__file__).parent.parent  # where those lie that the tests are run with
 _LEFT_OUT = {"test", "tests", "site-packages", "idlelib", "tkinter", "turtledemo", "ensurepip"}
 _LEFT_OUT |= {"__pycache__", "lib2to3", "config-3.11-x86_64-linux-gnu"}
 
@@ -158,7 +158,7 @@ def _pack(target: Path) -> None:
     files = {each for each in library.rglob("*") if not _LEFT_OUT & set(each.parts)}
     modules = [str(each) for each in files if each.suffix == ".so"]
     for name in ("psutil", "pydantic_core"):  # a supervisor in a container is tested, too
-        modules += map(str, Path(sysconfig.get_path("purelib"), name).glob("*.so"))
+        modules += map(str, (PACKAGES / name).glob("*.so"))
     needed = set().union(*(_libraries(each) for each in (PYTHON, *modules)))
     with tarfile.open(target, "w") as tar:
         for name in sorted({PYTHON, *needed}):

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import sysconfig
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -20,7 +19,7 @@ from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import ContainerHold, Handle
 from orchestrator.runtimes.docker.body import INSTALLATION, NAME
 from orchestrator.runtimes.docker.runtime import DockerRuntime
-from tests.containers import PYTHON, Engine, engine_beside
+from tests.containers import PACKAGES, PYTHON, Engine, engine_beside
 from tests.contract.stands import ENGINE, FOREVER, Stand, docker_stand, up
 from tests.harness import ROOT, eventually, within
 
@@ -342,9 +341,8 @@ def test_from_inside_a_container_it_joins_the_network_and_calls_engines_by_name(
     tmp_path: Path, docker_engine: Engine, python_image: str
 ) -> None:
     client, installation = docker_engine.client, secrets.token_hex(6)
-    packages = sysconfig.get_path("purelib")
     socket = (docker_engine.address or "unix:///var/run/docker.sock").removeprefix("unix://")
-    binds = [f"{tmp_path}:/data", f"{ROOT}:/repo:ro", f"{packages}:/packages:ro"]
+    binds = [f"{tmp_path}:/data", f"{ROOT}:/repo:ro", f"{PACKAGES}:/packages:ro"]
     made = client.create_container(
         python_image,
         [PYTHON, "-c", _INSIDE, python_image, installation],
