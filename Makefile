@@ -9,22 +9,25 @@ serve: ## start everything and serve; make serve ARGS="path/to/model.gguf --port
 	@sh tools/setup.sh serve
 	@exec .venv/bin/engineroom serve --yes $(ARGS)
 
-# What starts no processes runs side by side, all else by itself, where a test may be tried twice
-# (docs/decisions/012-second-tries.md); 5 says that no test was chosen.
+# Three passes: what starts no servers, and servers over the fake engine, side by side; real engines
+# by themselves (docs/decisions/011-three-passes.md). Beside servers a test may be tried twice
+# (012-second-tries.md). 5 says that no test was chosen.
 _alike = tests/unit tests/contract tests/architecture
-_alone = tests/integration tests/e2e tests/faults
-_docker = tests/contract/test_docker_runtime.py tests/contract/test_runtime_contract.py
-in_two = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(1) and not docker" $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
-  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 -m "$(1)" $(PYTEST_ARGS) $(_alone) || [ $$? -eq 5 ]; } && \
-  { .venv/bin/python -m pytest -p tests.repeats --reruns 1 -m "$(1) and docker" $(PYTEST_ARGS) $(_docker) || [ $$? -eq 5 ]; }
+_servers = tests/integration tests/e2e tests/faults
+_pytest = .venv/bin/python -m pytest
+_beside = -n $(WORKERS) --dist loadfile
+_twice = -p tests.repeats --reruns 1
+passes = $(_pytest) $(_beside) -m "$(1) and not docker" $(PYTEST_ARGS) $(_alike) || [ $$? -eq 5 ] && \
+  { $(_pytest) $(_beside) $(_twice) -m "$(1) and not docker and not real" $(PYTEST_ARGS) $(_servers) || [ $$? -eq 5 ]; } && \
+  { $(_pytest) $(_twice) -m "$(1) and real" $(PYTEST_ARGS) $(_servers) || [ $$? -eq 5 ]; }
 
-test: ## the whole suite, real engine included: WORKERS=2
+test: ## the whole suite, real engines included, less what needs Docker: WORKERS=2; or TESTS=tests/e2e/test_vllm.py
 	@sh tools/setup.sh test
-	@$(call in_two,(slow or not slow))
+	@$(if $(TESTS),$(_pytest) $(_twice) -m "not docker" $(PYTEST_ARGS) $(TESTS),$(call passes,(slow or not slow)))
 
 test-fast: ## what needs neither a real engine nor patience
 	@sh tools/setup.sh test
-	@$(call in_two,not slow)
+	@$(call passes,not slow)
 
 properties: ## every property on SHARE of its examples, of which the suite tries a quarter: SHARE=1
 	@sh tools/setup.sh test
@@ -98,7 +101,7 @@ pure: ## see compiled
 
 test-docker: ## engines in containers, with a Docker Engine; one is started where dockerd is installed and this is root
 	@sh tools/setup.sh test
-	@.venv/bin/python -m pytest -m docker $(PYTEST_ARGS) $(_docker) tests/e2e/test_containers.py tests/faults
+	@sh tools/docker_engine.sh with $(_pytest) $(_twice) -m docker $(PYTEST_ARGS) tests/contract $(_servers)
 
 e2e-docker: ## images and compose.yaml for real, likewise: COMPOSE="docker compose" E2E_COMPILE=1
 	@sh tools/setup.sh test

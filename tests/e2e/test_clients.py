@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import Room
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 ASKED = "When does the shop open?"
 
 

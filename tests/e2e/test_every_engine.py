@@ -23,7 +23,7 @@ from orchestrator.engines.shelf import Engine
 from tests.conftest import real_room
 from tests.harness import ROOT, SLACK, Room, processes_of, within
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
 ADAPTERS = DEMO / "adapters"
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -8,7 +8,7 @@ import pytest
 
 from bench.footprint import measure
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 @pytest.mark.timeout(600)

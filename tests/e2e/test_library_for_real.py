@@ -18,7 +18,7 @@ from orchestrator.engines.shelf import Engine
 from orchestrator.errors import ContextLengthExceeded
 from tests.harness import ROOT, SLACK, clean_env, processes_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 GREEDY = [
     entry
     for entry in json.loads((ROOT / "tests/fixtures/demo_greedy.json").read_text())["Q4_K_M"]

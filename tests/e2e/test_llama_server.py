@@ -31,7 +31,7 @@ from tests.series import assert_told_in_our_words
 from tools.shape_gguf import SHAPES, write
 
 _TRIES = 3
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 QUESTION = "What products do you recommend?"
 LONG = "Tell me a long story about the shop."
 LAUNCHER = LlamaServerLauncher()

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.test_errors_people_see import engineroom, sentence
 from tests.plans import MISTRAL
 
-pytestmark = pytest.mark.slow  # real processes, some seconds each
+pytestmark = [pytest.mark.real, pytest.mark.slow]  # real processes, some seconds each
 
 
 def as_json(tmp_path: Path, *words: str) -> Any:

@@ -26,7 +26,7 @@ from orchestrator.models.resolve import resolve
 from tests.harness import ROOT, SLACK, clean_env, free_ports, sample, until, within
 from tests.series import assert_told_in_our_words
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 DEMO = ROOT / "orchestrator" / "models" / "demo"
 SCRIPT = ROOT / "engine_launchers" / "servers" / "pytorch_server.py"
 PROMPT = "What products do you recommend?"

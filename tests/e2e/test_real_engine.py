@@ -23,7 +23,7 @@ import pytest
 from tests.harness import ROOT, SLACK, Room, clean_env, eventually, until, within
 from tests.streams import Answer, ask, request_bytes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 RoomMaker = Callable[..., Room]
 QUESTION = "What products do you recommend?"
 LONG = "Tell me a long story about the shop."

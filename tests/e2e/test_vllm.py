@@ -20,7 +20,8 @@ from tests.e2e.real_vllm import START_S, Engine, Program, plan_of, random_adapte
 from tests.harness import SLACK, until, within
 from tests.series import assert_told_in_our_words
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # starts count where a test makes them
+# Starts count where a test makes them.
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 GIB = 2**30
 KEY = "a key for tests"
 QUESTION = "What products do you recommend?"

@@ -25,13 +25,14 @@ _TRIES = {"fake": 3, "vllm": 3}
 _FAKES = ("fake", "container")  # the second is the first, in a container
 _SHORT = [pytest.mark.slow, pytest.mark.timeout(300)]
 _MARKS = {"fake": _SHORT, "container": [*_SHORT, pytest.mark.docker]}
+_REAL = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(1800)]
 
 
 def _proofs() -> list[object]:
     return [
         pytest.param(
             ROWS[row], engine, function, id=f"{row}-{engine}-{function.__name__}",
-            marks=_MARKS.get(engine, [pytest.mark.slow, pytest.mark.timeout(1800)]),
+            marks=_MARKS.get(engine, _REAL),
         )
         for (row, engine), functions in sorted(SCENARIOS.items())
         for function in functions

@@ -185,7 +185,8 @@ async def _refused(room: Room, folder: Path) -> float:
     runtime = ProcessRuntime(options, {})
     record = HandleRecord.model_validate(
         {"name": "demo-0", "generation": 1, "spec": {"argv": ["x"]}, "folder": folder,
-         "socket": room.data / "none.sock", "log": room.data / "none.log"}
+         "hold": {"runtime": "process", "socket": room.data / "none.sock"},
+         "log": room.data / "none.log"}
     )  # fmt: skip
     began = time.monotonic()
     assert await runtime.recover(record) is None
