@@ -25,6 +25,7 @@ LEFT_OUT = {
     "runtime": "in a generated file engines run in the container itself, not in others beside it",
     "engine_image": "engines run in the container that --image names",
 }
+_AS_UNSAID = {"replicas": 1}
 # Where a flag's value is a secret. Parsers take what a long one begins with, too.
 _SECRET = ("--api-key", "--hf-token")
 _SECRET_SHORT = ("-hft",)
@@ -52,7 +53,7 @@ def refuse_left_out(settings: Settings) -> None:
     """Raise ConfigError for what was asked of the server and no file can hand on."""
     for field, why in LEFT_OUT.items():
         unsaid = Settings.model_fields[field].get_default(call_default_factory=True)
-        if getattr(settings, field) != unsaid:
+        if getattr(settings, field) not in (unsaid, _AS_UNSAID.get(field, unsaid)):
             raise ConfigError(f"{field}: {why}")
     for word in settings.engine_args:
         if _WITH_PASSWORD.search(word):
