@@ -205,8 +205,14 @@ class Stack:
         words = ("--rm", "-i", "--network", network, "--entrypoint", "python3")
         return run("docker", "run", *words, name_of("gateway"), "-", *argv, input=script)
 
+    def with_volume(self, name: str, folder: str, script: str, *argv: str) -> str:
+        """The same without a network, with a volume of ours in `folder`."""
+        words = ("--rm", "-i", "--network", "none", "--entrypoint", "python3")
+        volume = ("-v", f"{self.network(name)}:{folder}")
+        return run("docker", "run", *words, *volume, name_of("gateway"), "-", *argv, input=script)
+
     def network(self, name: str) -> str:
-        """The engine's name of a network of compose.yaml."""
+        """The Docker Engine's name of a network, or a volume, of compose.yaml."""
         return f"{self.project}_{name}"
 
     def query(self, text: str) -> list[dict[str, Any]]:

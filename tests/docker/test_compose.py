@@ -102,7 +102,7 @@ print(json.dumps({
     "models": os.listdir("/models"),
     "writable": [x for x in ("/", "/venv", "/run/engineroom", "/var/lib/engineroom") if writes(x)],
     "reaches": [x for x in (("supervisor.admin", 8002), ("supervisor", 8002), ("prometheus", 2375),
-                            ("socket-proxy", 2375)) if connects(*x)],
+                            ) if connects(*x)],
 }))
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.runtimes.docker.body import NAME
+from orchestrator.runtimes.docker.labels import NAME
 from tests.docker.policy import violations
 from tests.docker.stack import Stack, composes, have_docker, images, name_of, run
 from tests.harness import until
