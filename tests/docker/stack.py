@@ -222,6 +222,16 @@ class Stack:
         assert answer.status_code == 200, (text, answer.text)
         return list(answer.json()["data"]["result"])
 
+    def chats(self, said: str) -> str:
+        """What a streamed chat answers; a failure where the stream does not end as it should."""
+        asked = {"model": "demo", "messages": [{"role": "user", "content": said}], "stream": True}
+        with self.http.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            events = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        chosen = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
+        assert chosen[-1]["finish_reason"] in ("stop", "length")
+        return "".join(each["delta"].get("content") or "" for each in chosen)
+
     def down(self) -> None:
         """End and remove everything."""
         self.compose("down", "-v", "--remove-orphans")

@@ -120,9 +120,9 @@ def test_what_is_refused_is_said_and_logged(proxy: Stack) -> None:
         (("POST", "/v1.23/containers/x/start", {"Binds": ["/:/h"]}), "does not need it"),
     ]
     told = ask(proxy, *(call for call, _ in calls))
-    for (status, body), (_, why) in zip(told, calls, strict=True):
+    for (status, said), (_, why) in zip(told, calls, strict=True):
         assert status == 403
-        assert why in json.loads(body)["message"]
+        assert why in json.loads(said)["message"]
     logged = logs(proxy.container("socket-proxy")["Id"])
     assert all(why in logged for _, why in calls)
 

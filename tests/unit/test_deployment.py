@@ -50,7 +50,7 @@ def default(text: str) -> str:
 
 def members(network: str) -> set[str]:
     """The services of a network."""
-    return {name for name, each in SERVICES.items() if network in each["networks"]}
+    return {name for name, each in SERVICES.items() if network in each.get("networks", ())}
 
 
 def stages() -> dict[str, list[str]]:
