@@ -67,8 +67,8 @@ def generate(
     image: Annotated[
         str | None,
         typer.Option(
-            help="Image instead of engineroom/all-in-one of this version, which is published "
-            "nowhere: name the one that you have built."
+            help="Image instead of localhost/engineroom/all-in-one of this version, which is "
+            "published nowhere: name the one that you have built."
         ),
     ] = None,
     anonymous: Annotated[

@@ -47,10 +47,7 @@ def look(settings: Settings, hardware: HardwareProfile) -> nouns.Facts:
         nvidia=bool(driver_files(Disk()) or cards_on_bus(Disk())),
         devices=tuple(_devices()),
         memory=_memory(hardware),
-        ports=(
-            _port("port", settings.host, settings.port, ours),
-            _port("admin_port", settings.admin_host, settings.admin_port, ours),
-        ),
+        ports=tuple(_ports(settings, ours)),
         places=tuple(_places(settings)),
         disks=tuple(_disks(settings)),
         server=server,
@@ -83,6 +80,12 @@ def _memory(hardware: HardwareProfile) -> nouns.Memory:
         limit=limit if limit is not None and limit < whole else None,
         shm=shutil.disk_usage(_SHM).total if _SHM.is_dir() else None,
     )
+
+
+def _ports(settings: Settings, ours: set[int | None]) -> Iterator[nouns.PortUse]:
+    if settings.control_socket is None:  # else the gateway is elsewhere
+        yield _port("port", settings.host, settings.port, ours)
+    yield _port("admin_port", settings.admin_host, settings.admin_port, ours)
 
 
 def _port(name: str, host: str, port: int, ours: set[int | None]) -> nouns.PortUse:

@@ -268,5 +268,5 @@ class Router(Board):
     def _unavailable(self, line: Line) -> Exception | None:
         """Why waiting would be in vain, None where it makes sense."""
         if self.draining:
-            return Draining("the server is shutting down", retry_after=5)
+            return Draining("the server is shutting down, or has not come back yet", retry_after=5)
         return line.unavailable()

@@ -68,6 +68,7 @@ def _head(what: Deployment) -> str:
         lines += [
             "Nobody is served without a key. Make one first; it is shown this once:",
             "  docker compose run --rm --no-deps engineroom keys create me",
+            "More, once it runs: docker compose exec engineroom engineroom keys create NAME",
         ]
     lines += ["Then: docker compose up -d", f"The door: http://127.0.0.1:{PORT}"]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)

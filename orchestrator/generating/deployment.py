@@ -16,7 +16,7 @@ from orchestrator.models.resolve import is_address
 from orchestrator.settings import PREFIX, Settings
 
 # No registry has it: whoever runs what is made here builds it, or names another.
-IMAGE = f"engineroom/all-in-one:{__version__}"
+IMAGE = f"localhost/engineroom/all-in-one:{__version__}"
 PORT = 8001
 USER = 65532
 DATA = "/var/lib/engineroom"

@@ -106,6 +106,7 @@ def _head(what: Deployment) -> str:
             "Nobody is served without a key. Make one first; it is shown this once:",
             f"  podman run --rm -v {_VOLUMES[0]} -e ENGINEROOM_DATA_DIR={data} \\",
             f"    {what.image} keys create me",
+            "More, once it runs: podman exec engineroom engineroom keys create NAME",
         ]
     lines.append("Then: systemctl --user daemon-reload && systemctl --user start engineroom")
     lines.append(f"The door: http://127.0.0.1:{PORT}")

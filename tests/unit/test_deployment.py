@@ -101,9 +101,9 @@ def test_every_image_is_pinned_and_every_port_is_on_loopback(name: str) -> None:
     image, _, tag = default(service["image"]).rpartition(":")
     assert image
     assert re.search(r"\d+\.\d+", tag)
-    if image.startswith("engineroom/"):
+    if image.startswith("localhost/engineroom/"):
         assert tag == __version__
-        assert image == f"engineroom/{service['build']['target']}"
+        assert image == f"localhost/engineroom/{service['build']['target']}"
         assert service["build"]["target"] in TARGETS
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
