@@ -151,7 +151,8 @@ class Runtime(Protocol):
         """Start what the record says. Raises LaunchFailed where no process came to be."""
 
     async def recover(self, record: HandleRecord) -> Handle | None:
-        """The handle of a process that still runs; None, and nothing of it left, otherwise.
+        """The handle of a process that runs and can be used; None, and nothing of it left, else.
 
-        A process that has lost what held it here is taken hold of again.
+        A process that has lost what held it here is taken hold of again. Raises LaunchFailed where
+        nobody can say now what became of it: it is left as it is.
         """

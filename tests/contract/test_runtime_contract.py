@@ -141,6 +141,16 @@ async def test_a_record_without_a_process_is_nothing(stand: Stand) -> None:
     assert await stand.runtime.recover(stand.order(FOREVER, generation=9)) is None
 
 
+async def test_what_runs_and_cannot_be_used_is_ended_and_nothing(stand: Stand) -> None:
+    first = await stand.runtime.start(stand.engine())
+    await up(first)
+    everything = [*tree(first)]
+    first.detach()
+    stand.cut_off(first)
+    assert await stand.runtime.recover(first.record) is None
+    assert all(over(each) for each in everything)
+
+
 async def test_logs_rotate_and_stay_bounded(stand: Stand) -> None:
     flood = "import sys, time\nwhile True: print('x' * 1000, flush=True); time.sleep(0.0005)"
     handle = await stand.runtime.start(stand.order(flood))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from engine_launchers.base import LaunchSpec, Listen
@@ -32,15 +34,12 @@ from orchestrator.runtimes.docker.connection import Away, Connection, Refused
 from orchestrator.runtimes.docker.handle import ContainerHandle
 from orchestrator.runtimes.docker.here import DockerOptions, leader, surroundings, visible
 from orchestrator.runtimes.docker.logs import Follower
-from orchestrator.runtimes.docker.place import Place
+from orchestrator.runtimes.docker.place import Place, Unreachable
 from orchestrator.runtimes.docker.watcher import Note, Watcher, remove
 from orchestrator.runtimes.shim.output import Output
 
+_log = logging.getLogger("engineroom.docker")
 _PORT = 8000
-_RESERVE = (
-    1 << 30
-)  # of the machine's memory: an engine that wants all is killed, not its neighbours
-_RESERVE_SHARE = 0.05
 _BACK_S = 30.0  # for an engine that is away to come back, before a launch fails
 _START_S = 60.0
 _SETTLE_S = 3.0  # for the engine's own process to show, or to fail at once
@@ -129,8 +128,9 @@ class DockerRuntime:
         return self._handle(running, id)
 
     async def recover(self, record: HandleRecord) -> Handle | None:
-        """The container of `record` while it runs. One that has ended is removed, its last words
-        are in the log."""
+        """The container of `record` while it runs and can be reached. Any other is removed, its
+        last words are in the log. Raises Away where nobody can say, Refused where it stays.
+        """
         name = _hold(record).container
         found = await self._found(name)
         mine = labels(record, self.options.installation)
@@ -139,14 +139,37 @@ class DockerRuntime:
         ):
             return None
         self._watcher.claim(name)
-        record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if found["State"]["Running"]:
-            return self._handle(await self._running(record, found), found["Id"])
-        follower = self._follower(record, found["Id"])
-        await asyncio.to_thread(follower.finish)
-        await remove(self._connection, found["Id"])
+        try:
+            record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if (running := await self._reached(record, found)) is not None:
+                return self._handle(running, found["Id"])
+            await self._bury(record, found)
+        except BaseException:
+            self._watcher.release(name)
+            raise
         self._watcher.release(name)
         return None
+
+    async def _reached(self, record: HandleRecord, found: Mapping[str, Any]) -> HandleRecord | None:
+        """The record of a container as it runs; None for one that has ended, or that was taken
+        out of the network that its server could be reached in."""
+        if not found["State"]["Running"]:
+            return None
+        try:
+            return await self._running(record, found)
+        except Unreachable as error:
+            _log.warning("engine=%s cannot be taken over: %s", record.name, error)
+            return None
+
+    async def _bury(self, record: HandleRecord, found: Mapping[str, Any]) -> None:
+        """Remove a container that nobody can use, and keep its last words."""
+        id = str(found["Id"])
+        if found["State"]["Running"]:
+            with suppress(Refused):  # it ended meanwhile
+                await self._connection.call(lambda c: c.kill(id))
+        follower = self._follower(record, id)
+        await asyncio.to_thread(follower.finish)
+        await remove(self._connection, id)
 
     async def close(self) -> None:
         """Let go of everything; a network of ours that nobody uses is removed."""
