@@ -35,6 +35,15 @@ ESCAPING = (
     "    os._exit(0)\n"
     "signal.pause()\n"
 )
+LOSING = (
+    "import os, sys, time\n"
+    "child = os.fork()\n"
+    "if child == 0:\n"
+    "    open('/proc/self/oom_score_adj', 'w').write('1000')\n"
+    "    eaten = []\n"
+    "    while True: eaten.append(b'x' * (1 << 20))\n"
+    "os.waitpid(child, 0)\n"
+)
 LOG_BYTES = 65_536
 
 

@@ -19,8 +19,9 @@ from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import ContainerHold, Handle
 from orchestrator.runtimes.docker.body import INSTALLATION, NAME
 from orchestrator.runtimes.docker.runtime import DockerRuntime
+from orchestrator.runtimes.shim.leaf import BLAME_S
 from tests.containers import PACKAGES, PYTHON, Engine, engine_beside
-from tests.contract.stands import ENGINE, FOREVER, Stand, docker_stand, up
+from tests.contract.stands import ENGINE, FOREVER, LOSING, Stand, docker_stand, up
 from tests.harness import ROOT, eventually, within
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -249,19 +250,10 @@ async def test_a_paused_container_can_be_stopped(stand: Stand, docker_engine: En
         assert await handle.stop(1) == ExitResult(signal=15)
 
 
-async def test_a_child_killed_for_memory_is_not_the_engines_end(stand: Stand) -> None:
-    code = (
-        "import os, sys\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    open('/proc/self/oom_score_adj', 'w').write('1000')\n"
-        "    eaten = []\n"
-        "    while True: eaten.append(b'x' * (1 << 20))\n"
-        "os.waitpid(child, 0)\n"
-        "sys.exit(5)\n"
-    )
-    handle = await stand.runtime.start(stand.order(code, memory_max=64 << 20))
-    assert await handle.wait() == ExitResult(code=5)
+async def test_a_child_killed_for_memory_long_before_is_not_the_cause(stand: Stand) -> None:
+    late = LOSING + f"time.sleep({BLAME_S + 1}); os.kill(os.getpid(), 9)"
+    handle = await stand.runtime.start(stand.order(late, memory_max=64 << 20))
+    assert await handle.wait() == ExitResult(signal=9)
 
 
 # --- what is left -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from tests.containers import over
 from tests.contract.stands import (
     ESCAPING,
     FOREVER,
+    LOSING,
     Stand,
     docker_stand,
     process_stand,
@@ -106,6 +107,14 @@ async def test_memory_beyond_the_limit_is_named_as_the_cause(stand: Stand) -> No
     handle = await stand.runtime.start(stand.order(eater, memory_max=64 << 20))
     exit = await handle.wait()
     assert exit == ExitResult(signal=9, oom_killed=True)
+    assert diagnosed(exit, [], ()) is CrashCause.HOST_OOM
+
+
+async def test_a_child_killed_for_memory_is_the_cause_where_the_end_follows(stand: Stand) -> None:
+    """As vLLM ends when it has lost a worker."""
+    handle = await stand.runtime.start(stand.order(LOSING + "sys.exit(5)", memory_max=64 << 20))
+    exit = await handle.wait()
+    assert exit == ExitResult(code=5, oom_killed=True)
     assert diagnosed(exit, [], ()) is CrashCause.HOST_OOM
 
 

@@ -103,6 +103,22 @@ def test_how_it_ended(state: dict[str, object], result: ExitResult) -> None:
     assert exit_result(state) == result
 
 
+@pytest.mark.parametrize(
+    ("code", "killed_s", "result"),
+    [
+        (5, 1.0, ExitResult(code=5, oom_killed=True)),
+        (5, 60.0, ExitResult(code=5)),
+        (137, 1.0, ExitResult(signal=9, oom_killed=True)),
+        (137, 60.0, ExitResult(signal=9)),
+        (143, 1.0, ExitResult(signal=15, oom_killed=True)),
+    ],
+)
+def test_a_kill_for_memory_counts_for_a_while(
+    code: int, killed_s: float, result: ExitResult
+) -> None:
+    assert exit_result({"ExitCode": code, "OOMKilled": True}, killed_s) == result
+
+
 def test_a_known_refusal_comes_with_its_cure() -> None:
     said = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
     assert "nvidia-container-toolkit" in with_cure(said)

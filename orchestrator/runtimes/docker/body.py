@@ -15,6 +15,7 @@ from engine_launchers.base import ExitResult
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import HandleRecord
 from orchestrator.runtimes.docker.mounts import Mount
+from orchestrator.runtimes.shim.leaf import BLAME_S
 
 INSTALLATION = "engineroom.installation"
 NAME = "engineroom.name"
@@ -128,18 +129,19 @@ def _cards(gpus: Sequence[str], around: Surroundings) -> dict[str, Any]:
     }
 
 
-def exit_result(state: Mapping[str, Any]) -> ExitResult:
+def exit_result(state: Mapping[str, Any], killed_s: float | None = None) -> ExitResult:
     """How it ended, from the `State` of a container that did.
 
-    A child that was killed for memory sets `OOMKilled` too, while the engine goes on: only an end
-    by KILL is one for memory. The init in a container adds 128 to a signal's number.
+    `killed_s` is how long before that the kernel last killed in it for memory, None where nobody
+    heard of it. `OOMKilled` alone may be of a child that the engine outlived long ago: then only an
+    end by KILL counts. The init in a container adds 128 to a signal's number.
     """
     code = int(state.get("ExitCode") or 0)
-    if code == _KILLED and state.get("OOMKilled"):
-        return ExitResult(signal=code - _SIGNALLED, oom_killed=True)
+    flagged = code == _KILLED and bool(state.get("OOMKilled"))
+    for_memory = flagged if killed_s is None else killed_s < BLAME_S
     if _SIGNALLED < code <= _LAST_SIGNAL:
-        return ExitResult(signal=code - _SIGNALLED)
-    return ExitResult(code=code)
+        return ExitResult(signal=code - _SIGNALLED, oom_killed=for_memory)
+    return ExitResult(code=code, oom_killed=for_memory)
 
 
 _CURES = (

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Protocol
 
 from engine_launchers.base import ExitResult
@@ -48,6 +49,7 @@ class Watcher:
         self._tell, self._grace_s = tell, grace_s
         self._held: dict[str, str | None] = {}  # a container's name, and its id once it has one
         self._ends: dict[str, asyncio.Future[ExitResult]] = {}
+        self._killed: dict[str, float] = {}  # when the kernel last killed in it for memory
         self._unheld: dict[str, float] = {}
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -84,6 +86,7 @@ class Watcher:
     def release(self, name: str) -> None:
         """Nobody holds it any more."""
         id = self._held.pop(name, None)
+        self._killed.pop(id or "", None)
         if id and (end := self._ends.pop(id, None)):
             end.cancel()
 
@@ -176,7 +179,8 @@ class Watcher:
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hear of ends until `close`; in a thread."""
-        filters = {"label": [f"{INSTALLATION}={self._installation}"], "event": ["die", "destroy"]}
+        mine, heard = f"{INSTALLATION}={self._installation}", ["die", "destroy", "oom"]
+        filters = {"label": [mine], "event": heard}
         while not self._closed.is_set():
             pause = _AWAY_S
             try:
@@ -200,7 +204,11 @@ class Watcher:
 
     def _heard(self, event: Mapping[str, Any]) -> None:
         id = event.get("id") or event.get("Actor", {}).get("ID")
-        if id in self._ends:
+        if id not in self._ends:
+            return
+        if event.get("Action") == "oom":
+            self._killed[id] = int(event.get("timeNano") or time.time_ns()) / 1e9
+        else:
             told = event.get("Actor", {}).get("Attributes", {}).get("exitCode")
             self._conclude(id, told)
 
@@ -220,15 +228,27 @@ class Watcher:
             if not error.missing:
                 _log.warning("container %s: %s", id[:12], error)
                 return
-            result = exit_result({"ExitCode": told if told and told.isdigit() else _KILLED})
+            result = exit_result(
+                {"ExitCode": told if told and told.isdigit() else _KILLED}, self._since(id)
+            )
         except Away:  # looked at again when it is back
             return
         else:
             if state.get("Running"):
                 return
-            result = exit_result(state)
+            result = exit_result(state, self._since(id, state.get("FinishedAt", "")))
         if not end.done():
             end.set_result(result)
+
+    def _since(self, id: str, ended: str = "") -> float | None:
+        """Seconds from the last kill for memory to the end, by the Docker Engine's clock; None
+        where it told of none. One that is gone has ended just now."""
+        if (killed := self._killed.get(id)) is None:
+            return None
+        try:
+            return datetime.fromisoformat(ended).timestamp() - killed
+        except ValueError:
+            return time.time() - killed
 
 
 async def remove(connection: Connection, id: str) -> None:
