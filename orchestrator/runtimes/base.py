@@ -138,6 +138,9 @@ class Runtime(Protocol):
     async def check(self) -> Availability:
         """Whether this runtime works on this machine."""
 
+    def away(self) -> str:
+        """Why nothing can be done with its processes now; empty where it can."""
+
     def listen(self) -> Listen:
         """Where the next process may listen that has no address of its own."""
 

@@ -77,6 +77,10 @@ class ProcessRuntime:
             await asyncio.to_thread(remains.forget_the_dead, each)
         return Availability(usable=True)
 
+    def away(self) -> str:
+        """Every shim answers for itself."""
+        return ""
+
     def listen(self) -> Listen:
         """A port of the engines' address that nobody uses now. Raises LaunchFailed."""
         host = self._options.host

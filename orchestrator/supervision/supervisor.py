@@ -167,7 +167,10 @@ class Supervisor:
         return EngineWorkload(name, plan, order, launchers, following, self._client, program)
 
     async def stop(self) -> None:
-        """Drain and end everything: no new work, engines after their last request, gateway last."""
+        """Drain and end everything: no new work, engines after their last request, gateway last.
+
+        An engine whose runtime is away is left for the next start to find.
+        """
         self.draining = True
         self.store.add_event("shutdown", "supervisor")
         if self._keeping is not None:
@@ -179,7 +182,7 @@ class Supervisor:
         for instance in engines:
             drain = self.orders.drain_s if self.shutdown_drain_s is None else self.shutdown_drain_s
             instance.post(lc.Stop(drain, "stay", "shutdown"))
-        await asyncio.gather(*(instance.wait_for(AT_REST) for instance in engines))
+        await self._succession.rest(engines)
         for gateway in self._gateways:
             gateway.post(lc.Stop(0, "stay", "shutdown"))
             await gateway.wait_for(AT_REST)

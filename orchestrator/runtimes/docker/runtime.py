@@ -65,6 +65,10 @@ class DockerRuntime:
         self._watcher.open()
         return Availability(usable=True)
 
+    def away(self) -> str:
+        """Why the Docker Engine could not be asked last; empty where it answered."""
+        return self._watcher.away
+
     def listen(self) -> Listen:
         """Every container has addresses and ports of its own."""
         return Listen(host="0.0.0.0", port=_PORT)  # noqa: S104 - in there
@@ -174,7 +178,8 @@ class DockerRuntime:
     async def close(self) -> None:
         """Let go of everything; a network of ours that nobody uses is removed."""
         await self._watcher.close()
-        await self._place.leave()
+        if not self._watcher.away:
+            await self._place.leave()
         self._connection.close()
 
     # --- steps of a start -----------------------------------------------------------------------

@@ -54,6 +54,9 @@ class Watcher:
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
+        self.away = ""
+        """Why the last look failed; empty where it did not."""
+
         self._closed = threading.Event()
         self._stream: Any = None
         self._concluding: set[asyncio.Task[None]] = set()
@@ -147,12 +150,14 @@ class Watcher:
             self._conclude(id, None)
 
     def _lost(self, error: Away) -> None:
+        self.away = error.message
         if self._away_since is None:
             self._away_since = time.monotonic()
             _log.error("%s", error)
             self._tell("runtime.lost", "docker", why=error.message, held=len(self._ends))
 
     def _found(self, running: int, ended: int) -> None:
+        self.away = ""
         if self._away_since is not None:
             seconds = round(time.monotonic() - self._away_since, 3)
             self._away_since = None
