@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -55,6 +55,7 @@ class DockerRuntime:
         self._connection = Connection(environment)
         self._place = Place(self._connection, options.installation, options.network)
         self._watcher = Watcher(self._connection, options.installation, tell, options.leftover_s)
+        self._followers: dict[str, Follower] = {}
 
     async def check(self) -> Availability:
         """Usable where the engine answers and its containers can be reached from here."""
@@ -119,7 +120,7 @@ class DockerRuntime:
             id = await self._create(name, body(record, around))
             try:
                 await self._start(id)
-                running = await self._settled(record, id)
+                return await self._handle(await self._settled(record, id), id)
             except BaseException:
                 await remove(self._connection, id)
                 raise
@@ -129,7 +130,6 @@ class DockerRuntime:
         except BaseException:
             self._watcher.release(name)
             raise
-        return self._handle(running, id)
 
     async def recover(self, record: HandleRecord) -> Handle | None:
         """The container of `record` while it runs and can be reached. Any other is removed, its
@@ -146,7 +146,7 @@ class DockerRuntime:
         try:
             record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if (running := await self._reached(record, found)) is not None:
-                return self._handle(running, found["Id"])
+                return await self._handle(running, found["Id"])
             await self._bury(record, found)
         except BaseException:
             self._watcher.release(name)
@@ -171,13 +171,14 @@ class DockerRuntime:
         if found["State"]["Running"]:
             with suppress(Refused):  # it ended meanwhile
                 await self._connection.call(lambda c: c.kill(id))
-        follower = self._follower(record, id)
+        follower = await self._follower(record, id)
         await asyncio.to_thread(follower.finish)
         await remove(self._connection, id)
 
     async def close(self) -> None:
         """Let go of everything; a network of ours that nobody uses is removed."""
         await self._watcher.close()
+        await self._end_followers(self._followers)
         if not self._watcher.away:
             await self._place.leave()
         self._connection.close()
@@ -257,20 +258,26 @@ class DockerRuntime:
         hold = _hold(record).model_copy(update={"id": id})
         return record.model_copy(update={"hold": hold})
 
-    def _handle(self, record: HandleRecord, id: str) -> ContainerHandle:
-        return ContainerHandle(
-            record,
-            _hold(record).container,
-            id,
-            self._connection,
-            self._watcher,
-            self._follower(record, id),
-        )
+    async def _handle(self, record: HandleRecord, id: str) -> ContainerHandle:
+        follower = await self._follower(record, id)
+        name = _hold(record).container
+        return ContainerHandle(record, name, id, self._connection, self._watcher, follower)
 
-    def _follower(self, record: HandleRecord, id: str) -> Follower:
+    async def _follower(self, record: HandleRecord, id: str) -> Follower:
+        """Follows the container's output from where an earlier one has stopped."""
+        await self._end_followers({id})
         options = self.options
         output = Output(str(record.log), options.log_max_bytes, options.log_files)
-        return Follower(self._connection, id, output, record.folder)
+        self._followers[id] = made = Follower(self._connection, id, output, record.folder)
+        return made
+
+    async def _end_followers(self, ids: Iterable[str]) -> None:
+        """Wait for those that write no more to have written all."""
+        self._followers = {id: each for id, each in self._followers.items() if each.alive}
+        ending = [self._followers[id] for id in ids if id in self._followers]
+        for each in ending:
+            each.close()
+        await asyncio.gather(*(asyncio.to_thread(each.join) for each in ending))
 
     async def _inspected(self, id: str) -> Mapping[str, Any]:
         """What the engine says of a container; waits for one that is away. Raises Away, Refused."""

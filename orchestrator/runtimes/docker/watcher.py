@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from engine_launchers.base import ExitResult
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.docker.body import INSTALLATION, exit_result
-from orchestrator.runtimes.docker.connection import Away, Connection, Refused
+from orchestrator.runtimes.docker.connection import Away, Connection, Refused, Stream
 
 _log = logging.getLogger("engineroom.docker")
 
@@ -57,8 +57,8 @@ class Watcher:
         self.away = ""
         """Why the last look failed; empty where it did not."""
 
-        self._closed = threading.Event()
-        self._stream: Any = None
+        self._stream = Stream()
+        self._thread: threading.Thread | None = None
         self._concluding: set[asyncio.Task[None]] = set()
 
     # --- who holds what -------------------------------------------------------------------------
@@ -95,19 +95,13 @@ class Watcher:
 
     async def close(self) -> None:
         """Watch no more."""
-        self._closed.set()
+        self._stream.end()
         tasks = {*self._concluding, *([self._task] if self._task else [])}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._task is not None:
-            await asyncio.to_thread(self._hush)
-
-    def _hush(self) -> None:
-        if (stream := self._stream) is not None:
-            with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
-                stream.close()
-        self._thread.join(1)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 1)
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -186,13 +180,13 @@ class Watcher:
         """Hear of ends until `close`; in a thread."""
         mine, heard = f"{INSTALLATION}={self._installation}", ["die", "destroy", "oom"]
         filters = {"label": [mine], "event": heard}
-        while not self._closed.is_set():
+        while not self._stream.ended:
             pause = _AWAY_S
             try:
                 with self._connection.asking() as client:
-                    self._stream = client.events(decode=True, filters=filters)
+                    stream = self._stream.through(client.events(decode=True, filters=filters))
                     self._post(loop, self.look_soon)  # what happened before
-                    for event in self._stream:
+                    for event in stream:
                         self._post(loop, self._heard, event)
             except Refused as error:
                 pause = _LOOK_S
@@ -200,10 +194,10 @@ class Watcher:
             except LaunchFailed:  # the next look tells of it
                 pause = _AWAY_S
             self._post(loop, self.look_soon)
-            self._closed.wait(pause)
+            self._stream.pause(pause)
 
     def _post(self, loop: asyncio.AbstractEventLoop, what: Callable[..., None], *args: Any) -> None:
-        if not self._closed.is_set():
+        if not self._stream.ended:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(what, *args)
 
