@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine_launchers.base import LaunchSpec
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import ContainerHold, HandleRecord
-from orchestrator.runtimes.docker.connection import Away, Connection, Stream
+from orchestrator.runtimes.docker.connection import Away, Connection, Refused, Stream
 from orchestrator.runtimes.docker.handle import ContainerHandle
 from orchestrator.runtimes.docker.logs import Follower
 from orchestrator.runtimes.docker.watcher import Watcher
@@ -72,6 +74,21 @@ def to(server: Server) -> Connection:
     return Connection({"DOCKER_HOST": f"tcp://127.0.0.1:{server.port}"})
 
 
+def holding(connection: Connection, watcher: Watcher, folder: Path) -> ContainerHandle:
+    """The handle of a container, whether there is one or not."""
+    record = HandleRecord(
+        name="m-0",
+        generation=1,
+        spec=LaunchSpec(argv=("x",)),
+        hold=ContainerHold(container="name", id="id"),
+        folder=folder / "launch",
+        log=folder / "log",
+    )
+    record.folder.mkdir()
+    follower = Follower(connection, "id", Output(str(record.log), 1000, 1), record.folder)
+    return ContainerHandle(record, "name", "id", connection, watcher, follower)
+
+
 async def test_closing_waits_for_nobody(silent: Server) -> None:
     connection = to(silent)
     calls = [asyncio.create_task(connection.call(lambda c: c.info())) for _ in range(4)]
@@ -95,25 +112,13 @@ async def test_one_that_is_closed_stays_closed(engine: Server) -> None:
 async def test_letting_go_of_a_container_waits_for_nobody(silent: Server, tmp_path: Path) -> None:
     connection = to(silent)
     watcher = Watcher(connection, "abc", lambda type, subject, **told: None, 300)
-    follower = Follower(connection, "id", Output(str(tmp_path / "log"), 1000, 1), tmp_path)
-    hold = ContainerHold(container="name", id="id")
-    record = HandleRecord(
-        name="m-0",
-        generation=1,
-        spec=LaunchSpec(argv=("x",)),
-        hold=hold,
-        folder=tmp_path,
-        log=tmp_path / "log",
-    )
-    handle = ContainerHandle(record, "name", "id", connection, watcher, follower)
+    handle = holding(connection, watcher, tmp_path)
     await eventually(lambda: len(silent.asked) >= 2, 5, "the log, and the events, are asked for")
     with within(0.2, "it is let go"):
         handle.detach()
     await silent.close()
     await watcher.close()
     connection.close()
-    await asyncio.to_thread(follower.join)
-    assert not follower.alive
 
 
 async def test_no_proxy_is_asked(
@@ -176,3 +181,115 @@ def test_a_stream_that_comes_after_its_end_is_ended_at_once() -> None:
     assert before.closed
     stream.through(after)
     assert after.closed
+
+
+# --- faults of ours: none of them may end the watch ---------------------------------------------
+
+
+class Client:
+    """Fails once at all that it is asked, unforeseen; has one container until it is killed."""
+
+    def __init__(self) -> None:
+        self.failed, self.ended = set[str](), threading.Event()
+
+    def fail(self, what: str) -> None:
+        if what not in self.failed:
+            self.failed.add(what)
+            raise KeyError(what)
+
+    def containers(self, **_: object) -> list[dict[str, Any]]:
+        self.fail("containers")
+        running = {"Id": "id", "Names": ["/name"], "State": "running"}
+        return [] if self.ended.is_set() else [running]
+
+    def inspect_container(self, id: str) -> dict[str, Any]:
+        self.fail("inspect")
+        if self.ended.is_set():
+            raise Refused("no such container", 404)
+        return {"State": {"Running": True}}
+
+    def events(self, **_: object) -> Client:
+        self.fail("events")
+        return self
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.fail("reading")
+        yield {"id": "id", "Action": "die", "Actor": {"Attributes": {"exitCode": "3"}}}
+        self.ended.wait(20)
+
+    def kill(self, id: str, signal: str) -> None:
+        self.fail(signal)
+        self.ended.set()
+
+    def remove_container(self, id: str, **_: object) -> None:
+        self.fail("remove")
+
+    def logs(self, id: str, **_: object) -> list[bytes]:
+        self.fail("logs")
+        return [b"2026-01-01T00:00:00.000000001Z last words\n"]
+
+    def close(self) -> None:
+        self.ended.set()
+
+
+class Broken(Connection):
+    """To a Client."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.client = Client()
+
+    def _connected(self) -> Client:
+        return self.client
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("watcher._LOOK_S", "watcher._AWAY_S", "handle._AGAIN_S", "logs._AGAIN_S"):
+        monkeypatch.setattr(f"orchestrator.runtimes.docker.{name}", 0.02)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_no_fault_keeps_an_end_from_being_told(tmp_path: Path) -> None:
+    def tell(type: str, subject: str, **told: object) -> None:
+        raise ValueError("a full disk, say")
+
+    connection = Broken()
+    watcher = Watcher(connection, "abc", tell, 300)
+    handle = holding(connection, watcher, tmp_path)
+    with within(3, "it is told"):
+        await handle.stop(0)
+    every = {"containers", "inspect", "events", "reading", "logs", "SIGKILL", "remove"}
+    await eventually(lambda: connection.client.failed == every, 5, "all went wrong once")
+    assert (tmp_path / "log").read_text() == "last words\n"
+    await watcher.close()
+    connection.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_fault_of_the_holders_ear_is_no_fault_of_the_watch() -> None:
+    told = list[str]()
+
+    def tell(type: str, subject: str, **_: object) -> None:
+        told.append(type)
+        raise ValueError("a full disk, say")
+
+    connection = Broken()
+    watcher = Watcher(connection, "abc", tell, 0)
+    row = {"Id": "id", "Names": ["/stranger"], "State": "running"}
+    connection.client.containers = lambda **_: [row]  # type: ignore[method-assign]
+    watcher.open()
+    await eventually(lambda: len(told) >= 2, 5, "it is looked at again")
+    await watcher.close()
+    connection.close()
+
+
+async def test_a_second_holder_takes_the_place_of_the_first(silent: Server) -> None:
+    connection = to(silent)
+    watcher = Watcher(connection, "abc", lambda type, subject, **told: None, 300)
+    first, second = watcher.hold("name", "id"), watcher.hold("name", "id")
+    assert first.cancelled()
+    assert not second.done()
+    await silent.close()
+    await watcher.close()
+    connection.close()

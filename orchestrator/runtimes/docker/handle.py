@@ -78,16 +78,27 @@ class ContainerHandle:
 
     async def _attend(self, end: asyncio.Future[ExitResult]) -> None:
         result = await end
-        await asyncio.to_thread(self._follower.finish)
         try:
+            await asyncio.to_thread(self._follower.finish)
             await remove(self._connection, self._id)
         except LaunchFailed as error:  # it is collected later
             _log.warning("container %s stays for now: %s", self._name, error)
+        except Exception:  # noqa: BLE001 - whatever stays, its end has to be told
+            _log.exception("container %s stays for now", self._name)
         self._watcher.release(self._name)
         await asyncio.to_thread(shutil.rmtree, self._record.folder, ignore_errors=True)
         self._exit.set_result(result)
 
     async def _end(self) -> None:
+        while not self._exit.done():
+            try:
+                await self._press()
+            except Exception:  # noqa: BLE001 - whatever it is, it has to end
+                _log.exception("container %s could not be stopped; once more", self._name)
+                await asyncio.wait({self._exit}, timeout=_AGAIN_S)
+
+    async def _press(self) -> None:
+        """TERM and KILL, each in its time, until it has ended."""
         if await self._asked(lambda c: c.inspect_container(self._id)["State"].get("Paused")):
             await self._asked(lambda c: c.unpause(self._id))
         terms, due = 0, 0.0

@@ -59,11 +59,19 @@ class Follower:
 
     def _run(self) -> None:
         try:
-            while not self._stream.ended and self._follow():
+            while not self._stream.ended and self._followed():
                 self._stream.pause(_AGAIN_S)
         finally:
             self._note()
             os.close(self._output.fd)
+
+    def _followed(self) -> bool:
+        try:
+            return self._follow()
+        except Exception:  # noqa: BLE001 - whatever it is, the rest of the output is wanted
+            if not self._stream.ended:
+                _log.exception("the output of container %s could not be read", self._id[:12])
+            return True
 
     def _follow(self) -> bool:
         """Write what comes; whether there may be more after the stream ended."""

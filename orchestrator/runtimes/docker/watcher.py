@@ -82,9 +82,11 @@ class Watcher:
         """How the container ends, or ended."""
         self.open()
         self._held[name] = id
-        self._ends[id] = asyncio.get_running_loop().create_future()
+        if former := self._ends.get(id):
+            former.cancel()
+        self._ends[id] = end = asyncio.get_running_loop().create_future()
         self.look_soon()
-        return self._ends[id]
+        return end
 
     def release(self, name: str) -> None:
         """Nobody holds it any more."""
@@ -113,18 +115,24 @@ class Watcher:
         while True:
             self._soon.clear()
             try:
-                rows, known = await self._rows()
-            except Away as error:
-                self._lost(error)
-            except Refused as error:
-                _log.warning("containers cannot be listed: %s", error)
-            else:
-                self._judge(rows, known)
-                await self._collect(rows)
+                await self._look()
+            except Exception:  # noqa: BLE001 - whatever it is, ends must go on being found
+                _log.exception("containers could not be looked at")
             pause = _LOOK_S if self._away_since is None else _AWAY_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._soon.wait()
+
+    async def _look(self) -> None:
+        try:
+            rows, known = await self._rows()
+        except Away as error:
+            self._lost(error)
+        except LaunchFailed as error:
+            _log.warning("containers cannot be listed: %s", error)
+        else:
+            self._judge(rows, known)
+            await self._collect(rows)
 
     async def _rows(self) -> tuple[list[Mapping[str, Any]], dict[str, str | None]]:
         """Our containers, and who of them was held all the time that the list was made."""
@@ -181,18 +189,21 @@ class Watcher:
         mine, heard = f"{INSTALLATION}={self._installation}", ["die", "destroy", "oom"]
         filters = {"label": [mine], "event": heard}
         while not self._stream.ended:
-            pause = _AWAY_S
+            pause = _LOOK_S
             try:
                 with self._connection.asking() as client:
                     stream = self._stream.through(client.events(decode=True, filters=filters))
                     self._post(loop, self.look_soon)  # what happened before
                     for event in stream:
                         self._post(loop, self._heard, event)
-            except Refused as error:
-                pause = _LOOK_S
-                _log.info("no events from the Docker Engine, looks have to do: %s", error)
-            except LaunchFailed:  # the next look tells of it
                 pause = _AWAY_S
+            except Away:  # the next look tells of it
+                pause = _AWAY_S
+            except LaunchFailed as error:
+                _log.info("no events from the Docker Engine, looks have to do: %s", error)
+            except Exception:  # noqa: BLE001 - whatever it is, events must go on being heard
+                if not self._stream.ended:
+                    _log.exception("events of the Docker Engine could not be read")
             self._post(loop, self.look_soon)
             self._stream.pause(pause)
 
@@ -214,7 +225,12 @@ class Watcher:
     def _conclude(self, id: str, told: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._concluded(id, told))
         self._concluding.add(task)
-        task.add_done_callback(self._concluding.discard)
+        task.add_done_callback(self._was_concluded)
+
+    def _was_concluded(self, task: asyncio.Task[None]) -> None:
+        self._concluding.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("how a container ended could not be read; looked at again", exc_info=error)
 
     async def _concluded(self, id: str, told: str | None) -> None:
         """Tell the holder how it ended; `told` is the exit code that an event named."""
