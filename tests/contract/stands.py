@@ -35,6 +35,9 @@ ESCAPING = (
     "    os._exit(0)\n"
     "signal.pause()\n"
 )
+COUNTING = (
+    "import itertools, time\nfor n in itertools.count(): print(n, flush=True); time.sleep(0.002)\n"
+)
 LOSING = (
     "import os, sys, time\n"
     "child = os.fork()\n"
@@ -108,6 +111,12 @@ async def up(handle: Handle) -> None:
     """Wait until the child printed its first line."""
     log = handle.record.log
     await eventually(lambda: log.exists() and "\n" in log.read_text(), 20, "the first line")
+
+
+def lines_of(handle: Handle) -> list[str]:
+    """The whole lines of its log."""
+    log = handle.record.log
+    return log.read_text().split("\n")[:-1] if log.exists() else []
 
 
 def tree(handle: Handle) -> list[psutil.Process]:

@@ -18,11 +18,13 @@ from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import HandleRecord
 from tests.containers import over
 from tests.contract.stands import (
+    COUNTING,
     ESCAPING,
     FOREVER,
     LOSING,
     Stand,
     docker_stand,
+    lines_of,
     process_stand,
     tree,
     up,
@@ -177,21 +179,12 @@ async def test_the_last_words_are_in_the_log_when_the_end_is_told(stand: Stand) 
 
 
 async def test_what_it_says_while_nobody_holds_it_is_in_the_log_once(stand: Stand) -> None:
-    counting = (
-        "import itertools, time\n"
-        "for n in itertools.count(): print(n, flush=True); time.sleep(0.002)\n"
-    )
-    first = await stand.runtime.start(stand.order(counting))
-    log = first.record.log
-
-    def lines() -> list[str]:
-        return log.read_text().split("\n")[:-1] if log.exists() else []
-
-    await eventually(lambda: len(lines()) > 100, 20, "a hundred lines")
+    first = await stand.runtime.start(stand.order(COUNTING))
+    await eventually(lambda: len(lines_of(first)) > 100, 20, "a hundred lines")
     first.detach()
-    seen = len(lines())
+    seen = len(lines_of(first))
     second = await stand.runtime.recover(first.record)
     assert second is not None
-    await eventually(lambda: len(lines()) > seen + 200, 20, "more lines")
+    await eventually(lambda: len(lines_of(first)) > seen + 200, 20, "more lines")
     await second.stop(1)
-    assert lines() == [str(n) for n in range(len(lines()))]
+    assert lines_of(first) == [str(n) for n in range(len(lines_of(first)))]

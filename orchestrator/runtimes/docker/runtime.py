@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +25,7 @@ from orchestrator.runtimes.base import (
 from orchestrator.runtimes.docker import pulling
 from orchestrator.runtimes.docker.body import (
     GENERATION,
+    INSTALLATION,
     PLAN,
     body,
     labels,
@@ -35,7 +36,7 @@ from orchestrator.runtimes.docker.handle import ContainerHandle
 from orchestrator.runtimes.docker.here import DockerOptions, leader, surroundings, visible
 from orchestrator.runtimes.docker.logs import Follower
 from orchestrator.runtimes.docker.place import Place, Unreachable
-from orchestrator.runtimes.docker.watcher import Note, Watcher, remove
+from orchestrator.runtimes.docker.watcher import Note, Watcher, name_of, remove
 from orchestrator.runtimes.shim.output import Output
 
 _log = logging.getLogger("engineroom.docker")
@@ -58,9 +59,13 @@ class DockerRuntime:
         self._followers: dict[str, Follower] = {}
 
     async def check(self) -> Availability:
-        """Usable where the engine answers and its containers can be reached from here."""
+        """Usable where the engine answers and its containers can be reached from here.
+
+        What containers left in the folder that are not there any more is removed on the way.
+        """
         try:
             await self._place.settle()
+            await self._forget_the_gone()
         except LaunchFailed as error:
             return Availability(usable=False, why=with_cure(error.message))
         self._watcher.open()
@@ -115,6 +120,7 @@ class DockerRuntime:
             await asyncio.to_thread(remains.make_way, record)
             await self._make_way(record)
             record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            remains.note_container(record.folder, name, None)
             await self._place.settle()
             around = await asyncio.to_thread(surroundings, record.spec, self._place, self.options)
             id = await self._create(name, body(record, around))
@@ -174,6 +180,7 @@ class DockerRuntime:
         follower = await self._follower(record, id)
         await asyncio.to_thread(follower.finish)
         await remove(self._connection, id)
+        await asyncio.to_thread(shutil.rmtree, record.folder, ignore_errors=True)
 
     async def close(self) -> None:
         """Let go of everything; a network of ours that nobody uses is removed."""
@@ -183,15 +190,29 @@ class DockerRuntime:
             await self._place.leave()
         self._connection.close()
 
+    async def _forget_the_gone(self) -> None:
+        rows = await self._labelled({INSTALLATION: self.options.installation})
+        names = {name_of(each) for each in rows}
+        for folder in self.options.folder.glob("*/*"):
+            container = remains.container_of(folder)
+            if container is not None and container not in names:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _labelled(self, labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
+        """All containers with these labels, running or not."""
+        wanted = {"label": [f"{key}={value}" for key, value in labels.items()]}
+        rows: list[Mapping[str, Any]] = await self._connection.call(
+            lambda c: c.containers(all=True, filters=wanted)
+        )
+        return rows
+
     # --- steps of a start -----------------------------------------------------------------------
 
     async def _make_way(self, record: HandleRecord) -> None:
         """Remove every earlier container of the same name: nobody holds it."""
         own = labels(record, self.options.installation)
         del own[GENERATION], own[PLAN]
-        filters = {"label": [f"{key}={value}" for key, value in own.items()]}
-        rows = await self._connection.call(lambda c: c.containers(all=True, filters=filters))
-        for row in rows:
+        for row in await self._labelled(own):
             await remove(self._connection, row["Id"])
 
     async def _create(self, name: str, wanted: Mapping[str, Any]) -> str:
@@ -248,9 +269,7 @@ class DockerRuntime:
         child = await asyncio.to_thread(leader, int(found["State"].get("Pid") or 0), id)
         listen = record.spec.listen
         address = self._place.address(found, listen.port) if listen else None
-        if child is not None:
-            told = {"shim": None, "child": child.model_dump()}
-            (record.folder / "pid.json").write_text(json.dumps(told))
+        remains.note_container(record.folder, _hold(record).container, child)
         held = self._held(record, id)
         return held.model_copy(update={"child": child, "address": address})
 

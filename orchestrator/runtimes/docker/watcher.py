@@ -168,7 +168,7 @@ class Watcher:
 
     async def _collect(self, rows: list[Mapping[str, Any]]) -> None:
         """Remove what nobody has held for the time of grace."""
-        now, names = time.monotonic(), {_name(each): each for each in rows}
+        now, names = time.monotonic(), {name_of(each): each for each in rows}
         self._unheld = {
             name: self._unheld.get(name, now) for name in names if name not in self._held
         }
@@ -278,5 +278,6 @@ async def remove(connection: Connection, id: str) -> None:
             raise
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
+    """A container's name, from its row in a list."""
     return str((row.get("Names") or ["/"])[0]).removeprefix("/")
