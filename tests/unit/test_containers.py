@@ -125,6 +125,24 @@ def test_a_known_refusal_comes_with_its_cure() -> None:
     assert with_cure("something else") == "something else"
 
 
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ('exec: "/x": stat /x: no such file or directory: unknown', "has no such program"),
+        ("[FATAL tini (7)] exec /x failed: No such file or directory", "has no such program"),
+        ('exec: "vllm": executable file not found in $PATH: unknown', "has no such program"),
+        ('runc create failed: exec: "/etc": permission denied: unknown', "may not be run"),
+        ("[FATAL tini (7)] exec /x failed: Permission denied", "may not be run"),
+        ("[FATAL tini (7)] exec /x failed: Exec format error", "another processor"),
+        ("No such image: x:1", "set engine_image"),
+        ("bind source path does not exist: no such file or directory", ""),
+        ("mkdir /var/lib/docker/x: permission denied", ""),
+    ],
+)
+def test_a_cure_is_for_one_thing(said: str, cure: str) -> None:
+    assert with_cure(said) == said if not cure else cure in with_cure(said)
+
+
 # --- files --------------------------------------------------------------------------------------
 
 

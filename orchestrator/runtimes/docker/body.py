@@ -7,6 +7,7 @@ ours, nothing in the environment but what the engine's command says.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,28 +145,29 @@ def exit_result(state: Mapping[str, Any], killed_s: float | None = None) -> Exit
     return ExitResult(code=code, oom_killed=for_memory)
 
 
+_NO_PROGRAM = "the image has no such program: set engine_path to its own"
 _CURES = (
     (
-        "could not select device driver",
+        r"could not select device driver",
         "the Docker Engine cannot give out NVIDIA GPUs: install nvidia-container-toolkit, run "
         "`nvidia-ctk runtime configure --runtime=docker`, and restart it",
     ),
     (
-        "unresolvable CDI devices",
+        r"unresolvable CDI devices",
         "the cards are not described for containers: run "
         "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
     ),
-    ("no such file or directory", "the image has no such program: set engine_path to its own"),
-    ("executable file not found", "the image has no such program: set engine_path to its own"),
-    ("permission denied", "the program in the image may not be run by this user"),
-    ("exec format error", "the image is made for another processor"),
-    ("No such image", "the image is not here: pull or build it, or set engine_image"),
-    ("non-overlapping IPv4", "no addresses are left for networks: `docker network prune`"),
+    (r"\bexec:? .*no such file or directory", _NO_PROGRAM),
+    (r"executable file not found", _NO_PROGRAM),
+    (r"\bexec:? .*permission denied", "the program in the image may not be run by this user"),
+    (r"exec format error", "the image is made for another processor"),
+    (r"No such image", "the image is not here: pull or build it, or set engine_image"),
+    (r"non-overlapping IPv4", "no addresses are left for networks: `docker network prune`"),
 )
 
 
 def with_cure(message: str) -> str:
-    """An error of the Docker Engine's with what to do about it, where that is known."""
+    """What the Docker Engine answered, with what to do about it, where that is known."""
     said = message.strip()
-    cure = next((cure for sign, cure in _CURES if sign.lower() in said.lower()), "")
+    cure = next((cure for sign, cure in _CURES if re.search(sign, said, re.IGNORECASE)), "")
     return f"{said} ({cure})" if cure else said

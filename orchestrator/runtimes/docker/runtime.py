@@ -66,8 +66,10 @@ class DockerRuntime:
         try:
             await self._place.settle()
             await self._forget_the_gone()
-        except LaunchFailed as error:
+        except Refused as error:
             return Availability(usable=False, why=with_cure(error.message))
+        except LaunchFailed as error:
+            return Availability(usable=False, why=error.message)
         self._watcher.open()
         return Availability(usable=True)
 
