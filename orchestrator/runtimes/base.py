@@ -94,6 +94,22 @@ class HandleRecord(BaseModel):
         return self.address or self.spec.listen
 
 
+def new_record(
+    name: str, generation: int, spec: LaunchSpec, hold: Hold, folder: Path, logs: Path
+) -> HandleRecord:
+    """The record of a launch that is to come; `folder` and `logs` are those of all instances."""
+    log = logs / f"{name}.log"
+    return HandleRecord(
+        name=name,
+        generation=generation,
+        spec=spec,
+        hold=hold,
+        folder=folder / name / str(generation),
+        log=log,
+        log_start=log.stat().st_size if log.exists() else 0,
+    )
+
+
 class Availability(BaseModel):
     """Whether a runtime can be used here, and if not, why not, in words."""
 

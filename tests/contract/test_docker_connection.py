@@ -86,7 +86,7 @@ def holding(connection: Connection, watcher: Watcher, folder: Path) -> Container
     )
     record.folder.mkdir()
     follower = Follower(connection, "id", Output(str(record.log), 1000, 1), record.folder)
-    return ContainerHandle(record, "name", "id", connection, watcher, follower)
+    return ContainerHandle(record, connection, watcher, follower)
 
 
 async def test_closing_waits_for_nobody(silent: Server) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine_launchers.base import ExitResult
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.base import HandleRecord
+from orchestrator.runtimes.base import ContainerHold, HandleRecord
 from orchestrator.runtimes.docker.connection import Connection, Refused
 from orchestrator.runtimes.docker.logs import Follower
 from orchestrator.runtimes.docker.watcher import Watcher, remove
@@ -28,18 +28,21 @@ class ContainerHandle:
     def __init__(
         self,
         record: HandleRecord,
-        name: str,
-        id: str,
         connection: Connection,
         watcher: Watcher,
         follower: Follower,
     ) -> None:
-        self._record, self._name, self._id = record, name, id
+        hold = record.hold
+        if not isinstance(hold, ContainerHold) or hold.id is None:
+            raise TypeError(f"{record.name} is no container that runs, but of {record.runtime}")
+        self._record, self._name, self._id = record, hold.container, hold.id
         self._connection, self._watcher, self._follower = connection, watcher, follower
         self._exit: asyncio.Future[ExitResult] = asyncio.get_running_loop().create_future()
         self._stop_by: float | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._task = asyncio.create_task(self._attend(watcher.hold(name, id)), name=name)
+        self._task = asyncio.create_task(
+            self._attend(watcher.hold(self._name, hold.id)), name=self._name
+        )
 
     @property
     def record(self) -> HandleRecord:

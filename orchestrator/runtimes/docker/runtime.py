@@ -21,6 +21,7 @@ from orchestrator.runtimes.base import (
     Handle,
     HandleRecord,
     Tell,
+    new_record,
 )
 from orchestrator.runtimes.docker import pulling
 from orchestrator.runtimes.docker.body import (
@@ -100,19 +101,10 @@ class DockerRuntime:
     def record(self, name: str, generation: int, spec: LaunchSpec) -> HandleRecord:
         """The record to store before `start`: the container's name says all that is needed."""
         options = self.options
-        log = options.logs / f"{name}.log"
         plain = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,23}", name)
         short = name if plain else hashlib.sha256(name.encode()).hexdigest()[:16]
-        container = f"engineroom-{options.installation}-{short}-{generation}"
-        return HandleRecord(
-            name=name,
-            generation=generation,
-            spec=spec,
-            hold=ContainerHold(container=container),
-            folder=options.folder / name / str(generation),
-            log=log,
-            log_start=log.stat().st_size if log.exists() else 0,
-        )
+        hold = ContainerHold(container=f"engineroom-{options.installation}-{short}-{generation}")
+        return new_record(name, generation, spec, hold, options.folder, options.logs)
 
     async def start(self, record: HandleRecord) -> Handle:
         """Create and start a container; of one that cannot be started nothing is left."""
@@ -281,8 +273,7 @@ class DockerRuntime:
 
     async def _handle(self, record: HandleRecord, id: str) -> ContainerHandle:
         follower = await self._follower(record, id)
-        name = _hold(record).container
-        return ContainerHandle(record, name, id, self._connection, self._watcher, follower)
+        return ContainerHandle(record, self._connection, self._watcher, follower)
 
     async def _follower(self, record: HandleRecord, id: str) -> Follower:
         """Follows the container's output from where an earlier one has stopped."""
