@@ -293,3 +293,20 @@ async def test_a_second_holder_takes_the_place_of_the_first(silent: Server) -> N
     await silent.close()
     await watcher.close()
     connection.close()
+
+
+async def test_a_kill_for_memory_is_known_before_its_container_is_held(silent: Server) -> None:
+    connection = to(silent)
+    watcher = Watcher(connection, "abc", lambda type, subject, **told: None, 300)
+    watcher.claim("name")
+    for name in ("name", "stranger"):
+        about = {"ID": "id", "Attributes": {"name": name}}
+        watcher._heard({"id": "id", "Action": "oom", "timeNano": 10**18, "Actor": about})
+    watcher.hold("name", "id")
+    assert watcher._since("id", "2001-09-09T01:46:43.500000000Z") == 3.5
+    assert watcher._since("another") is None
+    watcher.release("name")
+    assert watcher._killed == {}
+    await silent.close()
+    await watcher.close()
+    connection.close()

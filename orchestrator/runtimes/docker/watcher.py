@@ -49,7 +49,7 @@ class Watcher:
         self._tell, self._grace_s = tell, grace_s
         self._held: dict[str, str | None] = {}  # a container's name, and its id once it has one
         self._ends: dict[str, asyncio.Future[ExitResult]] = {}
-        self._killed: dict[str, float] = {}  # when the kernel last killed in it for memory
+        self._killed: dict[str, float] = {}  # name, and when the kernel last killed for memory
         self._unheld: dict[str, float] = {}
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class Watcher:
     def release(self, name: str) -> None:
         """Nobody holds it any more."""
         id = self._held.pop(name, None)
-        self._killed.pop(id or "", None)
+        self._killed.pop(name, None)
         if id and (end := self._ends.pop(id, None)):
             end.cancel()
 
@@ -188,11 +188,13 @@ class Watcher:
         """Hear of ends until `close`; in a thread."""
         mine, heard = f"{INSTALLATION}={self._installation}", ["die", "destroy", "oom"]
         filters = {"label": [mine], "event": heard}
+        since = int(time.time())  # what came before a stream was open is told again
         while not self._stream.ended:
-            pause = _LOOK_S
+            pause, now = _LOOK_S, int(time.time())
             try:
                 with self._connection.asking() as client:
-                    stream = self._stream.through(client.events(decode=True, filters=filters))
+                    events = client.events(decode=True, filters=filters, since=since)
+                    stream, since = self._stream.through(events), now
                     self._post(loop, self.look_soon)  # what happened before
                     for event in stream:
                         self._post(loop, self._heard, event)
@@ -214,13 +216,12 @@ class Watcher:
 
     def _heard(self, event: Mapping[str, Any]) -> None:
         id = event.get("id") or event.get("Actor", {}).get("ID")
-        if id not in self._ends:
-            return
+        about = event.get("Actor", {}).get("Attributes", {})
         if event.get("Action") == "oom":
-            self._killed[id] = int(event.get("timeNano") or time.time_ns()) / 1e9
-        else:
-            told = event.get("Actor", {}).get("Attributes", {}).get("exitCode")
-            self._conclude(id, told)
+            if (name := about.get("name")) in self._held:
+                self._killed[name] = int(event.get("timeNano") or time.time_ns()) / 1e9
+        elif id in self._ends:
+            self._conclude(id, about.get("exitCode"))
 
     def _conclude(self, id: str, told: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._concluded(id, told))
@@ -258,7 +259,8 @@ class Watcher:
     def _since(self, id: str, ended: str = "") -> float | None:
         """Seconds from the last kill for memory to the end, by the Docker Engine's clock; None
         where it told of none. One that is gone has ended just now."""
-        if (killed := self._killed.get(id)) is None:
+        names = (name for name, held in self._held.items() if held == id)
+        if (killed := self._killed.get(next(names, ""))) is None:
             return None
         try:
             return datetime.fromisoformat(ended).timestamp() - killed
