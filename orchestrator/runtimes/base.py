@@ -94,6 +94,22 @@ class HandleRecord(BaseModel):
         return self.address or self.spec.listen
 
 
+def new_record(
+    name: str, generation: int, spec: LaunchSpec, hold: Hold, folder: Path, logs: Path
+) -> HandleRecord:
+    """The record of a launch that is to come; `folder` and `logs` are those of all instances."""
+    log = logs / f"{name}.log"
+    return HandleRecord(
+        name=name,
+        generation=generation,
+        spec=spec,
+        hold=hold,
+        folder=folder / name / str(generation),
+        log=log,
+        log_start=log.stat().st_size if log.exists() else 0,
+    )
+
+
 class Availability(BaseModel):
     """Whether a runtime can be used here, and if not, why not, in words."""
 
@@ -138,6 +154,9 @@ class Runtime(Protocol):
     async def check(self) -> Availability:
         """Whether this runtime works on this machine."""
 
+    def away(self) -> str:
+        """Why nothing can be done with its processes now; empty where it can."""
+
     def listen(self) -> Listen:
         """Where the next process may listen that has no address of its own."""
 
@@ -151,7 +170,8 @@ class Runtime(Protocol):
         """Start what the record says. Raises LaunchFailed where no process came to be."""
 
     async def recover(self, record: HandleRecord) -> Handle | None:
-        """The handle of a process that still runs; None, and nothing of it left, otherwise.
+        """The handle of a process that runs and can be used; None, and nothing of it left, else.
 
-        A process that has lost what held it here is taken hold of again.
+        A process that has lost what held it here is taken hold of again. Raises LaunchFailed where
+        nobody can say now what became of it: it is left as it is.
         """

@@ -18,6 +18,10 @@ class ExternalRuntime:
         """Usable everywhere."""
         return Availability(usable=True)
 
+    def away(self) -> str:
+        """Nothing stands between."""
+        return ""
+
     def listen(self) -> Listen:
         """There is no server without an address."""
         raise LaunchFailed("a server that somebody else runs has to be given by its address")

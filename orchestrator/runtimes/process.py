@@ -26,6 +26,7 @@ from orchestrator.runtimes.base import (
     Identity,
     ShimHold,
     Tell,
+    new_record,
 )
 from orchestrator.runtimes.handle import EndedHandle, Link, ProcessHandle, connect
 from orchestrator.runtimes.remains import is_alive, resident_bytes
@@ -77,6 +78,10 @@ class ProcessRuntime:
             await asyncio.to_thread(remains.forget_the_dead, each)
         return Availability(usable=True)
 
+    def away(self) -> str:
+        """Every shim answers for itself."""
+        return ""
+
     def listen(self) -> Listen:
         """A port of the engines' address that nobody uses now. Raises LaunchFailed."""
         host = self._options.host
@@ -92,17 +97,9 @@ class ProcessRuntime:
     def record(self, name: str, generation: int, spec: LaunchSpec) -> HandleRecord:
         """The record to store before `start`."""
         options = self._options
-        log = options.logs / f"{name}.log"
         short = name if len(name) <= 32 else hashlib.sha256(name.encode()).hexdigest()[:16]
-        return HandleRecord(
-            name=name,
-            generation=generation,
-            spec=spec,
-            hold=ShimHold(socket=options.sockets / f"{short}.{generation}.sock"),
-            folder=options.folder / name / str(generation),
-            log=log,
-            log_start=log.stat().st_size if log.exists() else 0,
-        )
+        hold = ShimHold(socket=options.sockets / f"{short}.{generation}.sock")
+        return new_record(name, generation, spec, hold, options.folder, options.logs)
 
     async def start(self, record: HandleRecord) -> Handle:
         """Start a shim and wait until it says that the engine runs."""

@@ -113,11 +113,12 @@ def clear(record: HandleRecord) -> None:
 def forget_the_dead(folder: Path) -> None:
     """Remove what generations of an instance left that do not live any more; blocks.
 
-    `folder` holds one folder for each generation.
+    `folder` holds one folder for each generation. Those of containers are not looked at: whether
+    one lives only its own runtime knows.
     """
     for old in folder.glob("*"):
         child = _identity(old, "child")
-        if child is None or not is_alive(child):
+        if container_of(old) is None and (child is None or not is_alive(child)):
             _end_at(old)
             shutil.rmtree(old, ignore_errors=True)
 
@@ -148,6 +149,18 @@ def _end_at(folder: Path) -> None:
     leaf.remove()
     if tmp := mark.removeprefix("TMPDIR="):
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+def note_container(folder: Path, container: str, child: Identity | None) -> None:
+    """Write whose folder it is, and which process is the engine's, where that can be seen."""
+    told = {"container": container, "shim": None, "child": child.model_dump() if child else None}
+    (folder / "pid.json").write_text(json.dumps(told))
+
+
+def container_of(folder: Path) -> str | None:
+    """The name of the container that a launch's folder belongs to; None where it is a process's."""
+    name = read_json(folder / "pid.json").get("container")
+    return name if isinstance(name, str) else None
 
 
 def _identity(folder: Path, who: str) -> Identity | None:

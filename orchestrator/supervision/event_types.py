@@ -12,6 +12,8 @@ TYPES: Mapping[str, str] = {
     "engine.adopted": "A process of an earlier supervisor was found alive and taken over.",
     "engine.shim_lost": "A shim was lost while its engine lived; `another` one, a pid, took over.",
     "engine.unwanted": "A process of an earlier supervisor is not wanted any more and is stopped.",
+    "engine.left": "What became of a process cannot be known now, and `why`; its record is kept, a "
+    "later start finds it.",
     "plan.run": "A launch was begun with a `plan` at a `rung`; `GET /admin/plans` has all of it.",
     "engine.drain": "An operator had one engine drained and stopped.",
     "model.load": "A model is loaded, and `why`: a request, a preload, an operator.",

@@ -8,7 +8,6 @@ on alone never sees its models vanish.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -34,19 +33,12 @@ from orchestrator.supervision.pool import AT_REST, Pool
 from orchestrator.supervision.routes import route
 from orchestrator.supervision.standing import applied
 from orchestrator.supervision.store import Saved, Store
+from orchestrator.supervision.succession import Succession, still_wanted
 from orchestrator.supervision.views import describe
 from orchestrator.supervision.workload import Workload
 from orchestrator.supervision.workloads import EngineWorkload, GatewayWorkload
 
-_log = logging.getLogger("engineroom.supervisor")
 S = lc.State
-
-
-def _still_wanted(workload: Workload, saved: Saved) -> bool:
-    """Whether a running process is what we would start: same wish, same command line."""
-    listen = saved.record.spec.listen
-    same_wish = saved.fingerprint == workload.fingerprint
-    return same_wish and listen is not None and workload.command(listen) == saved.record.spec
 
 
 class Supervisor:
@@ -80,6 +72,8 @@ class Supervisor:
             store.add_event, self.publish, orders.drain_s, orders.memory_wait_s,
             left=self.metrics.evicted,
         )  # fmt: skip
+        grace_s = orders.policy.stop_grace_s
+        self._succession = Succession(self.crew, self.keeper, store, runtimes, grace_s)
         self._keeping: asyncio.Task[None] | None = None
         self._gateways = tuple(self._instance(each, "process") for each in gateways)
 
@@ -104,7 +98,7 @@ class Supervisor:
         for gateway in self._gateways:
             add_series(self.metrics, gateway)
             self.crew.add(gateway)
-        adopted = await self._adopt(saved)
+        adopted = await self._succession.adopt(saved)
         for pool in self._pools.values():
             pool.trim(adopted)
             if pool.off:  # its supervisor was lost before its engines had ended
@@ -159,7 +153,7 @@ class Supervisor:
             moved = saved.plan.engine != order.plan.engine and saved.record.spec.argv
             program = saved.record.spec.argv[0] if moved else order.program
             running = self._workload(order, name, saved.plan, program)
-            workload = running if _still_wanted(running, saved) else workload
+            workload = running if still_wanted(running, saved) else workload
         return self._instance(workload, workload.plan.runtime, generation)
 
     def _instance(self, workload: Workload, runtime: str, generation: int = 0) -> Instance:
@@ -172,27 +166,11 @@ class Supervisor:
         launchers, following = self.orders.launchers, self.orders.next_engine
         return EngineWorkload(name, plan, order, launchers, following, self._client, program)
 
-    async def _adopt(self, saved: Mapping[str, Saved]) -> set[str]:
-        adopted: set[str] = set()
-        for name, row in saved.items():
-            instance = self.crew.get(name)
-            wanted = instance is not None and _still_wanted(instance.workload, row)
-            if instance is not None and wanted and await instance.adopt(row.record):
-                adopted.add(name)
-                self.keeper.adopted(instance)
-                self.store.add_event("engine.adopted", name, generation=row.record.generation)
-                await instance.wait_for(lc.RUNNING | {S.BACKOFF, S.FAILED})
-                continue
-            runtime = self._runtimes[row.record.runtime]
-            if not wanted and (stale := await runtime.recover(row.record)) is not None:
-                _log.info("engine=%s is not wanted any more and is stopped", name)
-                self.store.add_event("engine.unwanted", name)
-                await stale.stop(self.orders.policy.stop_grace_s)
-            self.store.forget(name)
-        return adopted
-
     async def stop(self) -> None:
-        """Drain and end everything: no new work, engines after their last request, gateway last."""
+        """Drain and end everything: no new work, engines after their last request, gateway last.
+
+        An engine whose runtime is away is left for the next start to find.
+        """
         self.draining = True
         self.store.add_event("shutdown", "supervisor")
         if self._keeping is not None:
@@ -204,7 +182,7 @@ class Supervisor:
         for instance in engines:
             drain = self.orders.drain_s if self.shutdown_drain_s is None else self.shutdown_drain_s
             instance.post(lc.Stop(drain, "stay", "shutdown"))
-        await asyncio.gather(*(instance.wait_for(AT_REST) for instance in engines))
+        await self._succession.rest(engines)
         for gateway in self._gateways:
             gateway.post(lc.Stop(0, "stay", "shutdown"))
             await gateway.wait_for(AT_REST)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import psutil
 
 from engine_launchers.base import LaunchSpec
 from engine_launchers.container import Container
-from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
+from orchestrator.runtimes.base import ContainerHold, Handle, HandleRecord, Runtime, ShimHold
 from orchestrator.runtimes.docker.here import DockerOptions
 from orchestrator.runtimes.docker.runtime import DockerRuntime
 from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime
@@ -33,6 +34,18 @@ ESCAPING = (
     "        signal.pause()\n"
     "    os._exit(0)\n"
     "signal.pause()\n"
+)
+COUNTING = (
+    "import itertools, time\nfor n in itertools.count(): print(n, flush=True); time.sleep(0.002)\n"
+)
+LOSING = (
+    "import os, sys, time\n"
+    "child = os.fork()\n"
+    "if child == 0:\n"
+    "    open('/proc/self/oom_score_adj', 'w').write('1000')\n"
+    "    eaten = []\n"
+    "    while True: eaten.append(b'x' * (1 << 20))\n"
+    "os.waitpid(child, 0)\n"
 )
 LOG_BYTES = 65_536
 
@@ -59,15 +72,51 @@ class Stand:
         spec = self.spec(*argv, listen=at, files=(str(ENGINE),))
         return self.runtime.record("child", 1, spec)
 
+    def cut_off(self, handle: Handle) -> None:
+        """Leave it running where nobody can get hold of it or talk to it any more."""
+        raise NotImplementedError
+
     def note(self, type: str, subject: str, **detail: Any) -> None:
         """Take down what the runtime tells of."""
         self.notes.append((type, detail))
+
+
+class Processes(Stand):
+    """Below shims, which listen in the folder `sockets`."""
+
+    sockets: Path
+
+    def cut_off(self, handle: Handle) -> None:
+        hold = handle.record.hold
+        assert isinstance(hold, ShimHold)
+        assert hold.shim is not None
+        os.kill(hold.shim.pid, signal.SIGKILL)
+        shutil.rmtree(self.sockets)
+
+
+class Containers(Stand):
+    """Of a Docker Engine, in one network."""
+
+    docker: Engine
+
+    def cut_off(self, handle: Handle) -> None:
+        hold = handle.record.hold
+        assert isinstance(hold, ContainerHold)
+        found = self.docker.client.inspect_container(hold.id)
+        for network in found["NetworkSettings"]["Networks"]:
+            self.docker.client.disconnect_container_from_network(hold.id, network)
 
 
 async def up(handle: Handle) -> None:
     """Wait until the child printed its first line."""
     log = handle.record.log
     await eventually(lambda: log.exists() and "\n" in log.read_text(), 20, "the first line")
+
+
+def lines_of(handle: Handle) -> list[str]:
+    """The whole lines of its log."""
+    log = handle.record.log
+    return log.read_text().split("\n")[:-1] if log.exists() else []
 
 
 def tree(handle: Handle) -> list[psutil.Process]:
@@ -93,10 +142,12 @@ async def process_stand(folder: Path) -> AsyncIterator[Stand]:
         log_max_bytes=LOG_BYTES,
         log_files=2,
     )
-    yield Stand(ProcessRuntime(options, os.environ), sys.executable)
+    stand = Processes(ProcessRuntime(options, os.environ), sys.executable)
+    stand.sockets = sockets
+    yield stand
     for each in processes_of(str(folder)):
         each.kill()
-    shutil.rmtree(sockets)
+    shutil.rmtree(sockets, ignore_errors=True)
     assert remove_leaves(folder) == []
 
 
@@ -115,11 +166,12 @@ async def docker_stand(
         log_files=2,
         leftover_s=leftover_s,
     )
-    stand: Stand
+    stand: Containers
     runtime = DockerRuntime(
         options, engine.env, lambda type, subject, **told: stand.note(type, subject, **told)
     )
-    stand = Stand(runtime, PYTHON, Container(image=image, plan="a-plan"))
+    stand = Containers(runtime, PYTHON, Container(image=image, plan="a-plan"))
+    stand.docker = engine
     try:
         yield stand
     finally:

@@ -16,11 +16,24 @@ import pytest
 from engine_launchers.base import CrashCause, ExitResult
 from engine_launchers.diagnosing import diagnosed
 from orchestrator.errors import LaunchFailed
+from orchestrator.runtimes import remains
 from orchestrator.runtimes.base import ContainerHold, Handle
 from orchestrator.runtimes.docker.labels import INSTALLATION, NAME
 from orchestrator.runtimes.docker.runtime import DockerRuntime
+from orchestrator.runtimes.process import ProcessOptions, ProcessRuntime
+from orchestrator.runtimes.shim.leaf import BLAME_S
 from tests.containers import PACKAGES, PYTHON, Engine, engine_beside
-from tests.contract.stands import ENGINE, FOREVER, Stand, docker_stand, up
+from tests.contract.stands import (
+    COUNTING,
+    ENGINE,
+    FOREVER,
+    LOG_BYTES,
+    LOSING,
+    Stand,
+    docker_stand,
+    lines_of,
+    up,
+)
 from tests.harness import ROOT, eventually, within
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -211,14 +224,18 @@ async def test_an_image_that_cannot_be_had_is_named(stand: Stand) -> None:
 
 async def test_an_engine_that_is_not_there_is_named(tmp_path: Path, docker_engine: Engine) -> None:
     nobody = Engine("unix:///does/not/exist.sock")
+    words = (
+        "the Docker Engine at unix:///does/not/exist.sock does not answer ([Errno 2] No such file "
+        "or directory): start it, let this user reach it (group docker), or name another with "
+        "DOCKER_HOST"
+    )
     async with docker_stand(tmp_path, docker_engine, "any") as stand:
         assert isinstance(stand.runtime, DockerRuntime)
         options = stand.runtime.options
     runtime = DockerRuntime(options, nobody.env, stand.note)
     found = await runtime.check()
     assert not found.usable
-    assert "unix:///does/not/exist.sock does not answer" in found.why
-    assert "DOCKER_HOST" in found.why
+    assert found.why == words
     await runtime.close()
 
 
@@ -249,19 +266,10 @@ async def test_a_paused_container_can_be_stopped(stand: Stand, docker_engine: En
         assert await handle.stop(1) == ExitResult(signal=15)
 
 
-async def test_a_child_killed_for_memory_is_not_the_engines_end(stand: Stand) -> None:
-    code = (
-        "import os, sys\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    open('/proc/self/oom_score_adj', 'w').write('1000')\n"
-        "    eaten = []\n"
-        "    while True: eaten.append(b'x' * (1 << 20))\n"
-        "os.waitpid(child, 0)\n"
-        "sys.exit(5)\n"
-    )
-    handle = await stand.runtime.start(stand.order(code, memory_max=64 << 20))
-    assert await handle.wait() == ExitResult(code=5)
+async def test_a_child_killed_for_memory_long_before_is_not_the_cause(stand: Stand) -> None:
+    late = LOSING + f"time.sleep({BLAME_S + 1}); os.kill(os.getpid(), 9)"
+    handle = await stand.runtime.start(stand.order(late, memory_max=64 << 20))
+    assert await handle.wait() == ExitResult(signal=9)
 
 
 # --- what is left -------------------------------------------------------------------------------
@@ -304,6 +312,38 @@ async def test_another_installations_container_is_not_adopted(make: Make) -> Non
         again = await one.runtime.recover(record)
         assert again is not None
         await again.stop(1)
+
+
+async def test_a_start_keeps_what_is_kept_of_containers_whose_processes_are_not_seen(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As by a supervisor in a container: the runtime of processes sweeps the same folder."""
+    monkeypatch.setattr("orchestrator.runtimes.docker.runtime.leader", lambda init, id: None)
+    monkeypatch.setattr("orchestrator.runtimes.docker.runtime.visible", lambda state, id: False)
+    assert isinstance(stand.runtime, DockerRuntime)
+    folder = stand.runtime.options.folder
+    options = ProcessOptions(folder, tmp_path, tmp_path, 30, 1, LOG_BYTES, 2)
+    first = await stand.runtime.start(stand.order(COUNTING))
+    await eventually(lambda: len(lines_of(first)) > 100, 20, "a hundred lines")
+    first.detach()
+    seen = len(lines_of(first))
+    kept = first.record.folder / "saved.json"
+    kept.write_text("a copy of the record")
+    gone = folder / "gone-0" / "7"
+    gone.mkdir(parents=True)
+    remains.note_container(gone, "engineroom-gone-0-7", None)
+    assert (await ProcessRuntime(options, {}).check()).usable
+    assert gone.exists()
+    assert (await stand.runtime.check()).usable
+    assert not gone.exists()
+    assert kept.exists()
+    second = await stand.runtime.recover(first.record)
+    assert second is not None
+    assert second.record.child is None
+    await eventually(lambda: len(lines_of(second)) > seen + 200, 20, "more lines")
+    await second.stop(1)
+    assert lines_of(second) == [str(n) for n in range(len(lines_of(second)))]
+    assert not kept.exists()
 
 
 # --- a supervisor in a container ----------------------------------------------------------------

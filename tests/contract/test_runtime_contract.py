@@ -18,10 +18,13 @@ from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import HandleRecord
 from tests.containers import over
 from tests.contract.stands import (
+    COUNTING,
     ESCAPING,
     FOREVER,
+    LOSING,
     Stand,
     docker_stand,
+    lines_of,
     process_stand,
     tree,
     up,
@@ -109,6 +112,14 @@ async def test_memory_beyond_the_limit_is_named_as_the_cause(stand: Stand) -> No
     assert diagnosed(exit, [], ()) is CrashCause.HOST_OOM
 
 
+async def test_a_child_killed_for_memory_is_the_cause_where_the_end_follows(stand: Stand) -> None:
+    """As vLLM ends when it has lost a worker."""
+    handle = await stand.runtime.start(stand.order(LOSING + "sys.exit(5)", memory_max=64 << 20))
+    exit = await handle.wait()
+    assert exit == ExitResult(code=5, oom_killed=True)
+    assert diagnosed(exit, [], ()) is CrashCause.HOST_OOM
+
+
 async def test_nothing_of_the_tree_survives_even_what_left_its_session(stand: Stand) -> None:
     handle = await stand.runtime.start(stand.order(ESCAPING))
     await up(handle)
@@ -141,6 +152,16 @@ async def test_a_record_without_a_process_is_nothing(stand: Stand) -> None:
     assert await stand.runtime.recover(stand.order(FOREVER, generation=9)) is None
 
 
+async def test_what_runs_and_cannot_be_used_is_ended_and_nothing(stand: Stand) -> None:
+    first = await stand.runtime.start(stand.engine())
+    await up(first)
+    everything = [*tree(first)]
+    first.detach()
+    stand.cut_off(first)
+    assert await stand.runtime.recover(first.record) is None
+    assert all(over(each) for each in everything)
+
+
 async def test_logs_rotate_and_stay_bounded(stand: Stand) -> None:
     flood = "import sys, time\nwhile True: print('x' * 1000, flush=True); time.sleep(0.0005)"
     handle = await stand.runtime.start(stand.order(flood))
@@ -158,21 +179,12 @@ async def test_the_last_words_are_in_the_log_when_the_end_is_told(stand: Stand) 
 
 
 async def test_what_it_says_while_nobody_holds_it_is_in_the_log_once(stand: Stand) -> None:
-    counting = (
-        "import itertools, time\n"
-        "for n in itertools.count(): print(n, flush=True); time.sleep(0.002)\n"
-    )
-    first = await stand.runtime.start(stand.order(counting))
-    log = first.record.log
-
-    def lines() -> list[str]:
-        return log.read_text().split("\n")[:-1] if log.exists() else []
-
-    await eventually(lambda: len(lines()) > 100, 20, "a hundred lines")
+    first = await stand.runtime.start(stand.order(COUNTING))
+    await eventually(lambda: len(lines_of(first)) > 100, 20, "a hundred lines")
     first.detach()
-    seen = len(lines())
+    seen = len(lines_of(first))
     second = await stand.runtime.recover(first.record)
     assert second is not None
-    await eventually(lambda: len(lines()) > seen + 200, 20, "more lines")
+    await eventually(lambda: len(lines_of(first)) > seen + 200, 20, "more lines")
     await second.stop(1)
-    assert lines() == [str(n) for n in range(len(lines()))]
+    assert lines_of(first) == [str(n) for n in range(len(lines_of(first)))]

@@ -87,6 +87,23 @@ def test_a_stream_outlives_the_supervisor_and_the_engine_is_adopted(
     assert room.generate("again", max_new_tokens=2).status_code == 200
 
 
+def test_a_container_that_cannot_be_reached_any_more_is_replaced_at_the_next_start(
+    docker_engine: Engine, room_on: Callable[..., Room]
+) -> None:
+    room = room_on(docker_engine).start()
+    before, id = room.engine(), container(docker_engine, room)
+    room.kill()
+    client = docker_engine.client
+    for network in client.inspect_container(id)["NetworkSettings"]["Networks"]:
+        client.disconnect_container_from_network(id, network)
+    room.start()
+    assert room.engine()["generation"] > before["generation"]
+    assert container(docker_engine, room) != id
+    assert room.generate("again", max_new_tokens=2).status_code == 200
+    assert room.stop() == 0
+    assert containers_of(docker_engine, room) == []
+
+
 def test_without_a_docker_engine_the_start_says_what_is_missing(
     make_room: RoomMaker, tmp_path: Path
 ) -> None:

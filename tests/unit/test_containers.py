@@ -98,10 +98,44 @@ def test_how_it_ended(state: dict[str, object], result: ExitResult) -> None:
     assert exit_result(state) == result
 
 
+@pytest.mark.parametrize(
+    ("code", "killed_s", "result"),
+    [
+        (5, 1.0, ExitResult(code=5, oom_killed=True)),
+        (5, 60.0, ExitResult(code=5)),
+        (137, 1.0, ExitResult(signal=9, oom_killed=True)),
+        (137, 60.0, ExitResult(signal=9)),
+        (143, 1.0, ExitResult(signal=15, oom_killed=True)),
+    ],
+)
+def test_a_kill_for_memory_counts_for_a_while(
+    code: int, killed_s: float, result: ExitResult
+) -> None:
+    assert exit_result({"ExitCode": code, "OOMKilled": True}, killed_s) == result
+
+
 def test_a_known_refusal_comes_with_its_cure() -> None:
     said = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
     assert "nvidia-container-toolkit" in with_cure(said)
     assert with_cure("something else") == "something else"
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ('exec: "/x": stat /x: no such file or directory: unknown', "has no such program"),
+        ("[FATAL tini (7)] exec /x failed: No such file or directory", "has no such program"),
+        ('exec: "vllm": executable file not found in $PATH: unknown', "has no such program"),
+        ('runc create failed: exec: "/etc": permission denied: unknown', "may not be run"),
+        ("[FATAL tini (7)] exec /x failed: Permission denied", "may not be run"),
+        ("[FATAL tini (7)] exec /x failed: Exec format error", "another processor"),
+        ("No such image: x:1", "set engine_image"),
+        ("bind source path does not exist: no such file or directory", ""),
+        ("mkdir /var/lib/docker/x: permission denied", ""),
+    ],
+)
+def test_a_cure_is_for_one_thing(said: str, cure: str) -> None:
+    assert with_cure(said) == said if not cure else cure in with_cure(said)
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ ours, nothing in the environment but what the engine's command says.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import HandleRecord
 from orchestrator.runtimes.docker.labels import GENERATION, INSTALLATION, NAME, PLAN
 from orchestrator.runtimes.docker.mounts import Mount
+from orchestrator.runtimes.shim.leaf import BLAME_S
 
 _PROCESSES = 4096
 _SHM = 8 << 30  # what ranks of one engine share; a bound, not a cost
@@ -124,42 +126,44 @@ def _cards(gpus: Sequence[str], around: Surroundings) -> dict[str, Any]:
     }
 
 
-def exit_result(state: Mapping[str, Any]) -> ExitResult:
+def exit_result(state: Mapping[str, Any], killed_s: float | None = None) -> ExitResult:
     """How it ended, from the `State` of a container that did.
 
-    A child that was killed for memory sets `OOMKilled` too, while the engine goes on: only an end
-    by KILL is one for memory. The init in a container adds 128 to a signal's number.
+    `killed_s` is how long before that the kernel last killed in it for memory, None where nobody
+    heard of it. `OOMKilled` alone may be of a child that the engine outlived long ago: then only an
+    end by KILL counts. The init in a container adds 128 to a signal's number.
     """
     code = int(state.get("ExitCode") or 0)
-    if code == _KILLED and state.get("OOMKilled"):
-        return ExitResult(signal=code - _SIGNALLED, oom_killed=True)
+    flagged = code == _KILLED and bool(state.get("OOMKilled"))
+    for_memory = flagged if killed_s is None else killed_s < BLAME_S
     if _SIGNALLED < code <= _LAST_SIGNAL:
-        return ExitResult(signal=code - _SIGNALLED)
-    return ExitResult(code=code)
+        return ExitResult(signal=code - _SIGNALLED, oom_killed=for_memory)
+    return ExitResult(code=code, oom_killed=for_memory)
 
 
+_NO_PROGRAM = "the image has no such program: set engine_path to its own"
 _CURES = (
     (
-        "could not select device driver",
+        r"could not select device driver",
         "the Docker Engine cannot give out NVIDIA GPUs: install nvidia-container-toolkit, run "
         "`nvidia-ctk runtime configure --runtime=docker`, and restart it",
     ),
     (
-        "unresolvable CDI devices",
+        r"unresolvable CDI devices",
         "the cards are not described for containers: run "
         "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
     ),
-    ("no such file or directory", "the image has no such program: set engine_path to its own"),
-    ("executable file not found", "the image has no such program: set engine_path to its own"),
-    ("permission denied", "the program in the image may not be run by this user"),
-    ("exec format error", "the image is made for another processor"),
-    ("No such image", "the image is not here: pull or build it, or set engine_image"),
-    ("non-overlapping IPv4", "no addresses are left for networks: `docker network prune`"),
+    (r"\bexec:? .*no such file or directory", _NO_PROGRAM),
+    (r"executable file not found", _NO_PROGRAM),
+    (r"\bexec:? .*permission denied", "the program in the image may not be run by this user"),
+    (r"exec format error", "the image is made for another processor"),
+    (r"No such image", "the image is not here: pull or build it, or set engine_image"),
+    (r"non-overlapping IPv4", "no addresses are left for networks: `docker network prune`"),
 )
 
 
 def with_cure(message: str) -> str:
-    """An error of the Docker Engine's with what to do about it, where that is known."""
+    """What the Docker Engine answered, with what to do about it, where that is known."""
     said = message.strip()
-    cure = next((cure for sign, cure in _CURES if sign.lower() in said.lower()), "")
+    cure = next((cure for sign, cure in _CURES if re.search(sign, said, re.IGNORECASE)), "")
     return f"{said} ({cure})" if cure else said

@@ -6,10 +6,12 @@ The client library is imported by the first call: a server without containers ne
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from orchestrator.errors import LaunchFailed
@@ -44,11 +46,11 @@ class Connection:
         self._environment = dict(environment)
         self.where = self._environment.get("DOCKER_HOST") or _SOCKET
         self._client: Any = None
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="docker")
 
     async def call(self, ask: Callable[[Any], T]) -> T:
-        """What `ask` returns, given the client, in a thread. Raises Away or Refused."""
+        """What `ask` returns, given the client, in a thread. Raises as `asking` does."""
 
         def work() -> T:
             with self.asking() as client:
@@ -58,31 +60,54 @@ class Connection:
 
     @contextmanager
     def asking(self) -> Iterator[Any]:
-        """The client, for a thread that waits itself. Raises Away or Refused."""
+        """The client, for a thread that waits itself. Raises Away, Refused, or LaunchFailed for
+        what cannot be asked at all: an address that is none, a certificate that is not there."""
         import requests
         import urllib3
         from docker import errors
 
+        invalid = (requests.exceptions.InvalidJSONError, json.JSONDecodeError)
+        cut = (*invalid, errors.StreamParseError)  # the first half of an answer
         try:
             yield self._connected()
         except errors.APIError as error:
             status = error.response.status_code if error.response is not None else 500
             raise Refused(str(error.explanation or error), status) from error
-        except (errors.DockerException, requests.RequestException) as error:
+        except cut as error:
             raise Away(self._away(error)) from error
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # cut in the middle
+        except (errors.DockerException, ValueError) as error:
+            raise LaunchFailed(f"the Docker Engine at {self.where}: {error}") from error
+        except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
             raise Away(self._away(error)) from error
 
     def _connected(self) -> Any:
+        """The client; made without the lock, which `close` must not wait for."""
+        with self._lock:
+            self._refuse_closed()
+            if self._client is not None:
+                return self._client
+        made = self._made()
+        with self._lock:
+            if self._client is None and not self._closed:
+                self._client = made
+            if self._client is not made:
+                made.close()
+            self._refuse_closed()
+            return self._client
+
+    def _made(self) -> Any:
+        """A client that speaks the version of the API that the engine does."""
         import docker
 
-        with self._lock:
-            if self._client is None:
-                found = docker.utils.kwargs_from_env(environment=self._environment)
-                client = docker.APIClient(version="auto", timeout=_LIMIT_S, **found)
-                client.trust_env = False  # no proxy stands between
-                self._client = client
-            return self._client
+        found = docker.utils.kwargs_from_env(environment=self._environment)
+        lowest = docker.constants.MINIMUM_DOCKER_API_VERSION
+        with closing(_client(docker, lowest, found)) as first:
+            version = first.version(api_version=False).get("ApiVersion", lowest)
+        return _client(docker, str(version), found)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise Away(f"the connection to the Docker Engine at {self.where} is closed")
 
     def _away(self, error: Exception) -> str:
         return (
@@ -91,12 +116,56 @@ class Connection:
         )
 
     def close(self) -> None:
-        """Let go of it; calls under way end in their own time."""
+        """Let go of it; calls under way end in their own time. Blocks for nothing."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+            self._closed = True
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+def _client(docker: Any, version: str, found: Mapping[str, Any]) -> Any:
+    """A client that has asked nothing yet: with "auto" it would, and through a proxy."""
+    client = docker.APIClient(version=version, timeout=_LIMIT_S, **found)
+    client.trust_env = False  # no proxy stands between
+    return client
+
+
+class Stream:
+    """What one thread reads for as long as it comes, and another can end, even before it is
+    there."""
+
+    def __init__(self) -> None:
+        self._lock, self._stream, self._ended = threading.Lock(), None, threading.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._ended.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the end."""
+        self._ended.wait(seconds)
+
+    def through(self, stream: Any) -> Any:
+        """Read `stream` from now on, the one before is over."""
+        with self._lock:
+            self._stream = stream
+            if self.ended:
+                self._shut()
+        return stream
+
+    def end(self) -> None:
+        """End it; blocks for nothing."""
+        self._ended.set()
+        with self._lock:
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
+                self._stream.close()
 
 
 def _short(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine_launchers.base import ExitResult
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.base import HandleRecord
+from orchestrator.runtimes.base import ContainerHold, HandleRecord
 from orchestrator.runtimes.docker.connection import Connection, Refused
 from orchestrator.runtimes.docker.logs import Follower
 from orchestrator.runtimes.docker.watcher import Watcher, remove
@@ -28,18 +28,21 @@ class ContainerHandle:
     def __init__(
         self,
         record: HandleRecord,
-        name: str,
-        id: str,
         connection: Connection,
         watcher: Watcher,
         follower: Follower,
     ) -> None:
-        self._record, self._name, self._id = record, name, id
+        hold = record.hold
+        if not isinstance(hold, ContainerHold) or hold.id is None:
+            raise TypeError(f"{record.name} is no container that runs, but of {record.runtime}")
+        self._record, self._name, self._id = record, hold.container, hold.id
         self._connection, self._watcher, self._follower = connection, watcher, follower
         self._exit: asyncio.Future[ExitResult] = asyncio.get_running_loop().create_future()
         self._stop_by: float | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._task = asyncio.create_task(self._attend(watcher.hold(name, id)), name=name)
+        self._task = asyncio.create_task(
+            self._attend(watcher.hold(self._name, hold.id)), name=self._name
+        )
 
     @property
     def record(self) -> HandleRecord:
@@ -78,16 +81,27 @@ class ContainerHandle:
 
     async def _attend(self, end: asyncio.Future[ExitResult]) -> None:
         result = await end
-        await asyncio.to_thread(self._follower.finish)
         try:
+            await asyncio.to_thread(self._follower.finish)
             await remove(self._connection, self._id)
         except LaunchFailed as error:  # it is collected later
             _log.warning("container %s stays for now: %s", self._name, error)
+        except Exception:  # noqa: BLE001 - whatever stays, its end has to be told
+            _log.exception("container %s stays for now", self._name)
         self._watcher.release(self._name)
         await asyncio.to_thread(shutil.rmtree, self._record.folder, ignore_errors=True)
         self._exit.set_result(result)
 
     async def _end(self) -> None:
+        while not self._exit.done():
+            try:
+                await self._press()
+            except Exception:  # noqa: BLE001 - whatever it is, it has to end
+                _log.exception("container %s could not be stopped; once more", self._name)
+                await asyncio.wait({self._exit}, timeout=_AGAIN_S)
+
+    async def _press(self) -> None:
+        """TERM and KILL, each in its time, until it has ended."""
         if await self._asked(lambda c: c.inspect_container(self._id)["State"].get("Paused")):
             await self._asked(lambda c: c.unpause(self._id))
         terms, due = 0, 0.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.docker.connection import Connection, Refused
+from orchestrator.runtimes.docker.connection import Connection, Refused, Stream
 from orchestrator.runtimes.shim.output import Output
 
 _log = logging.getLogger("engineroom.docker")
@@ -34,31 +34,44 @@ class Follower:
         self._mark = folder / "logged"
         self._last = _read(self._mark)
         self._noted = 0.0
-        self._closed = threading.Event()
-        self._stream: Any = None
+        self._stream = Stream()
         self._thread = threading.Thread(target=self._run, name=f"log {id[:12]}", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread still has the log file open."""
+        return self._thread.is_alive()
 
     def finish(self) -> None:
         """Return when the last lines of a container that has ended are written; blocks."""
         self._thread.join(_LAST_S)
         self.close()
+        self.join()
 
     def close(self) -> None:
-        """Follow no more; blocks for a moment."""
-        self._closed.set()
-        if (stream := self._stream) is not None:
-            with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
-                stream.close()
+        """Follow no more."""
+        self._stream.end()
+
+    def join(self) -> None:
+        """Return when nothing is written any more, after `close`; blocks for a moment."""
         self._thread.join(_LAST_S)
 
     def _run(self) -> None:
         try:
-            while not self._closed.is_set() and self._follow():
-                self._closed.wait(_AGAIN_S)
+            while not self._stream.ended and self._followed():
+                self._stream.pause(_AGAIN_S)
         finally:
             self._note()
             os.close(self._output.fd)
+
+    def _followed(self) -> bool:
+        try:
+            return self._follow()
+        except Exception:  # noqa: BLE001 - whatever it is, the rest of the output is wanted
+            if not self._stream.ended:
+                _log.exception("the output of container %s could not be read", self._id[:12])
+            return True
 
     def _follow(self) -> bool:
         """Write what comes; whether there may be more after the stream ended."""
@@ -67,10 +80,9 @@ class Follower:
                 asked: dict[str, Any] = {"stream": True, "follow": True, "timestamps": True}
                 if since := _seconds(self._last):
                     asked["since"] = since
-                self._stream = client.logs(self._id, **asked)
-                for frame in self._stream:
+                for frame in self._stream.through(client.logs(self._id, **asked)):
                     self._write(frame)
-                    if self._closed.is_set():
+                    if self._stream.ended:
                         return False
                 return bool(client.inspect_container(self._id)["State"]["Running"])
         except Refused as error:

@@ -23,6 +23,10 @@ from orchestrator.runtimes.docker.mounts import own_container
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
+class Unreachable(LaunchFailed):
+    """A container that runs, and that nobody here can talk to."""
+
+
 class Place:
     """One internal network. `name` is None for one that this installation makes for itself."""
 
@@ -108,13 +112,13 @@ class Place:
             )
 
     def address(self, container: Mapping[str, Any], port: int) -> Listen:
-        """Where a running container is reached. Raises LaunchFailed where it has no address."""
-        if self.own is not None:
+        """Where a running container is reached. Raises Unreachable where it is in no such place."""
+        known = container["NetworkSettings"]["Networks"].get(self.network)
+        if known is not None and self.own is not None:
             return Listen(host=str(container["Name"]).removeprefix("/"), port=port)
-        known = container["NetworkSettings"]["Networks"].get(self.network) or {}
-        host = known.get("IPAddress") or known.get("GlobalIPv6Address")
+        host = known and (known.get("IPAddress") or known.get("GlobalIPv6Address"))
         if not host:
-            raise LaunchFailed(f"its container has no address in network {self.network}")
+            raise Unreachable(f"its container has no address in network {self.network}")
         return Listen(host=host, port=port)
 
     async def leave(self) -> None:

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Protocol
 
 from engine_launchers.base import ExitResult
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.docker.body import exit_result
-from orchestrator.runtimes.docker.connection import Away, Connection, Refused
+from orchestrator.runtimes.docker.connection import Away, Connection, Refused, Stream
 from orchestrator.runtimes.docker.labels import INSTALLATION
 
 _log = logging.getLogger("engineroom.docker")
@@ -49,12 +50,16 @@ class Watcher:
         self._tell, self._grace_s = tell, grace_s
         self._held: dict[str, str | None] = {}  # a container's name, and its id once it has one
         self._ends: dict[str, asyncio.Future[ExitResult]] = {}
+        self._killed: dict[str, float] = {}  # name, and when the kernel last killed for memory
         self._unheld: dict[str, float] = {}
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
-        self._closed = threading.Event()
-        self._stream: Any = None
+        self.away = ""
+        """Why the last look failed; empty where it did not."""
+
+        self._stream = Stream()
+        self._thread: threading.Thread | None = None
         self._concluding: set[asyncio.Task[None]] = set()
 
     # --- who holds what -------------------------------------------------------------------------
@@ -78,31 +83,28 @@ class Watcher:
         """How the container ends, or ended."""
         self.open()
         self._held[name] = id
-        self._ends[id] = asyncio.get_running_loop().create_future()
+        if former := self._ends.get(id):
+            former.cancel()
+        self._ends[id] = end = asyncio.get_running_loop().create_future()
         self.look_soon()
-        return self._ends[id]
+        return end
 
     def release(self, name: str) -> None:
         """Nobody holds it any more."""
         id = self._held.pop(name, None)
+        self._killed.pop(name, None)
         if id and (end := self._ends.pop(id, None)):
             end.cancel()
 
     async def close(self) -> None:
         """Watch no more."""
-        self._closed.set()
+        self._stream.end()
         tasks = {*self._concluding, *([self._task] if self._task else [])}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._task is not None:
-            await asyncio.to_thread(self._hush)
-
-    def _hush(self) -> None:
-        if (stream := self._stream) is not None:
-            with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
-                stream.close()
-        self._thread.join(1)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 1)
 
     # --- looking --------------------------------------------------------------------------------
 
@@ -114,18 +116,24 @@ class Watcher:
         while True:
             self._soon.clear()
             try:
-                rows, known = await self._rows()
-            except Away as error:
-                self._lost(error)
-            except Refused as error:
-                _log.warning("containers cannot be listed: %s", error)
-            else:
-                self._judge(rows, known)
-                await self._collect(rows)
+                await self._look()
+            except Exception:  # noqa: BLE001 - whatever it is, ends must go on being found
+                _log.exception("containers could not be looked at")
             pause = _LOOK_S if self._away_since is None else _AWAY_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._soon.wait()
+
+    async def _look(self) -> None:
+        try:
+            rows, known = await self._rows()
+        except Away as error:
+            self._lost(error)
+        except LaunchFailed as error:
+            _log.warning("containers cannot be listed: %s", error)
+        else:
+            self._judge(rows, known)
+            await self._collect(rows)
 
     async def _rows(self) -> tuple[list[Mapping[str, Any]], dict[str, str | None]]:
         """Our containers, and who of them was held all the time that the list was made."""
@@ -145,12 +153,14 @@ class Watcher:
             self._conclude(id, None)
 
     def _lost(self, error: Away) -> None:
+        self.away = error.message
         if self._away_since is None:
             self._away_since = time.monotonic()
             _log.error("%s", error)
             self._tell("runtime.lost", "docker", why=error.message, held=len(self._ends))
 
     def _found(self, running: int, ended: int) -> None:
+        self.away = ""
         if self._away_since is not None:
             seconds = round(time.monotonic() - self._away_since, 3)
             self._away_since = None
@@ -159,7 +169,7 @@ class Watcher:
 
     async def _collect(self, rows: list[Mapping[str, Any]]) -> None:
         """Remove what nobody has held for the time of grace."""
-        now, names = time.monotonic(), {_name(each): each for each in rows}
+        now, names = time.monotonic(), {name_of(each): each for each in rows}
         self._unheld = {
             name: self._unheld.get(name, now) for name in names if name not in self._held
         }
@@ -177,38 +187,52 @@ class Watcher:
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hear of ends until `close`; in a thread."""
-        filters = {"label": [f"{INSTALLATION}={self._installation}"], "event": ["die", "destroy"]}
-        while not self._closed.is_set():
-            pause = _AWAY_S
+        mine, heard = f"{INSTALLATION}={self._installation}", ["die", "destroy", "oom"]
+        filters = {"label": [mine], "event": heard}
+        since = int(time.time())  # what came before a stream was open is told again
+        while not self._stream.ended:
+            pause, now = _LOOK_S, int(time.time())
             try:
                 with self._connection.asking() as client:
-                    self._stream = client.events(decode=True, filters=filters)
+                    events = client.events(decode=True, filters=filters, since=since)
+                    stream, since = self._stream.through(events), now
                     self._post(loop, self.look_soon)  # what happened before
-                    for event in self._stream:
+                    for event in stream:
                         self._post(loop, self._heard, event)
-            except Refused as error:
-                pause = _LOOK_S
-                _log.info("no events from the Docker Engine, looks have to do: %s", error)
-            except LaunchFailed:  # the next look tells of it
                 pause = _AWAY_S
+            except Away:  # the next look tells of it
+                pause = _AWAY_S
+            except LaunchFailed as error:
+                _log.info("no events from the Docker Engine, looks have to do: %s", error)
+            except Exception:  # noqa: BLE001 - whatever it is, events must go on being heard
+                if not self._stream.ended:
+                    _log.exception("events of the Docker Engine could not be read")
             self._post(loop, self.look_soon)
-            self._closed.wait(pause)
+            self._stream.pause(pause)
 
     def _post(self, loop: asyncio.AbstractEventLoop, what: Callable[..., None], *args: Any) -> None:
-        if not self._closed.is_set():
+        if not self._stream.ended:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(what, *args)
 
     def _heard(self, event: Mapping[str, Any]) -> None:
         id = event.get("id") or event.get("Actor", {}).get("ID")
-        if id in self._ends:
-            told = event.get("Actor", {}).get("Attributes", {}).get("exitCode")
-            self._conclude(id, told)
+        about = event.get("Actor", {}).get("Attributes", {})
+        if event.get("Action") == "oom":
+            if (name := about.get("name")) in self._held:
+                self._killed[name] = int(event.get("timeNano") or time.time_ns()) / 1e9
+        elif id in self._ends:
+            self._conclude(id, about.get("exitCode"))
 
     def _conclude(self, id: str, told: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._concluded(id, told))
         self._concluding.add(task)
-        task.add_done_callback(self._concluding.discard)
+        task.add_done_callback(self._was_concluded)
+
+    def _was_concluded(self, task: asyncio.Task[None]) -> None:
+        self._concluding.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("how a container ended could not be read; looked at again", exc_info=error)
 
     async def _concluded(self, id: str, told: str | None) -> None:
         """Tell the holder how it ended; `told` is the exit code that an event named."""
@@ -221,15 +245,28 @@ class Watcher:
             if not error.missing:
                 _log.warning("container %s: %s", id[:12], error)
                 return
-            result = exit_result({"ExitCode": told if told and told.isdigit() else _KILLED})
+            result = exit_result(
+                {"ExitCode": told if told and told.isdigit() else _KILLED}, self._since(id)
+            )
         except Away:  # looked at again when it is back
             return
         else:
             if state.get("Running"):
                 return
-            result = exit_result(state)
+            result = exit_result(state, self._since(id, state.get("FinishedAt", "")))
         if not end.done():
             end.set_result(result)
+
+    def _since(self, id: str, ended: str = "") -> float | None:
+        """Seconds from the last kill for memory to the end, by the Docker Engine's clock; None
+        where it told of none. One that is gone has ended just now."""
+        names = (name for name, held in self._held.items() if held == id)
+        if (killed := self._killed.get(next(names, ""))) is None:
+            return None
+        try:
+            return datetime.fromisoformat(ended).timestamp() - killed
+        except ValueError:
+            return time.time() - killed
 
 
 async def remove(connection: Connection, id: str) -> None:
@@ -244,5 +281,6 @@ async def remove(connection: Connection, id: str) -> None:
             raise
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
+    """A container's name, from its row in a list."""
     return str((row.get("Names") or ["/"])[0]).removeprefix("/")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_BLAME_S = 10.0  # a process that loses a child for memory may take a while to give up
+BLAME_S = 10.0  # a process that loses a child for memory may take a while to give up
 _BLAME_FROM_AFAR_S = 2.0  # where all that is known is that the machine killed somebody
 _REMOVE_S = 2.0  # a group counts as busy until the kernel has let go of its last process
 
@@ -191,5 +191,5 @@ class MemoryKills:
         self.look()
         since = time.monotonic() - self.at
         if self.exact:
-            return since < _BLAME_S
+            return since < BLAME_S
         return since < _BLAME_FROM_AFAR_S and how.get("signal") == signal.SIGKILL

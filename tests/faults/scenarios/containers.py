@@ -124,6 +124,26 @@ def docker_is_stopped_and_its_containers_with_it(lab: Lab) -> None:
 
 
 @scenario("F43", "container")
+def the_server_is_stopped_while_docker_is_away(lab: Lab) -> None:
+    with engine_beside("--live-restore") as engine, served(lab, engine, "--tps", "20") as room:
+        before, id = room.engine(), _container(engine, room)
+        engine.end(signal.SIGKILL)
+        until(lambda: room.events("runtime.lost"), 10, "it is told")
+        with within(2 + 5 + 3, "grace, margin, and all the rest"):
+            assert room.stop(20) == 0
+        assert room.processes_named("gateway") == []
+        engine.up()
+        assert _container(engine, room) == id
+        room.start()
+        (left,) = room.events("engine.left")
+        assert "does not answer" in left["detail"]["why"]
+        after = room.engine()
+        assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+        assert room.generate("again", max_new_tokens=2).status_code == 200
+        assert room.stop() == 0
+
+
+@scenario("F43", "container")
 def docker_stands_still(lab: Lab) -> None:
     with engine_beside() as engine, served(lab, engine, "--tps", "20") as room:
         before = room.engine()
