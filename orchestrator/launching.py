@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,25 @@ def private_folder(path: Path) -> Path:
         raise ConfigError(f"{path}: must be a folder of this user; remove it or set --data-dir")
     path.chmod(0o700)
     return path
+
+
+def socket_folder(path: Path) -> None:
+    """Make the folder of `control_socket`, 0700, or check that nobody else can put a socket of his
+    own there. One that is there stays as it is: it may be the machine's. Raises ConfigError.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(
+            f"control_socket: folder {path} cannot be made: {error.strerror}"
+        ) from error
+    shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+    if shared or found.st_uid not in {0, os.getuid()}:
+        raise ConfigError(
+            f"control_socket: others can replace what lies in {path}: name a socket in a folder "
+            "below it, which is made for you, or in one that is yours (chmod go-w)"
+        )
 
 
 @asynccontextmanager

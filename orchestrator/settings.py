@@ -212,6 +212,11 @@ class Settings(ObservabilitySettings, ModelSettings, BaseSettings):
         return chosen.expanduser().absolute()
 
     @property
+    def control(self) -> Path | None:
+        """`control_socket`, absolute."""
+        return self.control_socket.expanduser().absolute() if self.control_socket else None
+
+    @property
     def cache(self) -> Path:
         """What may be deleted at any time, absolute: `$XDG_CACHE_HOME/engineroom` or ~/.cache."""
         base = os.environ.get("XDG_CACHE_HOME")
