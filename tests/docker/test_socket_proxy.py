@@ -127,6 +127,7 @@ REFUSED: list[Call] = [
     ("GET", "/v1.41/containers/x%2fjson", None),
     ("GET", "/v1.41/images/x%40%2fy/json", None),
     ("POST", "/v1.41/_ping", None),
+    ("POST", "/v1.20/containers/x/start", {"Binds": ["/:/host"]}),
     ("HEAD", "/v1.41/containers/x/archive?path=/", None),
 ]
 
@@ -137,42 +138,99 @@ def test_everything_else_is_refused(proxy: Stack) -> None:
     assert passed == []
 
 
+_FENCE = {"SecurityOpt": ["no-new-privileges"]}
+
+
 def with_powers(**host: Any) -> str:
-    """A container with these powers."""
-    return json.dumps({"Image": "x", "HostConfig": host})
+    """A container with these powers, and nothing else to be refused for."""
+    wanted = {"Image": "none", "User": "65532:65532", "HostConfig": {**_FENCE, **host}}
+    return json.dumps(wanted)
 
 
-def with_folder(source: str) -> str:
-    """A container that sees this folder of the machine."""
-    return with_powers(Mounts=[{"Type": "bind", "Source": source, "Target": "/host"}])
+def of_user(**user: Any) -> str:
+    """A container whose user is said so."""
+    return json.dumps({"Image": "none", **user, "HostConfig": _FENCE})
+
+
+def with_folder(source: str, **more: Any) -> str:
+    """A container that sees this folder of the machine, for reading unless it is said otherwise."""
+    mount = {"Type": "bind", "Source": source, "Target": "/host", "ReadOnly": True}
+    return with_powers(Mounts=[{**mount, **more}])
 
 
 DOCKER = "/var/lib/docker"
+FINE = "/srv/models"
+ALLOWED = [
+    with_powers(),
+    *map(with_folder, (FINE, "/home/me/models/a", "/root/engineroom/demo", "/home/me/.cache/hub")),
+    *map(
+        with_folder,
+        (f"{DOCKER}/volumes/x/_data", f"{DOCKER}/volumes/x/_data/a", "/etcetera", "/various"),
+    ),
+    *map(with_folder, (f"{DOCKER}/100.100/volumes/x/_data", "/opt/x/.hidden", "/library/usr")),
+]
 POWERS = [
     with_powers(Privileged=True),
     with_powers(Privileged=True).replace(" ", ""),
     with_powers(privileged=True),
     with_powers(Privileged=True).replace("Priv", "\\u0050riv"),
+    with_powers(PublishAllPorts=True).replace("hAllPorts", "hAllPort\u017f"),
     with_powers(NetworkMode="host"),
     with_powers(PidMode="host"),
     with_powers(IpcMode="container:x"),
     with_powers(UsernsMode="host"),
     with_powers(CapAdd=["SYS_ADMIN"]),
-    with_powers(SecurityOpt=["seccomp=unconfined"]),
+    with_powers(SecurityOpt=["no-new-privileges", "seccomp=unconfined"]),
+    with_powers(SecurityOpt=["no-new-privileges", 'seccomp={"defaultAction":"SCMP_ACT_ALLOW"}']),
+    with_powers(SecurityOpt=["no-new-privileges=false"]),
+    with_powers(SecurityOpt=[]),
+    with_powers(securityopt=None),
+    json.dumps({"Image": "none", "User": "1:1", "x": {"HostConfig": _FENCE}}),
+    with_powers()[:-1] + ', "hostconfig": null}',
+    *(of_user(User=user) for user in ("0", "0:0", "00:1", "root", "", "65532", "65532:0", None)),
+    of_user(),
+    of_user(User="1:1", user="0"),
+    of_user(Labels={"User": "1:1"}),
+    with_powers(MaskedPaths=[]),
+    with_powers(PortBindings={"80/tcp": [{"HostPort": "80"}]}),
     with_powers(Devices=[{"PathOnHost": "/dev/sda"}]),
     with_powers(Binds=["/:/host"]),
     with_powers(Binds=["/etc:/host:ro"]),
+    with_powers(Binds=["/srv/models:/host:ro"]),
+    with_powers(binds=["/root/.ssh:/host"]),
     with_powers(Binds=["/var/run/docker.sock:/s"]),
     with_powers(Binds=["/var/lib/docker:/d"]),
-    *map(with_folder, ("/", "/root", "/.", "//etc", "/a/../etc", "/etc/.", "/var/lib")),
+    *map(with_folder, ("/", "/root", "/.", "//etc", "/a/../etc", "/etc/.", "/var/lib", "x")),
+    *map(with_folder, ("/etc/cron.d", "/etc/shadow", "/root/.ssh", "/proc/1/root/x", "/usr/bin")),
+    *map(with_folder, ("/home", "/home/me", "/home/me/.ssh/id", "/home/me/.aws", "/dev/shm")),
+    *map(with_folder, ("/var/spool/cron", "/var", "/var/log/x", "/lib64/x", "/sbin", "/run/x")),
     *map(with_folder, (f"{DOCKER}/containers/x", f"{DOCKER}/volumes", f"{DOCKER}/volumes/x")),
     *map(with_folder, (f"{DOCKER}/volumes/x/_data/../../y", f"{DOCKER}/volumes/x/_data2")),
     with_folder("/etc").replace("/", "\\/"),
+    with_folder("/etc").replace("Source", "source"),
+    with_folder(FINE, ReadOnly=False),
+    with_folder(FINE, readonly=False),
+    with_folder(FINE).replace(', "ReadOnly": true', ""),
+    with_folder(FINE).replace("true", "1"),
+    with_folder(FINE, BindOptions={"Propagation": "shared"}),
+    with_folder(FINE, Type="volume", VolumeOptions={"DriverConfig": {"Name": "local"}}),
+    with_folder(FINE, Type="volume"),
+    with_powers(mounts=[{"Type": "bind", "Source": FINE, "Target": "/host"}]),
+    with_powers(
+        Mounts=[*json.loads(with_folder(FINE))["HostConfig"]["Mounts"] * 200, {"Type": "bind"}]
+    ),
+    with_powers(DriverConfig={"Options": {"device": "/"}}),
     with_powers(CgroupParent="/x"),
     with_powers(Runtime="x"),
     with_powers(VolumesFrom=["x"]),
-    with_powers(Binds=["x:/y"] * 10_000),
+    with_powers(Env=["x" * 50_000]),
 ]
+
+
+def test_what_has_none_is_left_to_the_engine(proxy: Stack) -> None:
+    """Which has neither such an image nor such folders; else nothing could be seen refused."""
+    told = ask(proxy, *(("POST", "/v1.41/containers/create", each) for each in ALLOWED))
+    assert {status for status, _ in told} == {400, 404}, told
 
 
 def test_no_container_with_powers_is_created(proxy: Stack) -> None:
