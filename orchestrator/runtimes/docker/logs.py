@@ -1,7 +1,8 @@
 """From a container's output to the engine's log file, by a thread that follows it.
 
 The Docker Engine keeps what comes while nobody follows: the next supervisor goes on where this one
-was. `logged` in the launch's folder holds the time of the last line that was written.
+was. `logged` in the launch's folder holds the time of the last line that was written, and how many
+parts with that time were: those of a line over 16 KB have the same.
 """
 
 from __future__ import annotations
@@ -26,15 +27,48 @@ _LAST_S = 3.0  # for the last lines of a container that has ended
 _TICK_S = 1.0
 
 
+class Mark:
+    """How far a log was written: the latest time in it, and the parts that had that time. Pure."""
+
+    def __init__(self, text: str = "") -> None:
+        self.last, _, parts = text.partition(" ")
+        self._parts = int(parts) if parts.isdigit() else int(bool(self.last))
+        self.resume()
+
+    def __str__(self) -> str:
+        return f"{self.last} {self._parts}"
+
+    def resume(self) -> None:
+        """From here on comes what may have been written before: times are asked for roughly."""
+        self._from, self._again = self.last, self._parts
+
+    def is_new(self, when: str) -> bool:
+        """Whether the part that comes next, of time `when`, is to be written; it counts then.
+
+        Only what was written before the stream began is left out: a line of one output may well
+        come after a later one of the other.
+        """
+        if when < self._from:
+            return False
+        if when == self._from and self._again > 0:
+            self._again -= 1
+            return False
+        if when >= self.last:
+            self._parts = self._parts + 1 if when == self.last else 1
+            self.last = when
+        return True
+
+
 class Follower:
     """Follows one container until it has ended, or `close`."""
 
     def __init__(self, connection: Connection, id: str, log: Output, folder: Path) -> None:
         self._connection, self._id, self._output = connection, id, log
-        self._mark = folder / "logged"
-        self._last = _read(self._mark)
+        self._file = folder / "logged"
+        self._mark = Mark(_read(self._file))
         self._noted = 0.0
         self._closed = threading.Event()
+        self._lock = threading.Lock()  # a stream is opened, or all is closed
         self._stream: Any = None
         self._thread = threading.Thread(target=self._run, name=f"log {id[:12]}", daemon=True)
         self._thread.start()
@@ -45,11 +79,10 @@ class Follower:
         self.close()
 
     def close(self) -> None:
-        """Follow no more; blocks for a moment."""
-        self._closed.set()
-        if (stream := self._stream) is not None:
-            with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
-                stream.close()
+        """Follow no more; blocks for 3 s at most, where the Docker Engine does not answer."""
+        with self._lock:
+            self._closed.set()
+            _cut(self._stream)
         self._thread.join(_LAST_S)
 
     def _run(self) -> None:
@@ -65,10 +98,16 @@ class Follower:
         try:
             with self._connection.asking() as client:
                 asked: dict[str, Any] = {"stream": True, "follow": True, "timestamps": True}
-                if since := _seconds(self._last):
+                if since := _seconds(self._mark.last):
                     asked["since"] = since
-                self._stream = client.logs(self._id, **asked)
-                for frame in self._stream:
+                self._mark.resume()
+                stream = client.logs(self._id, **asked)
+                with self._lock:
+                    self._stream = stream
+                    if self._closed.is_set():
+                        _cut(stream)
+                        return False
+                for frame in stream:
                     self._write(frame)
                     if self._closed.is_set():
                         return False
@@ -82,10 +121,8 @@ class Follower:
 
     def _write(self, frame: bytes) -> None:
         at, _, line = frame.partition(b" ")
-        when = at.decode(errors="replace")
-        if when <= self._last:  # written before: times are asked for with less precision
+        if not self._mark.is_new(at.decode(errors="replace")):
             return
-        self._last = when
         try:
             os.write(self._output.fd, line)
             self._output.keep_small(_TICK_S)
@@ -97,7 +134,14 @@ class Follower:
     def _note(self) -> None:
         self._noted = time.monotonic()
         with suppress(OSError):  # it would be written twice, which is better than not at all
-            self._mark.write_text(self._last)
+            self._file.write_text(str(self._mark))
+
+
+def _cut(stream: Any) -> None:
+    """Wake whoever reads it."""
+    if stream is not None:
+        with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
+            stream.close()
 
 
 def _read(mark: Path) -> str:
