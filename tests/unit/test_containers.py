@@ -13,7 +13,7 @@ from engine_launchers.containers import in_container
 from orchestrator.contradictions import refuse_contradictions
 from orchestrator.engines.images import in_image
 from orchestrator.engines.table import load_engine_table
-from orchestrator.errors import ConfigError, EngineMissing, LaunchFailed
+from orchestrator.errors import ConfigError, EngineMissing, InsufficientMemory, LaunchFailed
 from orchestrator.runtimes.base import ContainerHold, HandleRecord
 from orchestrator.runtimes.docker.body import (
     Surroundings,
@@ -26,6 +26,7 @@ from orchestrator.runtimes.docker.mounts import own_container, translated, wante
 from orchestrator.runtimes.docker.pulling import Layers, with_tag
 from orchestrator.settings import load_settings
 from orchestrator.supervision.patience import Patience
+from tests.harness import SLACK
 from tests.plans import box, planned
 
 AROUND = Surroundings("abc", "engines", (1000, 1000), memory=8 << 30)
@@ -209,13 +210,29 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
-async def test_waiting_can_be_ended() -> None:
+@pytest.mark.parametrize("steps", range(12))
+async def test_waiting_can_be_ended_at_any_moment(steps: int) -> None:
     patience = Patience()
-    waits = asyncio.create_task(patience.wait(forever()))
-    await asyncio.sleep(0)
+
+    async def launch() -> None:  # an image that is here, then room that never comes
+        await patience.wait(asyncio.sleep(0))
+        await patience.wait(forever())
+
+    waits = asyncio.create_task(launch())
+    for _ in range(steps):
+        await asyncio.sleep(0)
     patience.end()
     with pytest.raises(LaunchFailed, match="stopped before"):
-        await waits
+        async with asyncio.timeout(5 * SLACK):
+            await waits
+
+
+async def test_what_is_waited_for_says_itself_why_it_failed() -> None:
+    async def fails() -> None:
+        raise InsufficientMemory("none")
+
+    with pytest.raises(InsufficientMemory):
+        await Patience().wait(fails())
 
 
 # --- from settings to a spec --------------------------------------------------------------------
