@@ -73,7 +73,7 @@ def test_a_stream_that_opens_while_it_is_closed_holds_nobody(tmp_path: Path) -> 
     assert slow.asked.wait(10 * SLACK)
     ends = threading.Thread(target=follower.close)
     ends.start()
-    assert follower._closed.wait(10 * SLACK)
+    assert follower._cut.made.wait(10 * SLACK)
     closing.set()
     ends.join(10 * SLACK)
     follower._thread.join(10 * SLACK)

@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.docker.connection import Connection, Refused
+from orchestrator.runtimes.docker.streams import Cut
 from orchestrator.runtimes.shim.output import Output
 
 _log = logging.getLogger("engineroom.docker")
@@ -67,9 +68,7 @@ class Follower:
         self._file = folder / "logged"
         self._mark = Mark(_read(self._file))
         self._noted = 0.0
-        self._closed = threading.Event()
-        self._lock = threading.Lock()  # a stream is opened, or all is closed
-        self._stream: Any = None
+        self._cut = Cut()
         self._thread = threading.Thread(target=self._run, name=f"log {id[:12]}", daemon=True)
         self._thread.start()
 
@@ -80,15 +79,13 @@ class Follower:
 
     def close(self) -> None:
         """Follow no more; blocks for 3 s at most, where the Docker Engine does not answer."""
-        with self._lock:
-            self._closed.set()
-            _cut(self._stream)
+        self._cut.make()
         self._thread.join(_LAST_S)
 
     def _run(self) -> None:
         try:
-            while not self._closed.is_set() and self._follow():
-                self._closed.wait(_AGAIN_S)
+            while not self._cut.made.is_set() and self._follow():
+                self._cut.made.wait(_AGAIN_S)
         finally:
             self._note()
             os.close(self._output.fd)
@@ -102,14 +99,11 @@ class Follower:
                     asked["since"] = since
                 self._mark.resume()
                 stream = client.logs(self._id, **asked)
-                with self._lock:
-                    self._stream = stream
-                    if self._closed.is_set():
-                        _cut(stream)
-                        return False
+                if not self._cut.opened(stream):
+                    return False
                 for frame in stream:
                     self._write(frame)
-                    if self._closed.is_set():
+                    if self._cut.made.is_set():
                         return False
                 return bool(client.inspect_container(self._id)["State"]["Running"])
         except Refused as error:
@@ -135,13 +129,6 @@ class Follower:
         self._noted = time.monotonic()
         with suppress(OSError):  # it would be written twice, which is better than not at all
             self._file.write_text(str(self._mark))
-
-
-def _cut(stream: Any) -> None:
-    """Wake whoever reads it."""
-    if stream is not None:
-        with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
-            stream.close()
 
 
 def _read(mark: Path) -> str:
