@@ -129,6 +129,23 @@ def test_a_hubs_snapshot_comes_with_what_its_links_point_to(tmp_path: Path) -> N
     assert [target for _, target in wanted([str(snapshot)])] == [str(blobs), str(snapshot)]
 
 
+def test_of_what_a_models_links_point_to_only_the_files_are_seen(tmp_path: Path) -> None:
+    model, other = tmp_path / "model", tmp_path / "other"
+    model.mkdir()
+    (other / "blobs").mkdir(parents=True)
+    for name in ("weights", "secret", "blobs/1"):
+        (other / name).write_text("x")
+    (model / "model.safetensors").symlink_to("../other/weights")
+    (model / "more").symlink_to(other / "blobs" / "1")  # a folder of that name, but of no hub
+    (model / "gone").symlink_to("/does/not/exist")
+    (model / "inside").symlink_to("model.safetensors")
+    seen = [target for _, target in wanted([str(model)])]
+    assert seen == [str(each) for each in (model, other / "blobs" / "1", other / "weights")]
+    (model / "all").symlink_to("../other")
+    with pytest.raises(LaunchFailed, match="model/all: is a link to a folder elsewhere"):
+        wanted([str(model)])
+
+
 def test_a_link_is_mounted_where_it_stands(tmp_path: Path) -> None:
     (tmp_path / "real.gguf").write_text("x")
     (tmp_path / "link.gguf").symlink_to("real.gguf")
