@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -56,6 +56,26 @@ def socket_folder(path: Path) -> None:
         )
 
 
+class _Runtimes(dict[str, Runtime]):
+    """By their names; that for containers is made by the first who asks for it."""
+
+    def __init__(self, docker: Callable[[], DockerRuntime], **others: Runtime) -> None:
+        super().__init__(others)
+        self._make = docker
+        self._docker: DockerRuntime | None = None
+
+    def __missing__(self, name: str) -> Runtime:
+        if name != "docker":
+            raise KeyError(name)
+        self["docker"] = self._docker = self._make()
+        return self._docker
+
+    async def close(self) -> None:
+        """Let go of the Docker Engine."""
+        if self._docker is not None:
+            await self._docker.close()
+
+
 @asynccontextmanager
 async def runtimes(
     settings: Settings, run: Path, note: Note
@@ -64,15 +84,15 @@ async def runtimes(
 
     That one is reached by the first model that wants a container, not before.
     """
-    docker = DockerRuntime(_containers(settings), os.environ, note)
+    made = _Runtimes(
+        lambda: DockerRuntime(_containers(settings), os.environ, note),
+        process=ProcessRuntime(_processes(settings, run), _inherited(settings)),
+        external=ExternalRuntime(),
+    )
     try:
-        yield {
-            "process": ProcessRuntime(_processes(settings, run), _inherited(settings)),
-            "docker": docker,
-            "external": ExternalRuntime(),
-        }
+        yield made
     finally:
-        await docker.close()
+        await made.close()
 
 
 def _inherited(settings: Settings) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.contradictions import refuse_contradictions
 from orchestrator.engines.images import in_image
 from orchestrator.engines.table import load_engine_table
 from orchestrator.errors import ConfigError, EngineMissing, InsufficientMemory, LaunchFailed
+from orchestrator.launching import runtimes
 from orchestrator.runtimes.base import ContainerHold, HandleRecord
 from orchestrator.runtimes.docker.body import (
     Surroundings,
@@ -185,6 +187,34 @@ def test_an_installation_keeps_its_name(tmp_path: Path) -> None:
     assert installation(file) == name
     file.write_text("../odd")
     assert installation(file) not in {name, "../odd"}
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read or written"):
+        installation(file)
+
+
+def test_a_full_disk_leaves_no_half_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "installation"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(ConfigError, match="No space left on device"):
+            installation(file)
+    assert not file.exists()
+    assert installation(file) == file.read_text()
+
+
+async def test_a_server_without_containers_has_no_name_for_them(tmp_path: Path) -> None:
+    settings = load_settings({"data_dir": str(tmp_path)}, env={})
+    async with runtimes(settings, tmp_path, lambda *told, **more: None) as made:
+        assert made["process"]
+        assert not (tmp_path / "installation").exists()
+        assert made["docker"] is made["docker"]
+        assert (tmp_path / "installation").exists()
+        with pytest.raises(KeyError):
+            made["other"]
 
 
 # --- pulls --------------------------------------------------------------------------------------
