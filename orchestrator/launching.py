@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from orchestrator.contradictions import refuse_open
 from orchestrator.errors import ConfigError
 from orchestrator.listening import address_of
 from orchestrator.runtimes.base import Runtime
@@ -108,8 +109,14 @@ def _processes(settings: Settings, run: Path) -> ProcessOptions:
         grace_s=settings.stop_grace_s,
         log_max_bytes=settings.log_max_bytes,
         log_files=settings.log_files,
-        host=address_of(settings.engine_host),
+        host=_closed(address_of(settings.engine_host)),
     )
+
+
+def _closed(host: str) -> str:
+    """The address that a name stood for, looked at again. Raises ConfigError."""
+    refuse_open(host)
+    return host
 
 
 def _containers(settings: Settings) -> DockerOptions:
