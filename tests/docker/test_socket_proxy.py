@@ -241,9 +241,25 @@ def test_no_container_with_powers_is_created(proxy: Stack) -> None:
     assert passed == []
 
 
-def test_the_gateway_does_not_reach_it(proxy: Stack) -> None:
+_REACHES = """
+import json, socket, sys
+found = []
+for host in sys.argv[1:]:
+    try:
+        socket.create_connection((host, 2375), 2).close()
+        found.append(host)
+    except OSError:
+        pass
+print(json.dumps(found))
+"""
+
+
+def test_only_the_supervisors_network_reaches_it(proxy: Stack) -> None:
     networks = proxy.container("socket-proxy")["NetworkSettings"]["Networks"]
-    assert list(networks) == [proxy.network("docker-api")]
-    assert (
-        proxy.network("docker-api") not in proxy.container("gateway")["NetworkSettings"]["Networks"]
-    )
+    own = proxy.network("docker-api")
+    assert list(networks) == [own]
+    places = ("socket-proxy", networks[own]["IPAddress"])
+    assert json.loads(proxy.beside(own, _REACHES, *places)) == list(places)
+    for service in ("gateway", "supervisor"):
+        told = proxy.inside(service, "python3", "-", *places, input=_REACHES)
+        assert json.loads(told) == [], service
