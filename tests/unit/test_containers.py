@@ -79,8 +79,15 @@ def test_memory_is_always_limited(asked: int | None, limit: int) -> None:
 def test_the_environment_is_the_commands_own() -> None:
     made = body(record(env={"VLLM_NO_USAGE_STATS": "1"}), AROUND)
     assert made["Env"] == [
-        "HOME=/tmp", "TMPDIR=/tmp", "USER=engineroom", "VLLM_NO_USAGE_STATS=1",
+        "HOME=/tmp", "NVIDIA_VISIBLE_DEVICES=void", "TMPDIR=/tmp", "USER=engineroom",
+        "VLLM_NO_USAGE_STATS=1",
     ]  # fmt: skip
+
+
+def test_only_what_is_given_cards_may_see_some() -> None:
+    assert "NVIDIA_VISIBLE_DEVICES=void" in body(record(), AROUND)["Env"]
+    given = body(record(gpus=("GPU-1",)), AROUND)["Env"]
+    assert not [each for each in given if each.startswith("NVIDIA_VISIBLE_DEVICES")]
 
 
 def test_a_spec_without_an_image_is_refused() -> None:
