@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
 
@@ -30,9 +32,25 @@ def refuse_contradictions(settings: Settings) -> None:
         raise ConfigError(f"{' and '.join(ways)}: each names the engine by itself; give one")
     if settings.engine_url and (settings.adapter_path or settings.adapters):
         raise ConfigError("engine_url: adapters are loaded by whoever runs that server")
+    refuse_open(settings.engine_host)
     for word in settings.engine_args:
         if _is_ours(word.split("=")[0]):
             raise ConfigError(f"engine_args: {word.split('=')[0]} is set by Engine Room itself")
+
+
+def refuse_open(host: str) -> None:
+    """Raise ConfigError for an address at which strangers would reach engines; a name passes."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    if address.is_unspecified or address.is_global:
+        raise ConfigError(
+            f"engine_host: {host} is open to other machines, and engines ask for no key: name the "
+            "address of a network that only gateways are on"
+        )
 
 
 def _is_ours(word: str) -> bool:

@@ -14,6 +14,7 @@ from orchestrator.settings import Settings
 
 # What a container engine mounts there keeps the host's modes, and only this container sees it.
 SECRETS = Path("/run/secrets")
+_MOUNTS = Path("/proc/self/mountinfo")
 
 
 class KeyPolicy(BaseModel):
@@ -65,6 +66,15 @@ def _read_key_file(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"api_keys_file {path}: cannot be read: {error}") from error
-    if mode & 0o077 and path.parent != SECRETS:
+    if mode & 0o077 and not (path.parent == SECRETS and _is_mounted(path)):
         raise ConfigError(f"api_keys_file {path}: others may read it; run: chmod 600 {path}")
     return text.splitlines()
+
+
+def _is_mounted(secret: Path) -> bool:
+    """Whether it, or the folder of secrets, is a mount: else it lies on the machine's own disk."""
+    try:
+        points = {line.split()[4] for line in _MOUNTS.read_text().splitlines()}
+    except OSError:  # not Linux, and no container
+        return False
+    return not points.isdisjoint({str(secret), str(secret.parent)})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from orchestrator.contradictions import refuse_open
 from orchestrator.errors import ConfigError
 from orchestrator.listening import address_of
 from orchestrator.runtimes.base import Runtime
@@ -36,6 +38,45 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def socket_folder(path: Path) -> None:
+    """Make the folder of `control_socket`, 0700, or check that nobody else can put a socket of his
+    own there. One that is there stays as it is: it may be the machine's. Raises ConfigError.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(
+            f"control_socket: folder {path} cannot be made: {error.strerror}"
+        ) from error
+    shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+    if shared or found.st_uid not in {0, os.getuid()}:
+        raise ConfigError(
+            f"control_socket: others can replace what lies in {path}: name a socket in a folder "
+            "below it, which is made for you, or in one that is yours (chmod go-w)"
+        )
+
+
+class _Runtimes(dict[str, Runtime]):
+    """By their names; that for containers is made by the first who asks for it."""
+
+    def __init__(self, docker: Callable[[], DockerRuntime], **others: Runtime) -> None:
+        super().__init__(others)
+        self._make = docker
+        self._docker: DockerRuntime | None = None
+
+    def __missing__(self, name: str) -> Runtime:
+        if name != "docker":
+            raise KeyError(name)
+        self["docker"] = self._docker = self._make()
+        return self._docker
+
+    async def close(self) -> None:
+        """Let go of the Docker Engine."""
+        if self._docker is not None:
+            await self._docker.close()
+
+
 @asynccontextmanager
 async def runtimes(
     settings: Settings, run: Path, note: Note
@@ -44,15 +85,15 @@ async def runtimes(
 
     That one is reached by the first model that wants a container, not before.
     """
-    docker = DockerRuntime(_containers(settings), os.environ, note)
+    made = _Runtimes(
+        lambda: DockerRuntime(_containers(settings), os.environ, note),
+        process=ProcessRuntime(_processes(settings, run), _inherited(settings)),
+        external=ExternalRuntime(),
+    )
     try:
-        yield {
-            "process": ProcessRuntime(_processes(settings, run), _inherited(settings)),
-            "docker": docker,
-            "external": ExternalRuntime(),
-        }
+        yield made
     finally:
-        await docker.close()
+        await made.close()
 
 
 def _inherited(settings: Settings) -> Mapping[str, str]:
@@ -68,8 +109,14 @@ def _processes(settings: Settings, run: Path) -> ProcessOptions:
         grace_s=settings.stop_grace_s,
         log_max_bytes=settings.log_max_bytes,
         log_files=settings.log_files,
-        host=address_of(settings.engine_host),
+        host=_closed(address_of(settings.engine_host)),
     )
+
+
+def _closed(host: str) -> str:
+    """The address that a name stood for, looked at again. Raises ConfigError."""
+    refuse_open(host)
+    return host
 
 
 def _containers(settings: Settings) -> DockerOptions:

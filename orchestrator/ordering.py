@@ -100,7 +100,7 @@ class Orderer:
                 settings.hang_timeout_s,
             ),
             drain_s=settings.drain_s,
-            control_socket=settings.control_socket or run / "control.sock",
+            control_socket=settings.control or run / "control.sock",
             rooms=Rooms(),
             next_engine=self.instead,
             reload=self.reload,

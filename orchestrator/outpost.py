@@ -33,13 +33,13 @@ def become(config: GatewayConfig) -> NoReturn:
 
 def config_of(settings: Settings) -> GatewayConfig:
     """What that gateway is started with. Raises ConfigError."""
-    if settings.control_socket is None:
+    if settings.control is None:
         raise ConfigError("control_socket: set it to the socket that the supervisor listens on")
     hashes = key_policy(settings).hashes
     check_certificate(settings)
     check_tracing(settings.otlp_endpoint)
-    path = str(settings.control_socket.absolute())
-    config = gateway_config(settings, f"gateway-{socket.gethostname()}", hashes, path)
+    name = f"gateway-{socket.gethostname()}"
+    config = gateway_config(settings, name, hashes, str(settings.control))
     return config.model_copy(update={"end_s": settings.drain_s})
 
 

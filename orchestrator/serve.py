@@ -29,7 +29,7 @@ from orchestrator.errors import LaunchFailed
 from orchestrator.gateway_config import gateway_config
 from orchestrator.keyfile import KeyFile
 from orchestrator.keys import key_policy, keys_path
-from orchestrator.launching import private_folder, runtimes
+from orchestrator.launching import private_folder, runtimes, socket_folder
 from orchestrator.listening import listen, port_of, reserve
 from orchestrator.notify import Manager
 from orchestrator.observability.extras import check_tracing
@@ -135,10 +135,10 @@ async def serve(
             await stack.enter_async_context(prober)
         store = stack.enter_context(closing(Store(data / "state.db")))
         stack.callback(asyncio.create_task(store.keep()).cancel)
-        if settings.control_socket is None:
+        if settings.control is None:
             settings = _settle_port(settings, store, stack)
         else:
-            private_folder(settings.control_socket.parent)
+            socket_folder(settings.control.parent)
         admin_socket = stack.enter_context(listen(settings.admin_host, settings.admin_port))
         settings = settings.model_copy(update={"admin_port": port_of(admin_socket)})
         run = private_folder(settings.run)

@@ -95,8 +95,10 @@ class Settings(ObservabilitySettings, ModelSettings, BaseSettings):
         False, description="GET /metrics of the admin API needs no token: for a network of its own."
     )
     engine_host: str = Field(
-        "127.0.0.1", min_length=1, description="Address of the engines that are processes."
-    )
+        "127.0.0.1", min_length=1,
+        description="Address of the engines that are processes: loopback, or of a network that "
+        "only gateways are on, since engines ask for no key. 0.0.0.0 and public ones are refused.",
+    )  # fmt: skip
     control_socket: Path | None = Field(
         None, description="Gateways run elsewhere and dial this socket; unset: one is started here."
     )
@@ -210,6 +212,11 @@ class Settings(ObservabilitySettings, ModelSettings, BaseSettings):
         """The data directory, absolute."""
         chosen = self.data_dir or default_data_dir(os.environ)
         return chosen.expanduser().absolute()
+
+    @property
+    def control(self) -> Path | None:
+        """`control_socket`, absolute."""
+        return self.control_socket.expanduser().absolute() if self.control_socket else None
 
     @property
     def cache(self) -> Path:

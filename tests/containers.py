@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import ipaddress
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ SCRIPT = ROOT / "tools" / "docker_engine.sh"
 PYTHON = os.path.realpath(sys.executable)
 PACKAGES = Path(psutil.__file__).parent.parent  # where those lie that the tests are run with
 _LEFT_OUT = {"test", "tests", "site-packages", "idlelib", "tkinter", "turtledemo", "ensurepip"}
-_LEFT_OUT |= {"__pycache__", "lib2to3", "config-3.11-x86_64-linux-gnu"}
+_LEFT_OUT |= {"__pycache__", "lib2to3", Path(sysconfig.get_config_var("LIBPL")).name}
+_BESIDE = [net for n in range(100, 190) for net in (f"10.{n}.0.0/24", f"192.168.{n}.0/24")]
 
 
 class Engine:
@@ -194,15 +197,28 @@ def own_engine(*options: str) -> Iterator[Engine]:
         engine.remove()
 
 
+def unused(networks: Iterable[str], routes: str) -> list[ipaddress.IPv4Network]:
+    """Those of `networks` that no route leads into but the default one, from /proc/net/route."""
+    taken = []
+    for line in routes.splitlines()[1:]:
+        fields = line.split()
+        start, mask = (int(fields[n], 16).to_bytes(4, sys.byteorder) for n in (1, 7))
+        taken.append(ipaddress.IPv4Network((start, str(ipaddress.IPv4Address(mask)))))
+    ours = [each for each in taken if each.prefixlen]
+    wanted = map(ipaddress.IPv4Network, networks)
+    return [each for each in wanted if not any(each.overlaps(other) for other in ours)]
+
+
 @contextlib.contextmanager
 def engine_beside(*options: str) -> Iterator[Engine]:
     """One beside another: with a bridge of its own, and no rules that would replace the other's.
 
     No address pools of its own: with these dockerd 20.10 removes docker0 when it starts again.
     """
-    number = secrets.randbelow(90)
-    bridge = f"ertest{number}"
-    made = ["sh", str(SCRIPT), "bridge", bridge, f"10.{100 + number}.0.1/24"]
+    bridge = f"ertest{secrets.token_hex(3)}"
+    free = unused(_BESIDE, Path("/proc/net/route").read_text())
+    assert free, "every network that an engine beside another could have is in use"
+    made = ["sh", str(SCRIPT), "bridge", bridge, f"{secrets.choice(free)[1]}/24"]
     subprocess.run(made, check=True, timeout=30)
     apart = (f"--bridge={bridge}", "--iptables=false", "--ip-forward=false")
     try:

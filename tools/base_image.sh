@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints the name of a Python image to build on: $PYTHON_IMAGE, else what is here already, else what
 # can be pulled, else one that is made here of Debian's packages, from the mirror that this machine's
-# apt uses and with the certificates that this machine trusts.
+# apt uses and with the certificates that this machine trusts. `base_image.sh pulled` makes none.
 set -eu
 public=python:3.11-slim
 local=engineroom-test/python:3.11
@@ -20,16 +20,21 @@ if timeout 120 docker pull "$public" >&2; then
     echo "$public"
     exit
 fi
+if [ "${1:-}" = pulled ]; then
+    exit 69
+fi
 if [ "$(id -u)" != 0 ] || ! command -v debootstrap >/dev/null; then
     echo "missing: debootstrap, and to be root (no registry has $public for us)" >&2
     exit 69
 fi
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1)
+# Others' lists are no mirrors of Debian; where none is, debootstrap takes its own.
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' \
+    "Codename: $suite" 'Component: main' | head -n 1)
 root=$(mktemp -d "${TMPDIR:-/tmp}/engineroom-base.XXXXXX")
 trap 'rm -rf "$root"' EXIT
 echo "making $local ..." >&2
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip \
-    "$suite" "$root" "$mirror" >"$root.log" 2>&1 || {
+    "$suite" "$root" ${mirror:+"$mirror"} >"$root.log" 2>&1 || {
     tail -n 5 "$root.log" >&2
     exit 69
 }

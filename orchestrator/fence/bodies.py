@@ -146,7 +146,7 @@ def _like(pattern: str) -> Check:
 
 _tmpfs_options = _like(r"rw,exec,nosuid,nodev,mode=1777,size=\d+")
 _group = _like(r"[1-9]\d*")
-_number = _like(r"\d+")
+_number = _like(r"[1-9]\d*")
 # GPUs: AMD's by their files, those of CDI by their names.
 _card = _like(r"/dev/kfd|/dev/dri|nvidia\.com/gpu=[A-Za-z0-9-]+")
 

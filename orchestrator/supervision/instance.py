@@ -10,12 +10,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine_launchers.base import CrashCause, ExitResult, LaunchSpec
+from engine_launchers.base import CrashCause, ExitResult, LaunchSpec, Listen
 from orchestrator.errors import InsufficientMemory, LaunchFailed
 from orchestrator.observability.logs import told
 from orchestrator.runtimes.base import Handle, HandleRecord, Runtime
@@ -29,6 +29,7 @@ from orchestrator.supervision.watching import Watch
 from orchestrator.supervision.workload import Workload
 
 _log = logging.getLogger("engineroom.instance")
+_NOWHERE = Listen(host="127.0.0.1", port=1)  # what has to be fetched does not depend on the address
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Change:
 class Hooks:
     """Called by the owner task; none but `admit` may block."""
 
-    admit: Callable[[Instance], Awaitable[None]]
+    admit: Callable[[Instance], Coroutine[object, object, None]]
     """Returns when the machine has room for a launch; raises InsufficientMemory otherwise."""
 
     changed: Callable[[Instance, Change], None]
@@ -182,8 +183,10 @@ class Instance:
     def _carry_out(self, action: lc.Action) -> None:
         match action:
             case lc.Launch():
-                self._launching = self._spawn(self._launch(action.generation))
+                self._patience = Patience()
+                self._launching = self._spawn(self._launch(action.generation, self._patience))
             case lc.Kill():
+                self._patience.end()
                 self._spawn(self._kill(action))
             case lc.Arm():
                 self._arm(action)
@@ -244,12 +247,12 @@ class Instance:
         why = changed or f"no smaller plan is left after {self.lifecycle.why}"
         self.post(lc.Replanned(action.generation, changed is not None, why))
 
-    async def _launch(self, generation: int) -> None:
+    async def _launch(self, generation: int, patience: Patience) -> None:
         """Start the process; whatever goes wrong on the way counts as an exit."""
         try:
-            await self._patience.wait(self._prepared())
-            await self._patience.wait(self._hooks.admit(self))
-            spec = self._command()
+            await patience.wait(self._prepared())
+            await patience.wait(self._hooks.admit(self))
+            spec = self._command(self._runtime.listen)
             record = self._runtime.record(self.name, generation, spec)
             self.log = record.log
             self._hooks.saved(self, record)
@@ -263,8 +266,8 @@ class Instance:
         self._hooks.saved(self, handle.record)
         self._take(handle)
 
-    def _command(self) -> LaunchSpec:
-        return self.workload.command(self.workload.listen() or self._runtime.listen())
+    def _command(self, listen: Callable[[], Listen]) -> LaunchSpec:
+        return self.workload.command(self.workload.listen() or listen())
 
     async def _prepared(self) -> None:
         """Have the runtime fetch what it needs; how far it is shows as the start's load."""
@@ -274,7 +277,7 @@ class Instance:
             self._before = Load(seconds=self._clock() - began, phase=Phase(what, percent))
 
         try:
-            await self._runtime.prepare(self._command(), tell)
+            await self._runtime.prepare(self._command(lambda: _NOWHERE), tell)
         finally:
             self._before = None
 
@@ -340,7 +343,6 @@ class Instance:
         return random.random()  # noqa: S311 - jitter
 
     async def _kill(self, action: lc.Kill) -> None:
-        self._patience.end()
         if self._launching is not None:
             await asyncio.wait({self._launching})
         handle = self.handle

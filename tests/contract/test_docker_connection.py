@@ -15,9 +15,10 @@ import pytest
 from engine_launchers.base import LaunchSpec
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import ContainerHold, HandleRecord
-from orchestrator.runtimes.docker.connection import Away, Connection, Refused, Stream
+from orchestrator.runtimes.docker.connection import Away, Connection, Refused
 from orchestrator.runtimes.docker.handle import ContainerHandle
 from orchestrator.runtimes.docker.logs import Follower
+from orchestrator.runtimes.docker.streams import Stream
 from orchestrator.runtimes.docker.watcher import Watcher
 from orchestrator.runtimes.shim.output import Output
 from tests.harness import eventually, within

@@ -107,7 +107,8 @@ async def test_every_container_keeps_the_policy(
     assert docker_engine.client.inspect_network(network)["Internal"] is True
     assert "canary-of-a-secret" not in json.dumps(found)
     assert {each.split("=")[0] for each in found["Config"]["Env"]} <= {
-        "HOME", "TMPDIR", "USER", "PATH", *("LANG", "GPG_KEY", "PYTHON_VERSION"),
+        "HOME", "TMPDIR", "USER", "NVIDIA_VISIBLE_DEVICES",
+        "PATH", *("LANG", "GPG_KEY", "PYTHON_VERSION"),
     }  # fmt: skip
     assert found["Config"]["Labels"][NAME] == "child"
     assert found["Config"]["Labels"]["engineroom.plan"] == "a-plan"

@@ -127,11 +127,21 @@ def images() -> Mapping[str, float]:
 
 
 def composes() -> list[tuple[str, ...]]:
-    """Every Compose of this machine; $COMPOSE names one instead."""
+    """Every Compose of this machine, one at least; $COMPOSE names one instead."""
     if chosen := os.environ.get("COMPOSE"):
         return [tuple(chosen.split())]
-    found = [("docker", "compose"), ("docker-compose",)]
-    return [each for each in found if works(*each, "version")]
+    known = [("docker", "compose"), ("docker-compose",)]
+    found = [each for each in known if works(*each, "version")]
+    assert found, "no Compose is here: run `tools/docker_engine.sh install` as root, or set COMPOSE"
+    return found
+
+
+def socket_variables() -> dict[str, str]:
+    """The socket of the Docker Engine in use and the group that may use it, for the proxy."""
+    address = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    kind, _, path = address.partition("://")
+    assert kind == "unix", f"the proxy needs the socket of this machine, not {address}"
+    return {"DOCKER_SOCKET": path, "DOCKER_GID": str(Path(path).stat().st_gid)}
 
 
 class Stack:
@@ -157,7 +167,7 @@ class Stack:
             "METRICS_KEY_FILE": str(folder / "api_keys"),
             "HF_TOKEN_FILE": str(folder / "hf_token"),
             "ALLOW_ANONYMOUS": "0",
-            "DOCKER_GID": str(Path("/var/run/docker.sock").stat().st_gid),
+            **socket_variables(),
         }
         self.http = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}",

@@ -118,4 +118,10 @@ def test_a_mounted_secret_keeps_the_modes_of_its_host(
     with pytest.raises(ConfigError, match="others may read it"):
         key_policy(settings)
     monkeypatch.setattr("orchestrator.keys.SECRETS", tmp_path)
-    assert len(key_policy(settings).hashes) == 1
+    with pytest.raises(ConfigError, match="others may read it"):  # a folder of that name is none
+        key_policy(settings)
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr("orchestrator.keys._MOUNTS", mounts)
+    for place in (file, tmp_path):
+        mounts.write_text(f"700 690 8:1 /x {place} rw - ext4 /dev/sda1 rw\n")
+        assert len(key_policy(settings).hashes) == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from engine_launchers.base import EngineName, EnginePlan, Tuning
 from orchestrator.errors import EngineMissing
@@ -53,13 +54,19 @@ class Life:
         self.states: list[S] = []
         self.record: HandleRecord | None = None
         self.http = http
+        self.room = asyncio.Event()
+        self.room.set()
         self.instance = Instance(
             work,
             ProcessRuntime(options, os.environ),
             lc.Policy(stop_grace_s=1, half_open_s=None),
             ProbeTimes(**{"interval_s": 0.2, "timeout_s": 1, "start_stall_s": 30, **times}),
-            Hooks(admit, self.changed, self.saved, lambda _: None),
+            Hooks(self.admit, self.changed, self.saved, lambda _: None),
         )
+
+    async def admit(self, _: Instance) -> None:
+        """Room for everybody, as long as it is said that there is."""
+        await self.room.wait()
 
     def saved(self, _: Instance, record: HandleRecord) -> None:
         self.record = record
@@ -78,10 +85,6 @@ class Life:
     async def stats(self) -> dict[str, Any]:
         answer = await self.http.get(f"{self.instance.base_url}/stats")
         return dict(answer.json())
-
-
-async def admit(_: Instance) -> None:
-    """Room for everybody."""
 
 
 @asynccontextmanager
@@ -172,3 +175,20 @@ async def test_a_server_that_answers_and_never_makes_a_token_does_not_start(tmp_
         now = life.instance.lifecycle
         assert now.cause is not None
         assert (now.cause.value, now.stall) == ("start_stalled", "start")
+
+
+@pytest.mark.parametrize("steps", [*range(10), 20])
+async def test_a_stop_during_a_launch_is_never_lost(tmp_path: Path, steps: int) -> None:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        life = Life(tmp_path, http)
+        life.room.clear()  # it would wait for ever
+        owner = asyncio.create_task(life.instance.run())
+        life.instance.post(lc.Start())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        life.instance.post(lc.Stop(0))
+        async with asyncio.timeout(20 * SLACK):
+            await life.instance.wait_until(lambda _: life.states[-1:] == [S.STOPPED])
+        assert life.record is None  # nothing was launched
+        owner.cancel()
+        await asyncio.gather(owner, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from engine_launchers.containers import in_container
 from orchestrator.contradictions import refuse_contradictions
 from orchestrator.engines.images import in_image
 from orchestrator.engines.table import load_engine_table
-from orchestrator.errors import ConfigError, EngineMissing, LaunchFailed
+from orchestrator.errors import ConfigError, EngineMissing, InsufficientMemory, LaunchFailed
+from orchestrator.launching import runtimes
 from orchestrator.runtimes.base import ContainerHold, HandleRecord
 from orchestrator.runtimes.docker.body import Surroundings, body, exit_result, with_cure
 from orchestrator.runtimes.docker.here import installation
@@ -21,6 +23,7 @@ from orchestrator.runtimes.docker.mounts import own_container, translated, wante
 from orchestrator.runtimes.docker.pulling import Layers, with_tag
 from orchestrator.settings import load_settings
 from orchestrator.supervision.patience import Patience
+from tests.harness import SLACK
 from tests.plans import box, planned
 
 AROUND = Surroundings("abc", "engines", (1000, 1000), memory=8 << 30)
@@ -71,8 +74,15 @@ def test_memory_is_always_limited(asked: int | None, limit: int) -> None:
 def test_the_environment_is_the_commands_own() -> None:
     made = body(record(env={"VLLM_NO_USAGE_STATS": "1"}), AROUND)
     assert made["Env"] == [
-        "HOME=/tmp", "TMPDIR=/tmp", "USER=engineroom", "VLLM_NO_USAGE_STATS=1",
+        "HOME=/tmp", "NVIDIA_VISIBLE_DEVICES=void", "TMPDIR=/tmp", "USER=engineroom",
+        "VLLM_NO_USAGE_STATS=1",
     ]  # fmt: skip
+
+
+def test_only_what_is_given_cards_may_see_some() -> None:
+    assert "NVIDIA_VISIBLE_DEVICES=void" in body(record(), AROUND)["Env"]
+    given = body(record(gpus=("GPU-1",)), AROUND)["Env"]
+    assert not [each for each in given if each.startswith("NVIDIA_VISIBLE_DEVICES")]
 
 
 def test_a_spec_without_an_image_is_refused() -> None:
@@ -157,6 +167,23 @@ def test_a_hubs_snapshot_comes_with_what_its_links_point_to(tmp_path: Path) -> N
     assert [target for _, target in wanted([str(snapshot)])] == [str(blobs), str(snapshot)]
 
 
+def test_of_what_a_models_links_point_to_only_the_files_are_seen(tmp_path: Path) -> None:
+    model, other = tmp_path / "model", tmp_path / "other"
+    model.mkdir()
+    (other / "blobs").mkdir(parents=True)
+    for name in ("weights", "secret", "blobs/1"):
+        (other / name).write_text("x")
+    (model / "model.safetensors").symlink_to("../other/weights")
+    (model / "more").symlink_to(other / "blobs" / "1")  # a folder of that name, but of no hub
+    (model / "gone").symlink_to("/does/not/exist")
+    (model / "inside").symlink_to("model.safetensors")
+    seen = [target for _, target in wanted([str(model)])]
+    assert seen == [str(each) for each in (model, other / "blobs" / "1", other / "weights")]
+    (model / "all").symlink_to("../other")
+    with pytest.raises(LaunchFailed, match="model/all: is a link to a folder elsewhere"):
+        wanted([str(model)])
+
+
 def test_a_link_is_mounted_where_it_stands(tmp_path: Path) -> None:
     (tmp_path / "real.gguf").write_text("x")
     (tmp_path / "link.gguf").symlink_to("real.gguf")
@@ -196,6 +223,34 @@ def test_an_installation_keeps_its_name(tmp_path: Path) -> None:
     assert installation(file) == name
     file.write_text("../odd")
     assert installation(file) not in {name, "../odd"}
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read or written"):
+        installation(file)
+
+
+def test_a_full_disk_leaves_no_half_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "installation"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(ConfigError, match="No space left on device"):
+            installation(file)
+    assert not file.exists()
+    assert installation(file) == file.read_text()
+
+
+async def test_a_server_without_containers_has_no_name_for_them(tmp_path: Path) -> None:
+    settings = load_settings({"data_dir": str(tmp_path)}, env={})
+    async with runtimes(settings, tmp_path, lambda *told, **more: None) as made:
+        assert made["process"]
+        assert not (tmp_path / "installation").exists()
+        assert made["docker"] is made["docker"]
+        assert (tmp_path / "installation").exists()
+        with pytest.raises(KeyError):
+            made["other"]
 
 
 # --- pulls --------------------------------------------------------------------------------------
@@ -238,13 +293,29 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
-async def test_waiting_can_be_ended() -> None:
+@pytest.mark.parametrize("steps", range(12))
+async def test_waiting_can_be_ended_at_any_moment(steps: int) -> None:
     patience = Patience()
-    waits = asyncio.create_task(patience.wait(forever()))
-    await asyncio.sleep(0)
+
+    async def launch() -> None:  # an image that is here, then room that never comes
+        await patience.wait(asyncio.sleep(0))
+        await patience.wait(forever())
+
+    waits = asyncio.create_task(launch())
+    for _ in range(steps):
+        await asyncio.sleep(0)
     patience.end()
     with pytest.raises(LaunchFailed, match="stopped before"):
-        await waits
+        async with asyncio.timeout(5 * SLACK):
+            await waits
+
+
+async def test_what_is_waited_for_says_itself_why_it_failed() -> None:
+    async def fails() -> None:
+        raise InsufficientMemory("none")
+
+    with pytest.raises(InsufficientMemory):
+        await Patience().wait(fails())
 
 
 # --- from settings to a spec --------------------------------------------------------------------

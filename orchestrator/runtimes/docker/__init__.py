@@ -9,5 +9,6 @@ here         what this machine has for a container, and sees of it
 mounts       which files of this machine a container sees
 pulling      images that are not here yet
 logs         from a container's output to the engine's log file
+streams      ends the reading of what comes line by line
 connection   the API, called in threads, and its errors in our words
 """

@@ -62,7 +62,9 @@ def body(record: HandleRecord, around: Surroundings) -> dict[str, Any]:
     if spec.container is None:
         raise LaunchFailed(f"{record.name}: its plan names no container image")
     here = {"HOME": "/tmp", "TMPDIR": "/tmp", "USER": "engineroom"}  # noqa: S108 - in there
-    env = {**here, **spec.env}
+    # An image for CUDA asks for every card, and a default runtime of NVIDIA's gives them.
+    hidden = {} if spec.container.gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}
+    env = {**here, **hidden, **spec.env}
     return {
         "Image": spec.container.image,
         "Entrypoint": list(spec.argv[:1]),

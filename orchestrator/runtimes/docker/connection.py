@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from orchestrator.errors import LaunchFailed
@@ -130,42 +130,6 @@ def _client(docker: Any, version: str, found: Mapping[str, Any]) -> Any:
     client = docker.APIClient(version=version, timeout=_LIMIT_S, **found)
     client.trust_env = False  # no proxy stands between
     return client
-
-
-class Stream:
-    """What one thread reads for as long as it comes, and another can end, even before it is
-    there."""
-
-    def __init__(self) -> None:
-        self._lock, self._stream, self._ended = threading.Lock(), None, threading.Event()
-
-    @property
-    def ended(self) -> bool:
-        """Whether nobody wants it any more."""
-        return self._ended.is_set()
-
-    def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end."""
-        self._ended.wait(seconds)
-
-    def through(self, stream: Any) -> Any:
-        """Read `stream` from now on, the one before is over."""
-        with self._lock:
-            self._stream = stream
-            if self.ended:
-                self._shut()
-        return stream
-
-    def end(self) -> None:
-        """End it; blocks for nothing."""
-        self._ended.set()
-        with self._lock:
-            self._shut()
-
-    def _shut(self) -> None:
-        if self._stream is not None:
-            with suppress(OSError, AttributeError, ValueError):  # it ended meanwhile
-                self._stream.close()
 
 
 def _short(error: Exception) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_launchers.base import LaunchSpec
+from orchestrator.errors import ConfigError
 from orchestrator.runtimes.base import Identity
 from orchestrator.runtimes.docker import mounts
 from orchestrator.runtimes.docker.body import Surroundings
@@ -42,15 +43,18 @@ class DockerOptions:
 def installation(file: Path) -> str:
     """The name by which containers are known as this data directory's: made once, kept in `file`.
 
-    A path would not do: servers in containers may all have the same.
+    A path would not do: servers in containers may all have the same. Raises ConfigError where it
+    cannot be kept: what runs under it would never be found again.
     """
     try:
-        known = file.read_text().strip()
-    except FileNotFoundError:
-        known = ""
-    if not re.fullmatch(r"[0-9a-f]{12}", known):
-        known = secrets.token_hex(6)
-        file.write_text(known)
+        known = file.read_text().strip() if file.exists() else ""
+        if not re.fullmatch(r"[0-9a-f]{12}", known):
+            known = secrets.token_hex(6)
+            fresh = file.with_name(f"{file.name}.new")
+            fresh.write_text(known)
+            fresh.replace(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read or written: {error}") from error
     return known
 
 

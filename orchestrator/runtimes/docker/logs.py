@@ -1,7 +1,8 @@
 """From a container's output to the engine's log file, by a thread that follows it.
 
 The Docker Engine keeps what comes while nobody follows: the next supervisor goes on where this one
-was. `logged` in the launch's folder holds the time of the last line that was written.
+was. `logged` in the launch's folder holds the time of the last line that was written, and how many
+parts with that time were: those of a line over 16 KB have the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.docker.connection import Connection, Refused, Stream
+from orchestrator.runtimes.docker.connection import Connection, Refused
+from orchestrator.runtimes.docker.streams import Stream
 from orchestrator.runtimes.shim.output import Output
 
 _log = logging.getLogger("engineroom.docker")
@@ -26,13 +28,45 @@ _LAST_S = 3.0  # for the last lines of a container that has ended
 _TICK_S = 1.0
 
 
+class Mark:
+    """How far a log was written: the latest time in it, and the parts that had that time. Pure."""
+
+    def __init__(self, text: str = "") -> None:
+        self.last, _, parts = text.partition(" ")
+        self._parts = int(parts) if parts.isdigit() else int(bool(self.last))
+        self.resume()
+
+    def __str__(self) -> str:
+        return f"{self.last} {self._parts}"
+
+    def resume(self) -> None:
+        """From here on comes what may have been written before: times are asked for roughly."""
+        self._from, self._again = self.last, self._parts
+
+    def is_new(self, when: str) -> bool:
+        """Whether the part that comes next, of time `when`, is to be written; it counts then.
+
+        Only what was written before the stream began is left out: a line of one output may well
+        come after a later one of the other.
+        """
+        if when < self._from:
+            return False
+        if when == self._from and self._again > 0:
+            self._again -= 1
+            return False
+        if when >= self.last:
+            self._parts = self._parts + 1 if when == self.last else 1
+            self.last = when
+        return True
+
+
 class Follower:
     """Follows one container until it has ended, or `close`."""
 
     def __init__(self, connection: Connection, id: str, log: Output, folder: Path) -> None:
         self._connection, self._id, self._output = connection, id, log
-        self._mark = folder / "logged"
-        self._last = _read(self._mark)
+        self._file = folder / "logged"
+        self._mark = Mark(_read(self._file))
         self._noted = 0.0
         self._stream = Stream()
         self._thread = threading.Thread(target=self._run, name=f"log {id[:12]}", daemon=True)
@@ -78,8 +112,9 @@ class Follower:
         try:
             with self._connection.asking() as client:
                 asked: dict[str, Any] = {"stream": True, "follow": True, "timestamps": True}
-                if since := _seconds(self._last):
+                if since := _seconds(self._mark.last):
                     asked["since"] = since
+                self._mark.resume()
                 for frame in self._stream.through(client.logs(self._id, **asked)):
                     self._write(frame)
                     if self._stream.ended:
@@ -94,10 +129,8 @@ class Follower:
 
     def _write(self, frame: bytes) -> None:
         at, _, line = frame.partition(b" ")
-        when = at.decode(errors="replace")
-        if when <= self._last:  # written before: times are asked for with less precision
+        if not self._mark.is_new(at.decode(errors="replace")):
             return
-        self._last = when
         try:
             os.write(self._output.fd, line)
             self._output.keep_small(_TICK_S)
@@ -109,7 +142,7 @@ class Follower:
     def _note(self) -> None:
         self._noted = time.monotonic()
         with suppress(OSError):  # it would be written twice, which is better than not at all
-            self._mark.write_text(self._last)
+            self._file.write_text(str(self._mark))
 
 
 def _read(mark: Path) -> str:

@@ -18,8 +18,8 @@ _OWN = re.compile(r"/(?:containers|overlay-containers)/([0-9a-f]{64})/(?:userdat
 
 
 def wanted(files: Iterable[str]) -> tuple[Mount, ...]:
-    """What has to be mounted so that `files` can be read: folders whole, with what their links
-    point to, and every part of a split GGUF file. Raises LaunchFailed for what is not there.
+    """What has to be mounted so that `files` can be read: folders whole, with the files that their
+    links point to, and every part of a split GGUF file. Raises LaunchFailed for what is not there.
     """
     found: dict[str, str] = {}
     for name in files:
@@ -39,10 +39,20 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _linked(folder: Path) -> set[Path]:
-    """Folders outside of it that links in it point to, as they do in a hub's cache."""
-    links = [each for each in folder.rglob("*") if each.is_symlink()]
-    ends = (os.path.normpath(each.parent / os.readlink(each)) for each in links)
-    return {Path(end).parent for end in ends if not Path(end).is_relative_to(folder)}
+    """What links in it point to outside of it: each file by itself, a hub's blobs whole.
+
+    Raises LaunchFailed for a folder: what lies there too was never meant to be seen.
+    """
+    blobs = {each.parent / "blobs" for each in folder.parents if each.name == "snapshots"}
+    found: set[Path] = set()
+    for link in folder.rglob("*"):
+        end = Path(os.path.normpath(link.parent / os.readlink(link))) if link.is_symlink() else link
+        if end.is_relative_to(folder) or not end.exists():
+            continue
+        if end.parent not in blobs and end.is_dir():
+            raise LaunchFailed(f"{link}: is a link to a folder elsewhere: put a copy in its place")
+        found.add(end.parent if end.parent in blobs else end)
+    return found
 
 
 def own_container(mountinfo: str) -> str | None:

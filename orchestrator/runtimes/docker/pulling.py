@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import Tell
 from orchestrator.runtimes.docker.connection import Connection, Refused
+from orchestrator.runtimes.docker.streams import Stream
 
 _log = logging.getLogger("engineroom.docker")
 _STALL_S = 300.0
 _FETCHED = 0.8  # of a layer's work; the rest is unpacking it
 _DONE = ("Pull complete", "Already exists")
+_Line = Mapping[str, Any] | LaunchFailed | None
 
 
 class Layers:
@@ -48,24 +51,22 @@ class Layers:
 
 
 async def pull(connection: Connection, image: str, tell: Tell) -> None:
-    """Have `image` here. Cancelling it stops the pull. Raises LaunchFailed."""
+    """Have `image` here. Cancelling it hangs up: the engine stops. Raises LaunchFailed."""
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[Mapping[str, Any] | LaunchFailed | None] = asyncio.Queue()
-    ended = threading.Event()
+    lines: asyncio.Queue[_Line] = asyncio.Queue()
+    held = Stream()
 
-    def put(line: Mapping[str, Any] | LaunchFailed | None) -> None:
-        if not ended.is_set():
+    def put(line: _Line) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
             loop.call_soon_threadsafe(lines.put_nowait, line)
 
     def work() -> None:
         try:
             with connection.asking() as client:
-                stream = client.pull(with_tag(image), stream=True, decode=True)
-                for line in stream:
+                stream, wire = _asked(client, image)
+                held.through(wire)
+                for line in stream if not held.ended else ():
                     put(line)
-                    if ended.is_set():
-                        stream.close()
-                        return
             put(None)
         except LaunchFailed as error:
             put(error)
@@ -74,12 +75,31 @@ async def pull(connection: Connection, image: str, tell: Tell) -> None:
     try:
         await _follow(lines, image, tell)
     finally:
-        ended.set()
+        held.end()
 
 
-async def _follow(
-    lines: asyncio.Queue[Mapping[str, Any] | LaunchFailed | None], image: str, tell: Tell
-) -> None:
+def _asked(client: Any, image: str) -> tuple[Iterable[Mapping[str, Any]], Any]:
+    """What the engine tells of a pull, and the stream to close so that it ends.
+
+    As the client library's own `pull`, which keeps the wire to itself and waits for ever.
+    """
+    from docker import auth, types, utils
+
+    name, tag = utils.parse_repository_tag(with_tag(image))
+    login = auth.get_config_header(client, auth.resolve_repository_name(name)[0])
+    answer = client._post(
+        client._url("/images/create"),
+        params={"fromImage": name, "tag": tag},
+        headers={"X-Registry-Auth": login} if login else {},
+        stream=True,
+        timeout=_STALL_S,
+    )
+    client._raise_for_status(answer)
+    lines = client._stream_helper(answer, decode=True)
+    return lines, types.CancellableStream(lines, answer)
+
+
+async def _follow(lines: asyncio.Queue[_Line], image: str, tell: Tell) -> None:
     layers, said = Layers(), f"pulling {image}"
     _log.info("%s", said)
     tell(said, 0.0)
