@@ -109,7 +109,7 @@ e2e-docker: ## images and compose.yaml for real, likewise: COMPOSE="docker compo
 
 audit: ## known holes in what the images install, asked of an advisory service: SERVICE=pypi or osv
 	@sh tools/setup.sh test
-	@for list in gateway supervisor; do \
+	@for list in gateway socket-proxy supervisor; do \
 	  .venv/bin/uvx --quiet pip-audit@2.9.0 --strict -s $(or $(SERVICE),pypi) --disable-pip --require-hashes -r deploy/requirements/$$list.txt || exit 1; done
 
 _lock = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
@@ -117,6 +117,7 @@ lock: ## the exact packages of the images, anew
 	@sh tools/setup.sh test
 	@$(_lock) pyproject.toml -o deploy/requirements/supervisor.txt
 	@$(_lock) -c deploy/requirements/supervisor.txt deploy/requirements/gateway.in -o deploy/requirements/gateway.txt
+	@$(_lock) -c deploy/requirements/supervisor.txt deploy/requirements/socket-proxy.in -o deploy/requirements/socket-proxy.txt
 	@$(_lock) -c deploy/requirements/supervisor.txt pyproject.toml deploy/requirements/compile.in -o deploy/requirements/compile.txt
 
 docs: ## write the generated reference pages

@@ -1,4 +1,7 @@
-"""`healthcheck.py HOST PORT PATH`: ends with 0 where a GET is answered with 200. No packages."""
+"""`healthcheck.py HOST PORT PATH`: ends with 0 where a GET is answered with 200. No packages.
+
+`HOST` may be the path of a socket; the port does not matter then.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _PATIENCE_S = 2.0
 def status(host: str, port: int, path: str, tls: bool = False) -> int:
     """The status code. Raises OSError, or ValueError for what is no HTTP answer."""
     asked = f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
-    with socket.create_connection((host, port), _PATIENCE_S) as plain:
+    with _connected(host, port) as plain:
         if not tls:
             return _ask(plain, asked)
         import ssl  # half of the start is spent here
@@ -21,6 +24,15 @@ def status(host: str, port: int, path: str, tls: bool = False) -> int:
         trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # it is ourselves
         with trusting.wrap_socket(plain) as wrapped:
             return _ask(wrapped, asked)
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, port), _PATIENCE_S)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_PATIENCE_S)
+    connection.connect(host)
+    return connection
 
 
 def _ask(connection: socket.socket, asked: bytes) -> int:

@@ -25,7 +25,7 @@ import docker
 import psutil
 from docker import errors
 
-from orchestrator.runtimes.docker.body import INSTALLATION
+from orchestrator.runtimes.docker.labels import INSTALLATION
 from tests.harness import ROOT, until
 
 SCRIPT = ROOT / "tools" / "docker_engine.sh"

@@ -22,7 +22,10 @@ LEFT_OUT = {
     "engine_path": "a program of this machine, which the container does not have",
     "engine_url": "that server runs already, and no container is needed for it",
     "replicas": "a generated file has the memory and the GPUs of one engine",
+    "runtime": "in a generated file engines run in the container itself, not in others beside it",
+    "engine_image": "engines run in the container that --image names",
 }
+_AS_UNSAID = {"replicas": 1}
 # Where a flag's value is a secret. Parsers take what a long one begins with, too.
 _SECRET = ("--api-key", "--hf-token")
 _SECRET_SHORT = ("-hft",)
@@ -49,8 +52,8 @@ def image_of(given: str) -> str:
 def refuse_left_out(settings: Settings) -> None:
     """Raise ConfigError for what was asked of the server and no file can hand on."""
     for field, why in LEFT_OUT.items():
-        value = getattr(settings, field)
-        if value and not (field == "replicas" and value == 1):
+        unsaid = Settings.model_fields[field].get_default(call_default_factory=True)
+        if getattr(settings, field) not in (unsaid, _AS_UNSAID.get(field, unsaid)):
             raise ConfigError(f"{field}: {why}")
     for word in settings.engine_args:
         if _WITH_PASSWORD.search(word):

@@ -56,6 +56,7 @@ FLOORS: dict[str, int] = {
     "orchestrator.supervision": 3,
     "orchestrator.engines": 3,
     "orchestrator.gateway": 3,
+    "orchestrator.fence": 3,
     "orchestrator.admin_orders": 4,
     "orchestrator.doctor": 4,
     "orchestrator.generating": 4,
@@ -105,6 +106,8 @@ PURE = {
         ]
     ),
     "orchestrator.access",
+    "orchestrator.fence.calls",
+    "orchestrator.fence.bodies",
     "orchestrator.doctor.facts",
     "orchestrator.doctor.judging",
     "orchestrator.engines.choosing",

@@ -17,7 +17,7 @@ from engine_launchers.base import CrashCause, ExitResult
 from engine_launchers.diagnosing import diagnosed
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import ContainerHold, Handle
-from orchestrator.runtimes.docker.body import INSTALLATION, NAME
+from orchestrator.runtimes.docker.labels import INSTALLATION, NAME
 from orchestrator.runtimes.docker.runtime import DockerRuntime
 from tests.containers import PACKAGES, PYTHON, Engine, engine_beside
 from tests.contract.stands import ENGINE, FOREVER, Stand, docker_stand, up

@@ -205,8 +205,14 @@ class Stack:
         words = ("--rm", "-i", "--network", network, "--entrypoint", "python3")
         return run("docker", "run", *words, name_of("gateway"), "-", *argv, input=script)
 
+    def with_volume(self, name: str, folder: str, script: str, *argv: str) -> str:
+        """The same without a network, with a volume of ours in `folder`."""
+        words = ("--rm", "-i", "--network", "none", "--entrypoint", "python3")
+        volume = ("-v", f"{self.network(name)}:{folder}")
+        return run("docker", "run", *words, *volume, name_of("gateway"), "-", *argv, input=script)
+
     def network(self, name: str) -> str:
-        """The engine's name of a network of compose.yaml."""
+        """The Docker Engine's name of a network, or a volume, of compose.yaml."""
         return f"{self.project}_{name}"
 
     def query(self, text: str) -> list[dict[str, Any]]:
@@ -215,6 +221,16 @@ class Stack:
         answer = httpx.get(url, params={"query": text}, trust_env=False, timeout=30 * SLACK)
         assert answer.status_code == 200, (text, answer.text)
         return list(answer.json()["data"]["result"])
+
+    def chats(self, said: str) -> str:
+        """What a streamed chat answers; a failure where the stream does not end as it should."""
+        asked = {"model": "demo", "messages": [{"role": "user", "content": said}], "stream": True}
+        with self.http.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            events = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        chosen = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
+        assert chosen[-1]["finish_reason"] in ("stop", "length")
+        return "".join(each["delta"].get("content") or "" for each in chosen)
 
     def down(self) -> None:
         """End and remove everything."""

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.runtimes.docker.body import NAME
+from orchestrator.runtimes.docker.labels import NAME
 from tests.docker.policy import violations
 from tests.docker.stack import Stack, composes, have_docker, images, name_of, run
 from tests.harness import until
@@ -43,15 +43,21 @@ def generates(stack: Stack) -> httpx.Response:
     return stack.http.post("/generate", json={"prompt": "Hi", "max_new_tokens": 4})
 
 
-def engines(stack: Stack) -> list[dict[str, Any]]:
-    """The engines' containers, as `docker inspect` tells of them."""
+def engine_ids(stack: Stack) -> list[str]:
+    """The engines' containers."""
     mine = ("--filter", f"network={stack.network('engines')}", "--filter", f"label={NAME}")
-    ids = run("docker", "ps", "-aq", *mine).split()
+    return run("docker", "ps", "-aq", "--no-trunc", *mine).split()
+
+
+def engines(stack: Stack) -> list[dict[str, Any]]:
+    """The same, as `docker inspect` tells of them."""
+    ids = engine_ids(stack)
     return list(json.loads(run("docker", "inspect", *ids))) if ids else []
 
 
 def test_it_serves_from_a_container_of_its_own(siblings: Stack) -> None:
     assert generates(siblings).json()["token_count"] == 4
+    assert siblings.chats("What products do you recommend?")
     (row,) = json.loads(siblings.inside(SUPERVISOR, "engineroom", "ps", "--json"))
     (engine,) = engines(siblings)
     assert row["engine"] == "llama_server"
@@ -82,7 +88,7 @@ def test_an_engine_that_is_killed_is_replaced(siblings: Stack) -> None:
     run("docker", "kill", before["Id"])
 
     def replaced() -> bool:
-        return before["Id"] not in [each["Id"] for each in engines(siblings)] and ready(siblings)
+        return before["Id"] not in engine_ids(siblings) and ready(siblings)
 
     until(replaced, 60, "another one is ready")
     assert generates(siblings).status_code == 200

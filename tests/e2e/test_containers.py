@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.runtimes.docker.body import NAME
+from orchestrator.runtimes.docker.labels import NAME
 from tests.conftest import RoomMaker
 from tests.containers import PYTHON, Engine
 from tests.harness import Room, until

@@ -15,12 +15,7 @@ from orchestrator.engines.images import in_image
 from orchestrator.engines.table import load_engine_table
 from orchestrator.errors import ConfigError, EngineMissing, LaunchFailed
 from orchestrator.runtimes.base import ContainerHold, HandleRecord
-from orchestrator.runtimes.docker.body import (
-    Surroundings,
-    body,
-    exit_result,
-    with_cure,
-)
+from orchestrator.runtimes.docker.body import Surroundings, body, exit_result, with_cure
 from orchestrator.runtimes.docker.here import installation
 from orchestrator.runtimes.docker.mounts import own_container, translated, wanted
 from orchestrator.runtimes.docker.pulling import Layers, with_tag

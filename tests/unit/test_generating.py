@@ -395,6 +395,8 @@ def test_every_setting_of_a_model_is_handed_on_planned_or_refused(tmp_path: Path
         ({"defaults": {"seed": 1}}, "defaults: only a settings file"),
         ({"engine_url": "http://h:1"}, "engine_url: that server runs already"),
         ({"engine_path": "/bin/x"}, "engine_path: a program of this machine"),
+        ({"runtime": "docker"}, "runtime: in a generated file engines run in the container"),
+        ({"engine_image": "x/y:1"}, "engine_image: engines run in the container that --image"),
         ({"models": [{"model": "demo"}]}, "models: a generated file serves one"),
     ],
 )

@@ -14,12 +14,8 @@ from typing import Any
 from engine_launchers.base import ExitResult
 from orchestrator.errors import LaunchFailed
 from orchestrator.runtimes.base import HandleRecord
+from orchestrator.runtimes.docker.labels import GENERATION, INSTALLATION, NAME, PLAN
 from orchestrator.runtimes.docker.mounts import Mount
-
-INSTALLATION = "engineroom.installation"
-NAME = "engineroom.name"
-GENERATION = "engineroom.generation"
-PLAN = "engineroom.plan"
 
 _PROCESSES = 4096
 _SHM = 8 << 30  # what ranks of one engine share; a bound, not a cost

@@ -16,8 +16,8 @@ from typing import Any
 
 from engine_launchers.base import Listen
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.docker.body import INSTALLATION
 from orchestrator.runtimes.docker.connection import Connection, Refused
+from orchestrator.runtimes.docker.labels import INSTALLATION
 from orchestrator.runtimes.docker.mounts import own_container
 
 _MOUNTS = Path("/proc/self/mountinfo")

@@ -21,16 +21,11 @@ from orchestrator.runtimes.base import (
     Tell,
 )
 from orchestrator.runtimes.docker import pulling
-from orchestrator.runtimes.docker.body import (
-    GENERATION,
-    PLAN,
-    body,
-    labels,
-    with_cure,
-)
+from orchestrator.runtimes.docker.body import body, labels, with_cure
 from orchestrator.runtimes.docker.connection import Away, Connection, Refused
 from orchestrator.runtimes.docker.handle import ContainerHandle
 from orchestrator.runtimes.docker.here import DockerOptions, leader, surroundings, visible
+from orchestrator.runtimes.docker.labels import GENERATION, PLAN
 from orchestrator.runtimes.docker.logs import Follower
 from orchestrator.runtimes.docker.place import Place
 from orchestrator.runtimes.docker.watcher import Note, Watcher, remove

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 from engine_launchers.base import ExitResult
 from orchestrator.errors import LaunchFailed
-from orchestrator.runtimes.docker.body import INSTALLATION, exit_result
+from orchestrator.runtimes.docker.body import exit_result
 from orchestrator.runtimes.docker.connection import Away, Connection, Refused
+from orchestrator.runtimes.docker.labels import INSTALLATION
 
 _log = logging.getLogger("engineroom.docker")
 
