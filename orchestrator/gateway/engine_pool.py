@@ -1,6 +1,7 @@
 """Connections to engines: kept alive between calls, never shared, dropped before engines do it.
 
-Where the last idle one is taken, another is made meanwhile: who comes next does not wait for it.
+Where several clients are served and the last idle one is taken, another is made meanwhile: whoever
+comes next does not wait for it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class EnginePool:
             connection.abort()
         else:
             connection = None
-        if not idle and address not in self._coming:
+        others = len(self._open) - (connection is not None)
+        if others and not idle and address not in self._coming:
             self._coming[address] = asyncio.get_running_loop().create_task(self._spare(address))
         return connection
 
