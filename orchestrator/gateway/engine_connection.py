@@ -61,7 +61,7 @@ class EngineConnection(asyncio.Protocol):
 
     def __init__(self, keeper: Keeper, address: Address) -> None:
         self.address = address
-        self.used = False  # before the call of now
+        self.used = False  # or idle, before the call of now
         self._keeper = keeper
         self._call: Receiver | None = None
         self._transport: asyncio.Transport

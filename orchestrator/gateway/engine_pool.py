@@ -1,8 +1,13 @@
-"""Connections to engines: kept alive between calls, never shared, dropped before engines do it."""
+"""Connections to engines: kept alive between calls, never shared, dropped before engines do it.
+
+Where several clients are served and the last idle one is taken, another is made meanwhile: whoever
+comes next does not wait for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ssl
 from functools import lru_cache
@@ -42,6 +47,7 @@ class EnginePool:
         self._context: ssl.SSLContext | None = None
         self._idle: dict[Address, list[EngineConnection]] = {}
         self._open: set[EngineConnection] = set()
+        self._coming: dict[Address, asyncio.Task[None]] = {}
 
     @property
     def count(self) -> int:
@@ -51,12 +57,26 @@ class EnginePool:
     def take(self, address: Address) -> EngineConnection | None:
         """An idle connection, the last used first; None where one has to be made."""
         idle = self._idle.get(address)
+        connection: EngineConnection | None = None
         while idle:
             connection = idle.pop()
             if connection.usable(_IDLE_S):
-                return connection
+                break
             connection.abort()
-        return None
+        else:
+            connection = None
+        others = len(self._open) - (connection is not None)
+        if others and not idle and address not in self._coming:
+            self._coming[address] = asyncio.get_running_loop().create_task(self._spare(address))
+        return connection
+
+    async def _spare(self, address: Address) -> None:
+        """Have one more ready. Who needs it and finds none makes it, and tells what is wrong."""
+        with contextlib.suppress(RequestError):
+            connection = await self.connect(address)
+            connection.used = True  # its engine may close it while it idles, as one that served
+            self.free(connection)
+        del self._coming[address]
 
     async def connect(self, address: Address) -> EngineConnection:
         """A new connection. Raises NotReached, or GatewayBusy where no descriptor is left."""
@@ -112,6 +132,8 @@ class EnginePool:
 
     def close(self) -> None:
         """Close every connection."""
+        for task in self._coming.values():
+            task.cancel()
         for connection in list(self._open):
             connection.abort()
 

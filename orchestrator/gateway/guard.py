@@ -14,7 +14,7 @@ import orjson
 
 from orchestrator.errors import EngineError, RequestError, UpstreamBroken, UpstreamInvalid
 from orchestrator.gateway.sse import SseReader
-from orchestrator.gateway.template import Learner
+from orchestrator.gateway.template import BACKSLASH, Learner
 
 
 class Shape(Protocol):
@@ -160,7 +160,7 @@ class StreamGuard:
     def full_text(self) -> str:
         """All the text so far, where it was kept."""
         inside = b"".join(self.inside)
-        return str(orjson.loads(b'"' + inside + b'"')) if b"\\" in inside else inside.decode()
+        return str(orjson.loads(b'"' + inside + b'"')) if BACKSLASH in inside else inside.decode()
 
     def _look(self, payload: bytes) -> bytes:
         if payload[:1] != b"{" and payload.strip() == b"[DONE]":

@@ -15,6 +15,7 @@ import orjson
 from orchestrator.gateway.generate import MAX_SEED
 
 Check = Callable[[Any], bool]
+_BACKSLASH = ord("\\")
 _MOST_BRACKETS = 64  # with so few nothing nests too deep
 _ROLES = frozenset({"system", "user", "assistant"})
 
@@ -97,7 +98,7 @@ GENERATE: Mapping[str, Check] = {
 
 def accepted(data: bytes, fields: Mapping[str, Check], needed: str) -> dict[str, Any] | None:
     """The body where each of its fields is one of `fields` and `needed` is there; else None."""
-    if b"\\" in data and b"\\u" in data:  # a single byte is searched several times faster
+    if _BACKSLASH in data and b"\\u" in data:  # the first, a number, is searched far faster
         return None
     if data.count(b"{") + data.count(b"[") > _MOST_BRACKETS:
         return None

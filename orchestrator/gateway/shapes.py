@@ -9,7 +9,7 @@ import orjson
 from orchestrator.gateway import answers
 from orchestrator.gateway.generate import result
 from orchestrator.gateway.guard import Guard, Shape
-from orchestrator.gateway.sse import DONE, event
+from orchestrator.gateway.sse import DONE, LF, event
 from orchestrator.gateway.template import Template, learned
 
 
@@ -59,7 +59,7 @@ class Passing:
     def chunk(self, payload: bytes, value: dict[str, Any], text: str) -> bytes:
         if not value["choices"]:
             return b""
-        self.passes = value.get("model") == self._name and b"\n" not in payload
+        self.passes = value.get("model") == self._name and LF not in payload
         if self.passes:
             self._last = value
             return b"data: " + payload + b"\n\n"

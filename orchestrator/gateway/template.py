@@ -13,11 +13,14 @@ from typing import Any
 
 import orjson
 
+from orchestrator.gateway.sse import LF
+
 # The inside of a JSON string without \u escapes; those are left to the parser.
 _INSIDE = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
 _OPENINGS = {"content": re.compile(rb'"content":\s*"'), "text": re.compile(rb'"text":\s*"')}
 _SIZES = {len(b"%x\r\n\r\n" % n) + n: b"%x\r\n" % n for n in range(1, 2048)}
 """By the bytes of a whole chunk: the line that it begins with, as the usual servers write it."""
+BACKSLASH = ord("\\")
 _EVER = 8  # misses in a row after which a stream is not worth learning any more
 
 
@@ -99,7 +102,7 @@ def learned(payload: bytes, value: dict[str, Any]) -> Template | None:
     """
     choices = value.get("choices")
     if (
-        b"\n" in payload
+        LF in payload
         or "error" in value
         or isinstance(value.get("usage"), dict)
         or not isinstance(choices, list)

@@ -9,6 +9,7 @@ import orjson
 from orchestrator.errors import UpstreamInvalid
 from orchestrator.gateway.guard import Guard
 from orchestrator.gateway.shapes import End
+from orchestrator.gateway.sse import LF
 
 
 class TypedPassing:
@@ -26,7 +27,7 @@ class TypedPassing:
         return b""
 
     def chunk(self, payload: bytes, value: dict[str, Any], text: str) -> bytes:
-        if _renamed(value, self._name) or b"\n" in payload:
+        if _renamed(value, self._name) or LF in payload:
             payload = orjson.dumps(value)
         return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), payload)
 
