@@ -27,7 +27,8 @@ from tests.harness import eventually, within
 class Server:
     """Listens for requests; answers with `body`, or never."""
 
-    def __init__(self, body: object = None) -> None:
+    def __init__(self, body: object = None, later: str = "200 OK") -> None:
+        self.status, self.later = "200 OK", later  # of the first answer, and of all others
         self.body, self.asked, self.open = body, list[str](), list[asyncio.StreamWriter]()
         self.port = 0
 
@@ -38,8 +39,9 @@ class Server:
                 self.asked.append(line.decode().split()[1])
             elif line == b"\r\n" and self.body is not None:
                 text = json.dumps(self.body).encode()
-                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n"
+                head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(text)}\r\n\r\n"
                 writer.write(head.encode() + text)
+                self.status = self.later
 
     async def close(self) -> None:
         for each in self.open:
@@ -47,8 +49,8 @@ class Server:
 
 
 @asynccontextmanager
-async def listening(body: object = None) -> AsyncIterator[Server]:
-    made = Server(body)
+async def listening(body: object = None, later: str = "200 OK") -> AsyncIterator[Server]:
+    made = Server(body, later)
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
@@ -151,6 +153,15 @@ async def test_an_engine_that_is_too_old_is_not_away(version: str) -> None:
         with pytest.raises(LaunchFailed, match="no longer supported") as caught:
             await connection.call(lambda c: c.info())
         assert not isinstance(caught.value, Away)
+        connection.close()
+
+
+async def test_a_proxy_that_does_not_reach_its_engine_is_one_that_is_away() -> None:
+    told = {"ApiVersion": "1.41", "message": "the socket cannot be used: set DOCKER_GID"}
+    async with listening(told, later="503 Service Unavailable") as proxy:
+        connection = to(proxy)
+        with pytest.raises(Away, match="the socket cannot be used: set DOCKER_GID"):
+            await connection.call(lambda c: c.info())
         connection.close()
 
 

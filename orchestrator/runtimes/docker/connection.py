@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from orchestrator.errors import LaunchFailed
 
 T = TypeVar("T")
+_UNREACHED = 503
 _LIMIT_S = 10.0  # of one call; what takes longer is looked at again
 _AT_ONCE = 8
 _SOCKET = "unix:///var/run/docker.sock"
@@ -72,7 +73,10 @@ class Connection:
             yield self._connected()
         except errors.APIError as error:
             status = error.response.status_code if error.response is not None else 500
-            raise Refused(str(error.explanation or error), status) from error
+            said = str(error.explanation or error)
+            if status == _UNREACHED:  # by the proxy before its socket
+                raise Away(f"{self.where}: {said}") from error
+            raise Refused(said, status) from error
         except cut as error:
             raise Away(self._away(error)) from error
         except (errors.DockerException, ValueError) as error:
