@@ -33,7 +33,10 @@ def private_folder(path: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
     if not path.is_dir() or path.is_symlink() or found.st_uid != os.getuid():
-        raise ConfigError(f"{path}: must be a folder of this user; remove it or set --data-dir")
+        raise ConfigError(
+            f"{path}: must be a folder of this user: make it its own (chown), remove it, or set "
+            "--data-dir"
+        )
     path.chmod(0o700)
     return path
 

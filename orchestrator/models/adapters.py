@@ -31,8 +31,15 @@ class Asked:
 
 
 def is_adapter_folder(path: Path) -> bool:
-    """Whether it is a PEFT adapter and no whole model."""
-    return (path / "adapter_config.json").is_file() and not is_model_folder(path)
+    """Whether it is a PEFT adapter and no whole model. Raises ModelInvalid for what we may not
+    look into."""
+    try:
+        return (path / "adapter_config.json").is_file() and not is_model_folder(path)
+    except PermissionError as error:
+        raise ModelInvalid(
+            f"{path}: this user may not look into it, or into its folder: let it (chmod -R a+rX), "
+            "or run as the owner"
+        ) from error
 
 
 def base_of(path: Path) -> str:

@@ -53,7 +53,10 @@ class Hub:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Hub:
-        """Read HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN (or its file)."""
+        """Read HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN (or its file).
+
+        Raises PullFailed for a token's file that is there and cannot be read.
+        """
         env = os.environ if env is None else env
         base = env.get("XDG_CACHE_HOME") or str(
             Path(env.get("HOME") or "~").expanduser() / ".cache"
@@ -161,5 +164,10 @@ class Hub:
 def _token_file(path: Path) -> str | None:
     try:
         return path.expanduser().read_text().strip() or None
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PullFailed(
+            f"the hub's token in {path} cannot be read ({error}): let this user read it, or name "
+            "another file with HF_TOKEN_PATH"
+        ) from error

@@ -72,10 +72,18 @@ def test_it_serves_from_a_container_of_its_own(siblings: Stack) -> None:
     assert violations(siblings.container(SUPERVISOR)) == []
 
 
-def test_an_engine_outlives_its_supervisor_and_is_adopted(siblings: Stack) -> None:
+def test_a_stream_and_its_engine_outlive_the_supervisor(siblings: Stack) -> None:
     (before,) = engines(siblings)
     supervisor = siblings.container(SUPERVISOR)["Id"]
-    run("docker", "kill", supervisor)
+    asked = {"prompt": "Once", "max_new_tokens": 1500, "temperature": 1.9}
+    with siblings.http.stream("POST", "/generate_stream", json=asked) as answer:
+        lines = answer.iter_lines()
+        first = next(line for line in lines if line)
+        run("docker", "kill", supervisor)
+        rest = [line for line in lines if line]
+    assert first.startswith("data: {")
+    assert rest[-1] == "data: [DONE]"
+    assert "error" not in json.loads(rest[-2].removeprefix("data: "))
     assert generates(siblings).status_code == 200
     run("docker", "start", supervisor)
     until(lambda: ready(siblings), 60, "the supervisor is back")
