@@ -113,6 +113,13 @@ async def up(handle: Handle) -> None:
     await eventually(lambda: log.exists() and "\n" in log.read_text(), 20, "the first line")
 
 
+async def started(stand: Stand) -> Handle:
+    """A child that does nothing until it is ended, and has begun."""
+    handle = await stand.runtime.start(stand.order(FOREVER))
+    await up(handle)
+    return handle
+
+
 def lines_of(handle: Handle) -> list[str]:
     """The whole lines of its log."""
     log = handle.record.log
