@@ -151,17 +151,22 @@ def test_its_metrics_are_told_in_our_words(one: Engine) -> None:
     assert_told_in_our_words(rules, lambda: one.http.get("/metrics").text, generate)
 
 
-def test_a_stop_with_requests_in_flight_takes_no_longer_than_its_grace(one: Engine) -> None:
-    """The last one: it ends the engine."""
-    with ThreadPoolExecutor() as pool:
-        busy = pool.submit(one.http.post, "/v1/completions", json={
-            "model": "demo", "prompt": "Hi", "max_tokens": 1900, "ignore_eos": True})  # fmt: skip
-        until(lambda: busy.done() or _running(one), 60, "a request runs")
-        with within(13, "the grace and its kill"):
-            exit = one.stop(10)
-        # Where its worker ends before its core it waits for the request for ever, and is killed.
-        assert exit.code == 0 or exit.signal == signal.SIGKILL, exit
-        busy.exception(30 * SLACK)
+def test_a_stop_with_requests_in_flight_takes_no_longer_than_its_grace(
+    tmp_path: Path, program: str
+) -> None:
+    engine = Engine(tmp_path, program, plan_of(max_concurrency=1)).ready()
+    try:
+        with ThreadPoolExecutor() as pool:
+            asked = {"model": "demo", "prompt": "Hi", "max_tokens": 1900, "ignore_eos": True}
+            busy = pool.submit(engine.http.post, "/v1/completions", json=asked)
+            until(lambda: busy.done() or _running(engine), 60, "a request runs")
+            with within(13, "the grace and its kill"):
+                exit = engine.stop(10)
+            # Where its worker ends before its core it waits for ever, and is killed.
+            assert exit.code == 0 or exit.signal == signal.SIGKILL, exit
+            busy.exception(30 * SLACK)
+    finally:
+        engine.close()
 
 
 def _running(engine: Engine) -> bool:
