@@ -158,6 +158,8 @@ _CURES = (
     (r"\bexec:? .*no such file or directory", _NO_PROGRAM),
     (r"executable file not found", _NO_PROGRAM),
     (r"\bexec:? .*permission denied", "the program in the image may not be run by this user"),
+    (r"container-init binary not found", "Podman has no init to give it: install catatonit"),
+    (r"error setting rlimit", "containers may not raise their limits on this machine"),
     (r"exec format error", "the image is made for another processor"),
     (r"No such image", "the image is not here: pull or build it, or set engine_image"),
     (r"non-overlapping IPv4", "no addresses are left for networks: `docker network prune`"),
