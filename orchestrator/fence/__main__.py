@@ -34,7 +34,8 @@ def main() -> None:
     try:
         network, project = os.environ["FENCE_NETWORK"], os.environ["FENCE_PROJECT"]
     except KeyError as error:
-        sys.stderr.write(f"error: {error.args[0]} is not set, see `pydoc orchestrator.fence`\n")
+        where = "see `pydoc orchestrator.fence.__main__`"
+        sys.stderr.write(f"error: {error.args[0]} is not set, {where}\n")
         raise SystemExit(78) from None
     docker = os.environ.get("FENCE_DOCKER", "/var/run/docker.sock")
     user = os.environ.get("FENCE_USER", USER)
